@@ -1,7 +1,7 @@
 """Events and commands as plain tagged dictionaries, and back: what the ledger stores and a replay reads.
 
-Knows the shapes in `domain.events` and nothing of files, databases or JSON libraries: the caller serialises. `decode(encode(x)) == x`, also after
-the dictionary went through JSON (where tuples become lists).
+Knows the shapes in `domain.events` and nothing of files, databases or JSON libraries: the caller serialises.
+`decode(encode(x)) == x`, also after the dictionary went through JSON (where tuples become lists).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _unpack_units(packed: Any) -> tuple[UnitRef, ...]:
     )
 
 
-# (class, field) -> how it is written, how it is read. Every field that is not a plain JSON value must be here: _plan checks.
+# (class, field) -> how it is written, how it is read. Every field that is not a plain JSON value must be here.
 _SPECIAL: dict[tuple[str, str], tuple[_Convert | None, _Convert]] = {
     ("UnitsLoaded", "units"): (_pack_units, _unpack_units),
     ("Grant", "attempts"): (None, _pairs),
@@ -66,7 +66,7 @@ _PLANS: dict[str, _Plan] = {cls.__name__: _Plan(cls) for cls in (*get_args(Event
 
 
 def encode(item: Event | Command) -> dict[str, Any]:
-    """`item` as a dictionary of JSON values with its class under "kind". Tuples stay tuples: orjson and msgpack write them as arrays."""
+    """`item` as JSON values with its class under "kind". Tuples stay tuples: orjson and msgpack write them as arrays."""
     plan = _PLANS[type(item).__name__]
     encoded: dict[str, Any] = {TAG: plan.name}
     encoded.update(zip(plan.names, plan.values(item), strict=True))

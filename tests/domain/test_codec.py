@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import types
 from dataclasses import fields
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -17,7 +17,7 @@ from realign_cluster.domain.codec import decode, encode
 
 def values_of(kind: Any) -> st.SearchStrategy[Any]:
     kind = getattr(kind, "__supertype__", kind)
-    if get_origin(kind) is types.UnionType:
+    if get_origin(kind) in (types.UnionType, Union):
         return st.one_of([values_of(part) for part in get_args(kind)])
     if get_origin(kind) is tuple:
         parts = get_args(kind)
