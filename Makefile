@@ -1,0 +1,80 @@
+# make demo, make test: each makes its own virtual environment first. Works with GNU make 3.81, which is what macOS has.
+
+SHELL := /bin/bash
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PLATFORM := $(shell uname -s | sed 's/Linux/linux/; s/Darwin/macos/')-$(shell uname -m)
+LOCK := $(wildcard locks/$(PLATFORM).txt)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+DEMO_DATA ?= $(firstword $(sort $(wildcard examples/data/*.jsonl)))
+DEMO_OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
+SLOW := cluster or testbed
+
+.PHONY: help setup demo test check format protos locks bench soak clean
+
+help:
+	@echo "make demo     score examples/data with two nodes on this machine; ends with a report"
+	@echo "make test     every test that fits in eight minutes"
+	@echo "make check    format, lint, types, import contracts"
+	@echo "make soak     the long tests"
+	@echo "make bench    the figures of benchmarks/README.md"
+	@echo "make protos   generate realign_cluster/rpc/pb from proto/"
+	@echo "make locks    resolve locks/*.txt again from pyproject.toml"
+	@echo "make clean    remove the virtual environment and caches (never runs/)"
+
+# One environment, made again when the lock or pyproject.toml is newer than it.
+setup: $(READY)
+	@.ci/openblas
+
+$(READY): pyproject.toml $(LOCK)
+	@python=$$(.ci/find-python $(PYTHON)) || exit 1; \
+	echo "setup: $$python -> $(VENV)"; \
+	"$$python" -m venv --clear $(VENV)
+ifeq ($(LOCK),)
+	@echo "setup: no lock for $(PLATFORM) in locks/: installing by the ranges of pyproject.toml"
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+else
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement $(LOCK)
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+endif
+	@touch $(READY)
+
+demo: setup
+	$(BIN)/realign-launch --hostfile hostfiles/local.json curate $(DEMO_DATA) \
+	  --model examples/tiny-model --score loglik,ifd --keep-if 'scores.ifd.value < 1' --out $(DEMO_OUT)
+	@echo
+	@echo "Report: $(CURDIR)/$(DEMO_OUT)/report.html"
+
+# The tests with real daemons measure time, so they get the machine to themselves; the others share it.
+test: setup
+	$(BIN)/python -m pytest -q -n 2 -m "not soak and not ($(SLOW))"
+	$(BIN)/python -m pytest -q -m "not soak and ($(SLOW))"
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+protos: setup
+	$(BIN)/python -m grpc_tools.protoc -Irealign_cluster/rpc/pb=proto \
+	  --python_out=. --pyi_out=. --grpc_python_out=. proto/*.proto
+
+bench: setup
+	@for bench in benchmarks/*.py; do echo "== $$bench"; $(BIN)/python "$$bench" || exit 1; done
+
+soak: setup
+	$(BIN)/python -m pytest -m soak --timeout 7200
+
+locks:
+	.ci/locks
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +
