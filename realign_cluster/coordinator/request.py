@@ -1,0 +1,139 @@
+"""What was asked of a curation run: checked before anything starts, kept in run.toml, compared at resume.
+
+Knows no node and no clock. Two requests with equal `identity` give the same scores and the same output.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from realign_cluster import __version__
+from realign_cluster.domain.errors import UsageError
+from realign_cluster.domain.expression import KeepIf, compile_keep_if
+from realign_cluster.domain.job import FIELDS_OF_KIND, KIND_VERSION, NO_MODEL, Chat, Fields, ModelSpec, ScoreJob, Truncate
+from realign_cluster.domain.suggest import did_you_mean
+
+DEFAULT_JUDGE_TEMPLATE = (
+    "Evidence:\n{evidence}\n\nClaim: {claim}\n\nIs the claim supported by the evidence? Answer with one word.\nAnswer:"
+)
+DEFAULT_JUDGE_LABELS = ("yes", "no")
+
+
+class CurateRequest(BaseModel):
+    """Everything of the command line that bears on the result, with defaults filled in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    inputs: tuple[str, ...]
+    out: Path
+    model: str
+    kinds: tuple[str, ...]
+    fields: Fields = Fields()
+    template: str | None = None
+    labels: tuple[str, ...] = ()
+    chat: Chat = "auto"
+    max_tokens: int = Field(default=2048, ge=2)
+    truncate: Truncate = "left"
+    keep_if: str | None = None
+    format: Literal["jsonl", "parquet"] = "jsonl"
+    limit: int | None = Field(default=None, ge=1)
+    on_bad_row: Literal["fail", "quarantine"] = "fail"
+    reproducible: bool = False
+    export_trl: bool = False
+    # Where and how it runs: may differ from sitting to sitting.
+    hostfile: Path | None = None
+    discover: bool = False
+    min_nodes: int | None = None
+    allow_skew: tuple[str, ...] = ()
+
+    @field_validator("kinds")
+    @classmethod
+    def _known_kinds(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        if not kinds:
+            raise UsageError("no score kind was given", f"--score one or more of {', '.join(_public_kinds())}")
+        for kind in kinds:
+            if kind not in FIELDS_OF_KIND:
+                raise UsageError(
+                    f"--score: there is no kind '{kind}'{did_you_mean(kind, FIELDS_OF_KIND)}",
+                    f"use one or more of {', '.join(_public_kinds())}, separated by commas",
+                )
+        if len(set(kinds)) != len(kinds):
+            raise UsageError("--score: a kind is named twice", "name each kind once")
+        if "noop" in kinds and len(kinds) > 1:
+            raise UsageError("--score: noop measures the cluster without a model and goes with no other kind", "drop it")
+        return kinds
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CurateRequest:
+        if self.labels and "judge" not in self.kinds:
+            raise UsageError("--labels is for the kind judge only", "add judge to --score, or drop --labels")
+        if self.template is not None and "judge" not in self.kinds:
+            raise UsageError("--template is for the kind judge only", "add judge to --score, or drop --template")
+        if "judge" in self.kinds:
+            if self.labels and len(set(self.labels)) < 2:
+                raise UsageError("--labels needs at least two different labels", "for example --labels yes,no")
+            template = self.template or DEFAULT_JUDGE_TEMPLATE
+            for place in ("{claim}", "{evidence}"):
+                if template.count(place) != 1:
+                    raise UsageError(
+                        f"the judge template has {place} {template.count(place)} times", f"put {place} in it exactly once"
+                    )
+        if self.export_trl and "preference" not in self.kinds:
+            raise UsageError("--export-trl writes the preference scores as TRL's reference columns", "add preference to --score")
+        if (NO_MODEL == self.model) != (self.kinds == ("noop",)):
+            raise UsageError("--model none goes with --score noop and with nothing else", "name a model folder or hub id")
+        return self
+
+    def compile_keep_if(self) -> KeepIf | None:
+        return compile_keep_if(self.keep_if, self.kinds) if self.keep_if else None
+
+    def job(self, model: ModelSpec, *, canaries: tuple[str, ...] = ()) -> ScoreJob:
+        judge = "judge" in self.kinds
+        return ScoreJob(
+            kinds=self.kinds,
+            kind_versions={kind: KIND_VERSION[kind] for kind in self.kinds},
+            model=model,
+            fields=self.fields,
+            template=(self.template or DEFAULT_JUDGE_TEMPLATE) if judge else None,
+            labels=(self.labels or DEFAULT_JUDGE_LABELS) if judge else (),
+            chat=self.chat,
+            max_tokens=self.max_tokens,
+            truncate=self.truncate,
+            reproducible=self.reproducible,
+            canaries=canaries,
+        )
+
+    def identity(self, model: ModelSpec) -> dict[str, Any]:
+        """What must be equal for a run folder to be continued: names are what an error shows."""
+        job = self.job(model)
+        return {
+            "model": f"{model.name} ({model.hash})",
+            "score kinds": [f"{kind} v{version}" for kind, version in job.kind_versions.items()],
+            "fields": job.fields.model_dump(),
+            "judge template": job.template,
+            "judge labels": list(job.labels),
+            "chat": job.chat,
+            "max tokens": job.max_tokens,
+            "truncate": job.truncate,
+            "reproducible": job.reproducible,
+            "keep-if": self.keep_if,
+            "format": self.format,
+            "limit": self.limit,
+            "on-bad-row": self.on_bad_row,
+            "TRL columns": self.export_trl,
+            "version of realign-cluster": __version__,
+        }
+
+    def task_key(self) -> str:
+        """What a calibration holds for besides node and model: kinds, chat, truncation and shape of the computation."""
+        parts = (self.kinds, self.chat, self.max_tokens, self.truncate, self.reproducible, self.template, self.labels)
+        return ",".join(self.kinds) + "-" + hashlib.blake2b(orjson.dumps(parts), digest_size=6).hexdigest()
+
+
+def _public_kinds() -> list[str]:
+    return [kind for kind in FIELDS_OF_KIND if kind != "noop"]
