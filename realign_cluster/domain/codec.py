@@ -66,7 +66,7 @@ _PLANS: dict[str, _Plan] = {cls.__name__: _Plan(cls) for cls in (*get_args(Event
 
 
 def encode(item: Event | Command) -> dict[str, Any]:
-    """`item` as JSON values with its class under "kind". Tuples stay tuples: orjson and msgpack write them as arrays."""
+    """`item` as JSON values with its class under "kind". Tuples stay tuples: orjson and msgpack take them."""
     plan = _PLANS[type(item).__name__]
     encoded: dict[str, Any] = {TAG: plan.name}
     encoded.update(zip(plan.names, plan.values(item), strict=True))

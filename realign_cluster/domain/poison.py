@@ -1,0 +1,74 @@
+"""Whose fault a failure is, the unit's or the node's, and what follows: try again, split, quarantine, set the node
+aside.
+
+A unit is poison when different nodes fail on it. A node is bad when it fails on what others compute. Losing a node
+says nothing of the units it held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Set
+from typing import Literal
+
+from realign_cluster.domain.events import UnitRef
+from realign_cluster.domain.fleet import Node
+from realign_cluster.domain.ids import NodeName, UnitId
+from realign_cluster.domain.policy import Policy
+
+Verdict = Literal["retry", "split", "quarantine"]
+
+DIED_CODE = "worker-died"
+DIED_MESSAGE = "the worker died while computing this row alone"
+STALLED_CODE = "worker-stalled"
+STALLED_MESSAGE = "the worker made no progress while computing this row alone"
+
+
+def judge_unit(ref: UnitRef, usable: Set[NodeName], policy: Policy) -> Verdict:
+    """What becomes of a unit that has just failed (the failure is in `failed_on`). `usable`: nodes that could try
+    it.
+    """
+    if ref.suspected and ref.rows > 1:
+        return "split"
+    nodes = set(ref.failed_on)
+    failures = len(ref.failed_on)
+    enough = len(nodes) >= policy.nodes_to_blame
+    if not enough and failures >= policy.nodes_to_blame:
+        # Nobody else is there to ask; or somebody is who never gets round to it: a unit may not fail for ever.
+        enough = not usable - nodes or failures >= 2 * policy.nodes_to_blame
+    if not enough:
+        return "retry"
+    return "quarantine" if ref.suspected else "split"
+
+
+def halves(ref: UnitRef, next_unit: UnitId) -> tuple[UnitRef, ...]:
+    """Suspected children over consecutive rows, numbered from `next_unit`. They inherit no blame.
+
+    One row gives one child: it failed in company, as a suspect it will be tried alone.
+    """
+    first = (ref.rows + 1) // 2
+    counts = (first, ref.rows - first) if ref.rows > 1 else (1,)
+    return tuple(
+        UnitRef(
+            unit=UnitId(next_unit + index),
+            cost=ref.cost * count / ref.rows,
+            longest=ref.longest,
+            rows=count,
+            suspected=True,
+        )
+        for index, count in enumerate(counts)
+    )
+
+
+def may_try(ref: UnitRef, node: NodeName, others: Iterable[NodeName]) -> bool:
+    """Whether `node` should take a unit that failed before: not if one of `others` has not tried it yet and could."""
+    return node not in ref.failed_on or all(other in ref.failed_on for other in others)
+
+
+def is_bad(node: Node, others_usable: bool, policy: Policy) -> bool:
+    """Whether the node keeps failing on its own account."""
+    if others_usable:
+        return (
+            node.strikes >= policy.failures_to_set_aside
+            or node.strikes + len(node.doubts) >= policy.doubts_to_set_aside
+        )
+    return node.strikes >= policy.failures_to_set_aside_last

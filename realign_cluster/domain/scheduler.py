@@ -1,0 +1,519 @@
+"""Decides who computes what: one event in, commands with their reasons out.
+
+Pull with two leases per node, sized by measured speed, longest units first; failed units go elsewhere; idle nodes
+duplicate what would be back last. Knows no clock, no randomness, no ledger and no network: the caller stores the
+event, calls `handle`, stores and carries out the commands. The same events give the same commands.
+
+What the caller must keep: an event's `at` never falls; Commit, Blame, Split and Quarantine reach the ledger before
+anything that follows from them; after a crash a new Scheduler starts from the ledger with a higher epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import assert_never
+
+from realign_cluster.domain import events as e
+from realign_cluster.domain.backlog import Backlog
+from realign_cluster.domain.fleet import Attempt, Node, NodeView, Work, view_of
+from realign_cluster.domain.ids import AttemptId, Epoch, LeaseId, NodeName, UnitId
+from realign_cluster.domain.leases import choose_duplicate, lease_seconds, others_finish_in, take_units
+from realign_cluster.domain.poison import (
+    DIED_CODE,
+    DIED_MESSAGE,
+    STALLED_CODE,
+    STALLED_MESSAGE,
+    halves,
+    is_bad,
+    judge_unit,
+    may_try,
+)
+from realign_cluster.domain.policy import Policy
+from realign_cluster.domain.speed import RunningSpeed
+
+__all__ = ["NodeView", "Policy", "Scheduler"]
+
+_LOOK_SECONDS = 0.5
+_LOOK_SECONDS_WHEN_IDLE = 0.1  # a node is idle while others compute: something becomes overdue soon
+_Out = list[e.Command]
+
+
+class Scheduler:
+    """One sitting of a run.
+
+    Invariants: a unit handed over by the ledger is in `_backlog`, in `_flight` (with at least one live attempt), or
+    done; an attempt in `_attempts` is live, and only such an attempt commits; no node holds more than `depth` leases.
+    """
+
+    def __init__(self, policy: Policy | None = None) -> None:
+        self.policy = policy or Policy()
+        self._now = 0.0
+        self._nodes: dict[NodeName, Node] = {}  # in the order they first became ready
+        self._backlog = Backlog()
+        self._flight: dict[UnitId, Work] = {}
+        self._attempts: dict[AttemptId, Attempt] = {}
+        # of the run
+        self._opened = False
+        self._epoch = Epoch(0)
+        self._next_unit = 0
+        self._first_child = 0  # unit ids from here on are children made in this sitting, or will be
+        self._next_attempt = 0
+        self._next_lease = 0
+        self._remaining_cost = 0.0
+        self._cost_committed = 0.0
+        self._exhausted = False
+        self._loading = False
+        self._writable = True
+        self._drain_until: float | None = None
+        self._finished = False
+        # the first leases wait until the nodes that come up together are all there
+        self._granted_any = False
+        self._first_ready_at: float | None = None
+        self._last_ready_at = 0.0
+        self._failures_in_a_row = 0
+
+    def handle(self, event: e.Event) -> e.Decision:
+        """What this event leads to. Its `at` may not fall below the last one's; if it does, it is taken to be equal."""
+        if event.at > self._now:
+            self._now = event.at
+        out: _Out = []
+        match event:
+            case e.ResultReceived():
+                self._on_result(event, out)
+            case e.Tick():
+                pass
+            case e.UnitsLoaded():
+                self._on_units_loaded(event)
+            case e.NodeReady():
+                self._on_node_ready(event, out)
+            case e.NodeLost():
+                self._on_node_lost(event)
+            case e.UnitFailed():
+                self._on_unit_failed(event, out)
+            case e.WorkerExited():
+                self._on_worker_exited(event, out)
+            case e.WorkerStalled():
+                self._on_worker_stalled(event, out)
+            case e.StorageChanged():
+                self._writable = event.writable
+            case e.DrainAsked():
+                self._drain_until = event.until
+            case e.RunOpened():
+                self._on_run_opened(event)
+            case _:
+                assert_never(event)
+        if self._opened and not self._finished:
+            self._assign(out)
+            self._ask_for_units(event, out)
+            self._finish_if_over(out)
+        return e.Decision(commands=tuple(out), seconds_to_next_look=self._seconds_to_next_look())
+
+    def node_states(self) -> dict[NodeName, NodeView]:
+        """Every node that was ever ready in this sitting, in that order, as of the last event."""
+        return {name: view_of(node, self._now, self._cost_committed) for name, node in self._nodes.items()}
+
+    @property
+    def remaining_cost(self) -> float:
+        """Cost not yet committed or quarantined, in flight or waiting."""
+        return self._remaining_cost
+
+    # --- the run ----------------------------------------------------------------------------------------------------
+
+    def _on_run_opened(self, event: e.RunOpened) -> None:
+        if self._opened:
+            raise ValueError("this scheduler has opened its run already: a new sitting needs a new one")
+        self._opened = True
+        self._epoch = event.epoch
+        self._next_unit = self._first_child = event.next_unit
+        self._next_attempt = event.next_attempt
+        self._next_lease = event.next_lease
+        self._remaining_cost = event.cost
+        self._exhausted = event.units == 0
+
+    def _on_units_loaded(self, event: e.UnitsLoaded) -> None:
+        self._loading = False
+        self._exhausted = event.exhausted
+        # Children made in this sitting are here already, whether or not the ledger offers them.
+        self._backlog.load(ref for ref in event.units if ref.unit < self._first_child)
+
+    def _ask_for_units(self, event: e.Event, out: _Out) -> None:
+        if self._exhausted or self._loading or self._drain_until is not None:
+            return
+        if isinstance(event, e.UnitsLoaded) and not event.units:
+            return  # there are none yet: ask again at the next look, not in a loop
+        if len(self._backlog.fresh) < self.policy.page // 2:
+            self._loading = True
+            out.append(e.LoadUnits(count=self.policy.page))
+
+    def _finish_if_over(self, out: _Out) -> None:
+        in_flight = len(self._flight)
+        waiting = len(self._backlog)
+        if self._exhausted and not waiting and not in_flight:
+            self._finish(out, complete=True, reason="every unit is committed or quarantined")
+        elif self._drain_until is not None and not in_flight:
+            self._finish(out, complete=False, reason="interrupted: nothing is in flight any more")
+        elif self._drain_until is not None and self._now >= self._drain_until:
+            self._finish(out, complete=False, reason=f"interrupted: gave up waiting for {in_flight} units in flight")
+        elif self._nodes and all(node.status == "set aside" for node in self._nodes.values()):
+            reasons = "; ".join(f"{node.name}: {node.last_failure}" for node in self._nodes.values())
+            self._finish(out, complete=False, reason=f"no usable node is left ({reasons})")
+        elif self._failures_in_a_row >= self.policy.failures_to_give_up:
+            last = max(self._nodes.values(), key=lambda node: node.failures).last_failure
+            reason = f"{self._failures_in_a_row} failures in a row without one result, the last: {last}"
+            self._finish(out, complete=False, reason=reason)
+
+    def _finish(self, out: _Out, complete: bool, reason: str) -> None:
+        self._finished = True
+        out.append(e.Finish(complete=complete, reason=reason))
+
+    def _seconds_to_next_look(self) -> float:
+        if self._finished or not self._opened:
+            return _LOOK_SECONDS
+        if not self._granted_any and self._first_ready_at is not None:
+            return max(0.001, min(_LOOK_SECONDS, self._settled_at() - self._now))
+        seconds = _LOOK_SECONDS
+        if self._flight and any(node.status == "ready" and not node.queue for node in self._nodes.values()):
+            seconds = _LOOK_SECONDS_WHEN_IDLE
+        if self._drain_until is not None:
+            seconds = max(0.001, min(seconds, self._drain_until - self._now))
+        return seconds
+
+    # --- nodes ------------------------------------------------------------------------------------------------------
+
+    def _on_node_ready(self, event: e.NodeReady, out: _Out) -> None:
+        node = self._nodes.get(event.node)
+        if node is None:
+            node = self._nodes[event.node] = Node(event.node, self._speed(event))
+        elif node.status == "set aside":
+            return
+        elif not node.speed.measured:
+            node.speed = self._speed(event)
+        if node.status != "ready":
+            node.status = "ready"
+            if node.stale:
+                out.append(e.RevokeAttempts(node=node.name, attempts=node.stale, reason="its lease had run out"))
+                node.stale = ()
+        self._last_ready_at = self._now
+        if self._first_ready_at is None:
+            self._first_ready_at = self._now
+
+    def _speed(self, event: e.NodeReady) -> RunningSpeed:
+        policy = self.policy
+        return RunningSpeed(
+            event.cost_per_second, event.measured, policy.speed_memory_seconds, policy.calibration_seconds
+        )
+
+    def _on_node_lost(self, event: e.NodeLost) -> None:
+        node = self._nodes.get(event.node)
+        if node is None or node.status in ("lost", "set aside"):
+            return
+        node.status = "lost"
+        node.stale = () if event.clean else tuple(node.queue)
+        self._give_back_all(node)
+
+    def _on_worker_exited(self, event: e.WorkerExited, out: _Out) -> None:
+        node = self._nodes.get(event.node)
+        if node is None or node.status in ("lost", "set aside"):
+            return
+        if node.status == "ready":
+            node.status = "restarting"
+            node.restarting_since = self._now
+        if event.asked:
+            self._give_back_all(node)
+            return
+        attempt = node.queue.get(event.computing) if event.computing is not None else None
+        if attempt is not None:
+            reason = f"its worker died while computing this unit: {event.reason}"
+            self._blame(attempt, reason, DIED_CODE, DIED_MESSAGE, out)
+        else:
+            self._strike(node, f"its worker died: {event.reason}", out)
+        self._give_back_all(node)
+
+    def _on_worker_stalled(self, event: e.WorkerStalled, out: _Out) -> None:
+        node = self._nodes.get(event.node)
+        if node is None or node.status in ("lost", "set aside"):
+            return
+        attempt = node.queue.get(event.attempt) if event.attempt is not None else None
+        doing = "loading" if event.attempt is None else f"computing attempt {event.attempt}"
+        reason = f"no progress for {event.seconds:.0f} s while {doing}"
+        held = tuple(node.queue)
+        node.status = "restarting"
+        node.restarting_since = self._now
+        if attempt is not None:
+            self._blame(attempt, reason, STALLED_CODE, STALLED_MESSAGE, out)
+        else:
+            self._strike(node, reason, out)
+        self._give_back_all(node)
+        if held:
+            out.append(e.RevokeAttempts(node=node.name, attempts=held, reason="its worker is restarted"))
+        out.append(e.RestartWorkerOn(node=node.name, reason=reason))
+
+    def _others_usable(self, node: Node) -> list[NodeName]:
+        """Nodes other than this that could take a unit now or soon."""
+        patience = self.policy.restart_patience_seconds
+        return [
+            other.name
+            for other in self._nodes.values()
+            if other is not node
+            and (
+                other.status == "ready"
+                or (other.status == "restarting" and self._now - other.restarting_since <= patience)
+            )
+        ]
+
+    def _strike(self, node: Node, reason: str, out: _Out) -> None:
+        """A failure that is the node's own."""
+        node.strikes += 1
+        node.failures += 1
+        node.last_failure = reason
+        self._set_aside_if_bad(node, out)
+
+    def _set_aside_if_bad(self, node: Node, out: _Out) -> None:
+        if node.status == "set aside" or not is_bad(node, bool(self._others_usable(node)), self.policy):
+            return
+        count = node.strikes + len(node.doubts)
+        reason = f"{count} failures in a row on units that are not to blame, the last: {node.last_failure}"
+        held = tuple(node.queue)
+        node.status = "set aside"
+        node.last_failure = reason
+        self._give_back_all(node)
+        if held:
+            out.append(e.RevokeAttempts(node=node.name, attempts=held, reason="the node is set aside"))
+        out.append(e.SetAside(node=node.name, reason=reason))
+
+    # --- attempts ---------------------------------------------------------------------------------------------------
+
+    def _on_result(self, event: e.ResultReceived, out: _Out) -> None:
+        attempt = self._attempts.get(event.attempt)
+        why_not = self._why_not(event, attempt)
+        if why_not:
+            out.append(e.Discard(node=event.node, attempt=event.attempt, unit=event.unit, reason=why_not))
+            return
+        assert attempt is not None
+        node, work = attempt.node, attempt.work
+        ref = work.ref
+        if not event.valid:
+            self._drop(attempt)
+            self._give_back(work)
+            reason = "a result whose checksum or row count is wrong"
+            out.append(e.Discard(node=node.name, attempt=event.attempt, unit=ref.unit, reason=reason))
+            self._strike(node, reason, out)
+            return
+        out.append(e.Commit(node=node.name, attempt=event.attempt, unit=ref.unit))
+        self._drop(attempt)
+        if work.attempts:
+            for other in tuple(work.attempts):
+                other.node.duplicates_lost += 1
+                self._revoke(other, f"{node.name} was first", out)
+        del self._flight[ref.unit]
+        self._remaining_cost = max(0.0, self._remaining_cost - ref.cost)
+        self._cost_committed += ref.cost
+        self._failures_in_a_row = 0
+        node.speed.add(ref.cost, event.compute_seconds)
+        node.units_committed += 1
+        node.rows_committed += ref.rows
+        node.cost_committed += ref.cost
+        node.proven = True
+        node.strikes = 0
+        if node.doubts:
+            node.doubts.clear()
+        if ref.failed_on:
+            self._others_were_wrong(ref, node, out)
+
+    def _why_not(self, event: e.ResultReceived, attempt: Attempt | None) -> str:
+        """Why a result may not be committed; empty if it may."""
+        if self._finished:
+            return "the run is over"
+        if event.epoch != self._epoch:
+            return f"it is of epoch {event.epoch}, this is {self._epoch}"
+        if attempt is None:
+            return "the attempt was revoked"
+        if attempt.node.name != event.node or attempt.work.ref.unit != event.unit:
+            return f"the attempt is of {attempt.node.name} and unit {attempt.work.ref.unit}"
+        return ""
+
+    def _others_were_wrong(self, ref: e.UnitRef, node: Node, out: _Out) -> None:
+        """The unit is fine: those that failed on it did so on their own account."""
+        for name in dict.fromkeys(ref.failed_on):
+            other = self._nodes.get(name)
+            if other is not None and other is not node and ref.unit in other.doubts:
+                del other.doubts[ref.unit]
+                other.strikes += 1
+                self._set_aside_if_bad(other, out)
+
+    def _on_unit_failed(self, event: e.UnitFailed, out: _Out) -> None:
+        attempt = self._attempts.get(event.attempt)
+        if self._finished or attempt is None or attempt.node.name != event.node:
+            return
+        self._blame(attempt, f"{event.code}: {event.message}", event.code, event.message, out)
+
+    def _blame(self, attempt: Attempt, reason: str, code: str, message: str, out: _Out) -> None:
+        """The unit failed in the hands of this node: record it, and decide what becomes of both."""
+        node, work = attempt.node, attempt.work
+        ref = work.ref
+        elsewhere = set(ref.failed_on) - {node.name}
+        work.ref = replace(ref, failed_on=(*ref.failed_on, node.name))
+        out.append(e.Blame(unit=ref.unit, node=node.name, attempt=attempt.attempt, reason=reason))
+        self._drop(attempt)
+        self._failures_in_a_row += 1
+        node.failures += 1
+        node.last_failure = reason
+        node.proven = False
+        if elsewhere:
+            for name in elsewhere:
+                if name in self._nodes:
+                    self._nodes[name].doubts.pop(ref.unit, None)
+        elif not ref.suspected:
+            node.doubts[ref.unit] = None
+        usable = {*self._others_usable(node), node.name}
+        match judge_unit(work.ref, usable, self.policy):
+            case "retry":
+                self._give_back(work)
+            case "split":
+                self._revoke_all(work, "the unit is split", out)
+                self._split(work.ref, out)
+            case "quarantine":
+                self._revoke_all(work, "the unit is quarantined", out)
+                del self._flight[ref.unit]
+                self._remaining_cost = max(0.0, self._remaining_cost - ref.cost)
+                out.append(e.Quarantine(unit=ref.unit, code=code, message=message))
+        self._set_aside_if_bad(node, out)
+
+    def _split(self, ref: e.UnitRef, out: _Out) -> None:
+        del self._flight[ref.unit]
+        children = halves(ref, UnitId(self._next_unit))
+        self._next_unit += len(children)
+        rows: list[tuple[UnitId, int, int]] = []
+        first = 0
+        for child in children:
+            rows.append((child.unit, first, child.rows))
+            first += child.rows
+        where = ", ".join(dict.fromkeys(ref.failed_on))
+        out.append(e.Split(unit=ref.unit, children=tuple(rows), reason=f"failed on {where}"))
+        self._backlog.give_back(children)
+
+    def _revoke_all(self, work: Work, reason: str, out: _Out) -> None:
+        for attempt in tuple(work.attempts):
+            self._revoke(attempt, reason, out)
+
+    def _revoke(self, attempt: Attempt, reason: str, out: _Out) -> None:
+        self._drop(attempt)
+        out.append(e.RevokeAttempts(node=attempt.node.name, attempts=(attempt.attempt,), reason=reason))
+
+    def _drop(self, attempt: Attempt) -> None:
+        """The attempt is live no more. Its unit is the caller's to place."""
+        del self._attempts[attempt.attempt]
+        attempt.work.attempts.remove(attempt)
+        attempt.node.release(attempt, self._now)
+
+    def _give_back(self, work: Work) -> None:
+        """To the front of the backlog, unless another attempt of it is live."""
+        if not work.attempts:
+            del self._flight[work.ref.unit]
+            self._backlog.give_back((work.ref,))
+
+    def _give_back_all(self, node: Node) -> None:
+        """Everything the node holds, in its order, to the front."""
+        refs: list[e.UnitRef] = []
+        for attempt in tuple(node.queue.values()):
+            self._drop(attempt)
+            if not attempt.work.attempts:
+                del self._flight[attempt.work.ref.unit]
+                refs.append(attempt.work.ref)
+        self._backlog.give_back(refs)
+
+    # --- leases -----------------------------------------------------------------------------------------------------
+
+    def _settled_at(self) -> float:
+        assert self._first_ready_at is not None
+        return min(
+            self._last_ready_at + self.policy.settle_seconds, self._first_ready_at + self.policy.settle_max_seconds
+        )
+
+    def _assign(self, out: _Out) -> None:
+        """Give every ready node that has room a lease, the emptiest first."""
+        depth = self.policy.depth
+        if not self._writable or self._drain_until is not None:
+            return
+        ready = [node for node in self._nodes.values() if node.status == "ready"]
+        if not any(len(node.leases) < depth for node in ready):
+            return
+        if not self._granted_any and (self._first_ready_at is None or self._now < self._settled_at()):
+            return
+        for level in range(depth):
+            for node in ready:
+                if len(node.leases) == level and not node.alone:
+                    self._assign_to(node, ready, out)
+
+    def _assign_to(self, node: Node, ready: list[Node], out: _Out) -> None:
+        backlog = self._backlog
+        others = self._others_usable(node) if backlog.suspects or backlog.blamed else []
+        if backlog.suspects and (node.proven or not backlog.fresh):
+            # A node that has just failed first shows on an unsuspected unit that it works at all.
+            if node.queue:
+                if any(may_try(ref, node.name, others) for ref in backlog.suspects):
+                    return  # it takes one alone as soon as it is empty
+            else:
+                suspect = backlog.take_suspect(lambda ref: may_try(ref, node.name, others))
+                if suspect is not None:
+                    self._grant(node, (suspect,), "suspected, alone", out)
+                    node.alone = True
+                    return
+        if backlog.blamed:
+            blamed = backlog.take_blamed(lambda ref: may_try(ref, node.name, others))
+            if blamed is not None:
+                self._grant(node, (blamed,), f"failed on {', '.join(dict.fromkeys(blamed.failed_on))}", out)
+                return
+        if backlog.fresh:
+            self._assign_fresh(node, ready, out)
+        elif self._exhausted and not backlog and not node.queue:
+            self._assign_duplicate(node, ready, out)
+
+    def _assign_fresh(self, node: Node, ready: list[Node], out: _Out) -> None:
+        backlog, policy = self._backlog, self.policy
+        unit_cost = backlog.fresh[0].cost
+        speed = node.speed.cost_per_second
+        own_seconds = node.seconds_to_drain(self._now)
+        others_seconds = others_finish_in(node, ready, backlog.cost, unit_cost, self._now, policy)
+        if self._exhausted and others_seconds < own_seconds + unit_cost / speed:
+            return  # the others are done with everything before this node would be with one unit
+        seconds = lease_seconds(node, ready, self._remaining_cost, unit_cost, policy)
+        target = seconds * speed + node.rounding
+        most_cost = (others_seconds - own_seconds) * speed if self._exhausted else float("inf")
+        units, cost = take_units(backlog.fresh, target, most_cost, 2 * policy.lease_max_units)
+        backlog.took(units)
+        limit = seconds * speed
+        node.rounding = min(max(target - cost, -limit), limit) if backlog.fresh else 0.0
+        self._grant(node, tuple(units), "longest first", out)
+
+    def _assign_duplicate(self, node: Node, ready: list[Node], out: _Out) -> None:
+        duplicate = choose_duplicate(node, ready, self._now, self.policy)
+        if duplicate is not None:
+            self._grant(node, (duplicate.attempt.work.ref,), duplicate.reason, out)
+
+    def _grant(self, node: Node, refs: tuple[e.UnitRef, ...], reason: str, out: _Out) -> None:
+        self._granted_any = True
+        lease = LeaseId(self._next_lease)
+        self._next_lease += 1
+        granted: list[tuple[AttemptId, UnitId]] = []
+        cost = 0.0
+        for ref in refs:
+            work = self._flight.get(ref.unit)
+            if work is None:
+                work = self._flight[ref.unit] = Work(ref)
+            attempt = Attempt(AttemptId(self._next_attempt), work, node, lease)
+            self._next_attempt += 1
+            work.attempts.append(attempt)
+            self._attempts[attempt.attempt] = attempt
+            node.hold(attempt, self._now)
+            granted.append((attempt.attempt, ref.unit))
+            cost += ref.cost
+        out.append(
+            e.Grant(
+                node=node.name,
+                lease=lease,
+                attempts=tuple(granted),
+                expected_seconds=cost / node.speed.cost_per_second,
+                reason=reason,
+            )
+        )
