@@ -27,7 +27,9 @@ QUANTISED_GROUP = 64  # weights that share a 16-bit scale and a 16-bit bias in m
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """A model as far as planning needs it. `weights_bytes` is what its safetensors occupy, and so what loading them does."""
+    """A model as far as planning needs it. `weights_bytes` is what its safetensors occupy, and so what loading them
+    does.
+    """
 
     name: str
     model_hash: str = ""
@@ -103,7 +105,7 @@ def kib(count: float) -> str:
 
 
 def dtype_of(config: Mapping[str, Any]) -> str:
-    """"4-bit" for a quantised model, else the dtype its config names ("bfloat16" where it names none)."""
+    """ "4-bit" for a quantised model, else the dtype its config names ("bfloat16" where it names none)."""
     text = config.get("text_config")
     text = text if isinstance(text, Mapping) else {}
     for source in (config, text):
@@ -131,10 +133,11 @@ def bits_per_weight(dtype: str) -> float:
 
 
 def model_facts(config: Mapping[str, Any], weights_bytes: int, *, name: str, model_hash: str = "") -> ModelFacts:
-    """Facts from a config.json and the bytes of its safetensors; `weights_bytes` 0 means: estimate them from the config.
+    """Facts from a config.json and the bytes of its safetensors; `weights_bytes` 0 means: estimate them from the
+    config.
 
-    Parameter counts come from the config where it is llama-like (dense, mixture or latent attention) and agrees with the
-    bytes within a third; otherwise from the bytes, and `parameters.source` says so.
+    Parameter counts come from the config where it is llama-like (dense, mixture or latent attention) and agrees
+    with the bytes within a third; otherwise from the bytes, and `parameters.source` says so.
     """
     dtype = dtype_of(config)
     bits = bits_per_weight(dtype)
@@ -143,7 +146,12 @@ def model_facts(config: Mapping[str, Any], weights_bytes: int, *, name: str, mod
         total = round(weights_bytes * 8 / bits)
         parameters = Parameters(total=total, active=total, source=f"{weights_bytes} bytes at {bits:g} bits per weight")
         return ModelFacts(
-            name=name, model_hash=model_hash, weights_bytes=weights_bytes, parameters=parameters, dtype=dtype, architecture=None
+            name=name,
+            model_hash=model_hash,
+            weights_bytes=weights_bytes,
+            parameters=parameters,
+            dtype=dtype,
+            architecture=None,
         )
     parameters = count_parameters(architecture)
     if weights_bytes == 0:
@@ -217,7 +225,9 @@ def memory_limit(
     else:
         limit, source = memory_bytes, f"the device's {gib(memory_bytes)}"
     if hostfile_limit_bytes is not None and hostfile_limit_bytes < limit:
-        return MemoryLimit(bytes=hostfile_limit_bytes, source=f"the hostfile's limit; without it {gib(limit)}, {source}")
+        return MemoryLimit(
+            bytes=hostfile_limit_bytes, source=f"the hostfile's limit; without it {gib(limit)}, {source}"
+        )
     return MemoryLimit(bytes=limit, source=source)
 
 
@@ -251,7 +261,7 @@ def judge_fit(model: ModelFacts, limit: MemoryLimit, *, longest_row_tokens: int,
 
 
 def weights_text(model: ModelFacts) -> str:
-    """"405.9 billion parameters x 16 bits = 811.7 GB (756.0 GiB) in bfloat16"."""
+    """ "405.9 billion parameters x 16 bits = 811.7 GB (756.0 GiB) in bfloat16"."""
     count = model.parameters.total
     amount = f"{count / 1e9:.1f} billion" if count >= 1e9 else f"{count / 1e6:.2f} million"
     size = model.weights_bytes

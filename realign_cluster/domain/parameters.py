@@ -1,7 +1,8 @@
-"""Sizes of a transformer from the dictionary of its config.json: llama-like dense, mixture of experts, latent attention.
+"""Sizes of a transformer from the dictionary of its config.json: llama-like dense, mixture of experts, latent
+attention.
 
-Knows the names config files use for the same thing. Must not read files, and says None rather than guess when a config is
-of another family.
+Knows the names config files use for the same thing. Must not read files, and says None rather than guess when a
+config is of another family.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-UNGATED_MLP = frozenset({"gpt2", "gpt_neox", "phi", "starcoder2", "gpt_bigcode", "stablelm_epoch", "nemotron", "phi-msft"})
+UNGATED_MLP = frozenset(
+    {"gpt2", "gpt_neox", "phi", "starcoder2", "gpt_bigcode", "stablelm_epoch", "nemotron", "phi-msft"}
+)
 HEAD_NORMS = frozenset({"qwen3", "qwen3_moe"})  # an RMS norm over the head dimension for queries and keys
 QKV_BIAS = frozenset({"qwen2", "qwen2_moe"})  # not named in their configs
 
@@ -101,7 +104,9 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture | None:
         tied=tied if isinstance(tied, bool) else model_type == "gpt2",
         gated=model_type not in UNGATED_MLP,
         experts=experts,
-        experts_per_token=(_size(merged, "num_experts_per_tok", "num_experts_per_token", "moe_top_k") or 1) if experts else 0,
+        experts_per_token=(_size(merged, "num_experts_per_tok", "num_experts_per_token", "moe_top_k") or 1)
+        if experts
+        else 0,
         expert_intermediate=expert_intermediate if experts else 0,
         shared_intermediate=shared if experts else 0,
         mixture_layers=_mixture_layers(merged, layers) if experts else 0,
@@ -113,13 +118,17 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture | None:
 
 
 def count_parameters(shape: Architecture) -> Parameters:
-    """Weights of embeddings, attention, MLPs or experts, routers and norms. Exact for llama, mixtral and qwen3 models."""
+    """Weights of embeddings, attention, MLPs or experts, routers and norms. Exact for llama, mixtral and qwen3
+    models.
+    """
     attention = _attention(shape)
     norms = 2 * shape.hidden
     matrices = 3 if shape.gated else 2
     dense = matrices * shape.hidden * shape.intermediate
     expert = matrices * shape.hidden * shape.expert_intermediate
-    around = matrices * shape.hidden * shape.shared_intermediate + shape.hidden * shape.experts  # shared experts, router
+    around = (
+        matrices * shape.hidden * shape.shared_intermediate + shape.hidden * shape.experts
+    )  # shared experts, router
     dense_layers = shape.layers - shape.mixture_layers
     embedding = shape.vocabulary * shape.hidden
     head = 0 if shape.tied else embedding
@@ -156,7 +165,8 @@ def _mixture_layers(config: Mapping[str, Any], layers: int) -> int:
     every = _size(config, "decoder_sparse_step", "moe_layer_freq") or 1
     named_dense = config.get("mlp_only_layers")
     dense = set(named_dense) if isinstance(named_dense, list) else set()
-    # decoder_sparse_step counts from one (qwen), moe_layer_freq from zero (deepseek); both are 1 in every released model
+    # decoder_sparse_step counts from one (qwen), moe_layer_freq from zero (deepseek); both are 1 in every released
+    # model
     return sum(1 for layer in range(layers) if layer >= dense_first and layer not in dense and (layer + 1) % every == 0)
 
 

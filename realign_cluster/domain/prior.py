@@ -1,8 +1,8 @@
 """What is believed of a node's speed before it was measured: the user's figures, and estimates for other chips.
 
-Every value carries its source, and a prior is never more than a first guess: one measurement of (node, model, task) replaces
-it. The user's figures contradict each other because the ratio of two machines depends on model, batch and length; they are
-kept as given, and `CONTRADICTION` says so. Must not know what was measured.
+Every value carries its source, and a prior is never more than a first guess: one measurement of (node, model, task)
+replaces it. The user's figures contradict each other because the ratio of two machines depends on model, batch and
+length; they are kept as given, and `CONTRADICTION` says so. Must not know what was measured.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ class ChipFigures:
     """The user's own measurements of one machine."""
 
     chip: str
-    gpu_cores: int  # of the machine they describe; others of this chip are scaled by their cores
+    gpu_cores: int  # assumed: the chip's larger variant; others of this chip are scaled by their cores
     gflops: float
     examples_per_second: float  # model size not stated
     examples_per_second_30b: float
     best_batch: int
-    examples_per_second_by_batch: tuple[tuple[int, float], ...]  # of a small model: 200 times the figures above
+    examples_per_second_by_batch: tuple[tuple[int, float], ...]  # of another, small model: 776 : 278 at best
 
-    def cost_share_text(self) -> str:
+    def text(self) -> str:
         return (
-            f"{self.gflops:,.0f} GFLOPS, {self.examples_per_second:g} ex/s, {self.examples_per_second_30b:g} ex/s at 30B, "
-            f"best batch {self.best_batch}"
+            f"{self.gflops:,.0f} GFLOPS, {self.examples_per_second:g} ex/s, {self.examples_per_second_30b:g} ex/s "
+            f"at 30B, best batch {self.best_batch}"
         )
 
 
@@ -54,9 +54,10 @@ M3_ULTRA = ChipFigures(
 USER_FIGURES = {figures.chip: figures for figures in (M4_MAX, M3_ULTRA)}
 CLAIMED_SPLIT = (0.655, 0.345)
 CONTRADICTION = (
-    "the user's figures contradict each other: 65.5 / 34.5 is the 30B ratio (1.95 : 1.03 ex/s); at 3.86 : 0.76 the right split is "
-    "83.5 / 16.5, and 65.5 / 34.5 would be slower than the M4 Max alone; by GFLOPS (12,956 : 4,599) it is 73.8 / 26.2. The ratio "
-    "depends on model, batch and length, so one measurement replaces all of them"
+    "the user's figures contradict each other: 65.5 / 34.5 is the 30B ratio (1.95 : 1.03 ex/s); at 3.86 : 0.76 "
+    "the right split is 83.5 / 16.5, and 65.5 / 34.5 would be slower than the M4 Max alone; by GFLOPS (12,956 : 4,599) it is "
+    "73.8 / 26.2, by the best batches (776 : 278) 73.6 / 26.4. The ratio depends on model, batch and length, so one "
+    "measurement replaces all of them"
 )
 LARGE_FROM_BILLIONS = 20.0  # from here the 30B figures apply, below it the others
 
@@ -73,14 +74,20 @@ class MachineChoice:
 
 DECISION_MATRIX = (
     MachineChoice(above_billions=0, up_to_billions=30, choice="M4 Max", memory_rule=""),
-    MachineChoice(above_billions=30, up_to_billions=70, choice="M4 Max", memory_rule="unless more than 128 GB is needed"),
     MachineChoice(
-        above_billions=70, up_to_billions=float("inf"), choice="M3 Ultra", memory_rule="with 512 GB (fp16); larger: sharded, RDMA"
+        above_billions=30, up_to_billions=70, choice="M4 Max", memory_rule="unless more than 128 GB is needed"
+    ),
+    MachineChoice(
+        above_billions=70,
+        up_to_billions=float("inf"),
+        choice="M3 Ultra",
+        memory_rule="with 512 GB (fp16); larger: sharded, RDMA",
     ),
 )
 
-# Per GPU core, relative to the M4 family. Apple states 2.6 TFLOPS for the 8 cores of an M1 and 3.6 for the 10 of an M2; the
-# later ones are assumed from their clocks. MLX's share of the peak is taken from the user's M4 Max: 12,956 / 40 cores.
+# Per GPU core, relative to the M4 family. Apple states 2.6 TFLOPS for the 8 cores of an M1 and 3.6 for the 10 of an
+# M2; the later ones are assumed from their clocks. MLX's share of the peak is taken from the user's M4 Max: 12,956 /
+# 40 cores.
 GFLOPS_PER_M4_CORE = M4_MAX.gflops / M4_MAX.gpu_cores
 RELATIVE_CORE = {1: 0.75, 2: 0.83, 3: 0.90, 4: 1.0, 5: 1.1}
 DEFAULT_GPU_CORES = {"": 10, "Pro": 18, "Max": 36, "Ultra": 72}
@@ -167,9 +174,15 @@ def throughput(device: DeviceFacts) -> Throughput:
         case "accelerate":
             gflops, source = cores * ACCELERATE_GFLOPS_PER_CORE, f"{cores} CPU cores x 60 GFLOPS with Accelerate"
         case _:
-            gflops, source = cores * OPENBLAS_GFLOPS_PER_CORE, f"{cores} CPU cores x 30 GFLOPS with {device.blas or 'a BLAS'}"
+            gflops, source = (
+                cores * OPENBLAS_GFLOPS_PER_CORE,
+                f"{cores} CPU cores x 30 GFLOPS with {device.blas or 'a BLAS'}",
+            )
     return Throughput(
-        gflops=gflops, gigabytes_per_second=CPU_BANDWIDTH, best_batch=UNKNOWN_BATCH["cpu"], source=f"{source} ({device.chip})"
+        gflops=gflops,
+        gigabytes_per_second=CPU_BANDWIDTH,
+        best_batch=UNKNOWN_BATCH["cpu"],
+        source=f"{source} ({device.chip})",
     )
 
 
@@ -184,7 +197,7 @@ def _apple(device: DeviceFacts, family: tuple[int, str]) -> Throughput:
             gflops=figures.gflops * cores / figures.gpu_cores,
             gigabytes_per_second=bandwidth,
             best_batch=figures.best_batch,
-            source=f"the user's figures for {figures.chip} ({figures.cost_share_text()}){scaled}",
+            source=f"the user's figures for {figures.chip} ({figures.text()}){scaled}",
         )
     cores = device.gpu_cores or DEFAULT_GPU_CORES[variant]
     relative = RELATIVE_CORE.get(generation, RELATIVE_CORE[max(RELATIVE_CORE)])
@@ -197,19 +210,26 @@ def _apple(device: DeviceFacts, family: tuple[int, str]) -> Throughput:
 
 
 def prior_speed(device: DeviceFacts, model: ModelFacts, *, batch_tokens: int = 2048) -> PriorSpeed:
-    """Estimated speed of scoring: 2 FLOPs per active parameter and token, weights read once per batch, overhead per token.
+    """Estimated speed of scoring: 2 FLOPs per active parameter and token, weights read once per batch, overhead per
+    token.
 
-    For the M3 Ultra the *ratio* to the M4 Max comes from the user's examples per second at that model size, because the
-    GFLOPS alone would put it higher than what the user saw below 30B, and lower than at 30B.
+    For the M3 Ultra the *ratio* to the M4 Max comes from the user's examples per second at that model size, because
+    the GFLOPS alone would put it higher than what the user saw below 30B, and lower than at 30B.
     """
     chip = device.chip.strip() if device.backend == "metal" else ""
     if chip == M3_ULTRA.chip:
         reference = DeviceFacts(chip=M4_MAX.chip, backend="metal", gpu_cores=M4_MAX.gpu_cores)
         base = _cost_per_second(throughput(reference), model, "metal", batch_tokens)
         if model.billions >= LARGE_FROM_BILLIONS:
-            ratio, where = M3_ULTRA.examples_per_second_30b / M4_MAX.examples_per_second_30b, "1.03 : 1.95, their ratio at 30B"
+            ratio, where = (
+                M3_ULTRA.examples_per_second_30b / M4_MAX.examples_per_second_30b,
+                "1.03 : 1.95, their ratio at 30B",
+            )
         else:
-            ratio, where = M3_ULTRA.examples_per_second / M4_MAX.examples_per_second, "0.76 : 3.86, their ratio below 30B"
+            ratio, where = (
+                M3_ULTRA.examples_per_second / M4_MAX.examples_per_second,
+                "0.76 : 3.86, their ratio below 30B",
+            )
         own = throughput(device)
         cores = (device.gpu_cores or M3_ULTRA.gpu_cores) / M3_ULTRA.gpu_cores
         return PriorSpeed(
@@ -246,4 +266,8 @@ def choose_machine(model: ModelFacts, needed_bytes: int) -> str:
 def _range(row: MachineChoice) -> str:
     if row.up_to_billions == float("inf"):
         return f"above {row.above_billions:g}B"
-    return f"up to {row.up_to_billions:g}B" if row.above_billions == 0 else f"{row.above_billions:g}-{row.up_to_billions:g}B"
+    return (
+        f"up to {row.up_to_billions:g}B"
+        if row.above_billions == 0
+        else f"{row.above_billions:g}-{row.up_to_billions:g}B"
+    )

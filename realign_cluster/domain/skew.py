@@ -1,7 +1,7 @@
 """Differences of versions between the coordinator and its nodes, and what puts each right.
 
-Pure comparison: takes anything with the fields of the protocol's Versions message, returns facts. Must not read installed
-packages or talk to nodes.
+Pure comparison: takes anything with the fields of the protocol's Versions message, returns facts. Must not read
+installed packages or talk to nodes.
 """
 
 from __future__ import annotations
@@ -51,18 +51,26 @@ def parse_allowed(text: str) -> frozenset[str]:
     unknown = sorted(names - set(ALLOWABLE))
     if unknown:
         why = "; the protocol's version cannot be allowed to differ" if "protocol" in unknown else ""
-        raise UsageError(f"--allow-skew: {', '.join(unknown)} cannot be allowed{why}", f"names are {', '.join(ALLOWABLE)}")
+        raise UsageError(
+            f"--allow-skew: {', '.join(unknown)} cannot be allowed{why}", f"names are {', '.join(ALLOWABLE)}"
+        )
     return names
 
 
 def skew(expected: VersionFacts, found: VersionFacts, allowed: frozenset[str] = frozenset()) -> tuple[Skew, ...]:
-    """What differs between the coordinator (`expected`) and one node. Python's minor version only warns: nothing of it travels."""
+    """What differs between the coordinator (`expected`) and one node. Python's minor version only warns: nothing of
+    it travels.
+    """
     install = "realign-launch --hostfile FILE --install up   (installs this version on the host)"
     found_list: list[Skew] = []
     if expected.protocol != found.protocol:
         found_list.append(
             Skew(
-                what="protocol", expected=str(expected.protocol), found=str(found.protocol), severity="refused", fix=install
+                what="protocol",
+                expected=str(expected.protocol),
+                found=str(found.protocol),
+                severity="refused",
+                fix=install,
             )
         )
     for what, ours, theirs in (
