@@ -54,9 +54,9 @@ M3_ULTRA = ChipFigures(
 USER_FIGURES = {figures.chip: figures for figures in (M4_MAX, M3_ULTRA)}
 CLAIMED_SPLIT = (0.655, 0.345)
 CONTRADICTION = (
-    "the user's figures contradict each other: 65.5 / 34.5 is the 30B ratio (1.95 : 1.03 ex/s); at 3.86 : 0.76 "
-    "the right split is 83.5 / 16.5, and 65.5 / 34.5 would be slower than the M4 Max alone; by GFLOPS (12,956 : 4,599) it is "
-    "73.8 / 26.2, by the best batches (776 : 278) 73.6 / 26.4. The ratio depends on model, batch and length, so one "
+    "the user's figures contradict each other: 65.5 / 34.5 is the 30B ratio (1.95 : 1.03 ex/s); at 3.86 : 0.76 the "
+    "right split is 83.5 / 16.5, and 65.5 / 34.5 would be slower than the M4 Max alone; by GFLOPS (12,956 : 4,599) it "
+    "is 73.8 / 26.2, by the best batches (776 : 278) 73.6 / 26.4. The ratio depends on model, batch and length, so one "
     "measurement replaces all of them"
 )
 LARGE_FROM_BILLIONS = 20.0  # from here the 30B figures apply, below it the others

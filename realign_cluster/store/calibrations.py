@@ -112,7 +112,7 @@ def versions_text(versions: Mapping[str, str]) -> str:
 
 def blend(stored: float, measured: float, *, busy_seconds: float) -> float:
     """Exponentially weighted speed: `measured` over `busy_seconds` of work counts 1/2 at a minute, 3/4 at two."""
-    weight = 1.0 - 0.5 ** (max(busy_seconds, 0.0) / HALF_WEIGHT_SECONDS)
+    weight = 1.0 - math.exp2(-max(busy_seconds, 0.0) / HALF_WEIGHT_SECONDS)
     return stored + weight * (measured - stored)
 
 
@@ -207,8 +207,8 @@ class Calibrations:
             )
         return corrected
 
-    def list(self, *, now: datetime, max_age_days: float = DEFAULT_MAX_AGE_DAYS) -> list[StoredCalibration]:
-        """Everything kept, newest first, each with whether its age makes it stale."""
+    def everything(self, *, now: datetime, max_age_days: float = DEFAULT_MAX_AGE_DAYS) -> list[StoredCalibration]:
+        """All that is kept, newest first, each with whether its age makes it stale."""
         rows = self._db.execute("SELECT * FROM calibration ORDER BY measured_at DESC, node_name").fetchall()
         stored = [_stored(row) for row in rows]
         return [self._judged(item, item.key.versions, now, max_age_days) for item in stored]
