@@ -1,8 +1,8 @@
 """How much of what the nodes could do was turned into committed work, and where the rest went.
 
 Efficiency is T*/T. T is what the run took; T* is the least time in which the nodes that were there, each at its own
-measured speed at that moment, could have done the committed work. Nothing is clamped: where a node was busy its speed is
-what it did, so T* <= T follows from the measurement. Knows no ledger, no clock and no event: intervals in, numbers out.
+measured speed at that moment, could have done the committed work. Nothing is clamped: where a node was busy its speed
+is what it did, so T* <= T follows from measurement. Knows no ledger, no clock and no event: intervals in, numbers out.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ def _gaps(
 
 
 def _drift_from(placed: Mapping[Presence, Sequence[_Stretch]], pace: Mapping[str, float], finished_at: float) -> float:
-    """When the run would have ended had its last unit kept to its node's pace: waiting after that is drift, not tail."""
+    """When the run would have ended had its last unit kept its node's pace: waiting after that is drift, not tail."""
     last = max(
         (stretch for stretches in placed.values() for stretch in stretches if stretch.use == BUSY),
         key=lambda stretch: stretch.end,
