@@ -225,8 +225,8 @@ class Scheduler:
         if attempt is not None:
             reason = f"its worker died while computing this unit: {event.reason}"
             self._blame(attempt, reason, DIED_CODE, DIED_MESSAGE, out)
-        else:
-            self._strike(node, f"its worker died: {event.reason}", out)
+        elif event.computing is None:
+            self._strike(node, f"its worker died while computing nothing: {event.reason}", out)
         self._give_back_all(node)
 
     def _on_worker_stalled(self, event: e.WorkerStalled, out: _Out) -> None:
@@ -237,11 +237,12 @@ class Scheduler:
         doing = "loading" if event.attempt is None else f"computing attempt {event.attempt}"
         reason = f"no progress for {event.seconds:.0f} s while {doing}"
         held = tuple(node.queue)
+        restarted_already = node.status == "restarting"
         node.status = "restarting"
         node.restarting_since = self._now
         if attempt is not None:
             self._blame(attempt, reason, STALLED_CODE, STALLED_MESSAGE, out)
-        else:
+        elif event.attempt is None or restarted_already:
             self._strike(node, reason, out)
         self._give_back_all(node)
         if held:
