@@ -56,8 +56,8 @@ def describe_model(model: str | Path) -> ModelSpec:
     names = check_model_folder(folder)
     digests = _DigestCache(_cache_file())
     files = tuple(
-        ModelFileSpec(path=name, size=(folder / name).stat().st_size, blake2b=digests.digest(folder / name)) for name
-        in names
+        ModelFileSpec(path=name, size=(folder / name).stat().st_size, blake2b=digests.digest(folder / name))
+        for name in names
     )
     digests.save()
     return ModelSpec(name=_name_of(model, folder), hash=hash_of_files(files), files=files)
@@ -85,11 +85,13 @@ def resolve_model(model: str | Path) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise UsageError(f"{model} is a file, not a model folder", "give the folder that holds config.json and
-        *.safetensors")
+        raise UsageError(
+            f"{model} is a file, not a model folder", "give the folder that holds config.json and *.safetensors"
+        )
     if not HUB_ID.fullmatch(str(model)):
-        raise UsageError(f"there is no model folder {model}", "give a folder in mlx-lm form, or a hub id such as
-        org/name")
+        raise UsageError(
+            f"there is no model folder {model}", "give a folder in mlx-lm form, or a hub id such as org/name"
+        )
     return _download(str(model))
 
 
@@ -98,8 +100,9 @@ def _download(hub_id: str) -> Path:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError as error:
-        raise UsageError(f"there is no folder {hub_id}, and hub ids need huggingface_hub", "pip install
-        huggingface_hub") from error
+        raise UsageError(
+            f"there is no folder {hub_id}, and hub ids need huggingface_hub", "pip install huggingface_hub"
+        ) from error
     patterns = ["model*.safetensors", *sorted(OTHER_FILES)]
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns))
@@ -118,28 +121,33 @@ def check_model_folder(folder: Path) -> list[str]:
     for key in ("model_file", "auto_map"):
         if key in config:
             raise UsageError(
-                f"{folder / 'config.json'} has {key!r}: this model wants to run Python code of its own, which is never
-                done", "use a conversion of it for a model type that mlx-lm has built in",
+                f"{folder / 'config.json'} has {key!r}: this model wants to run Python code of its own, which is never done",
+                "use a conversion of it for a model type that mlx-lm has built in",
             )
     if "model_type" not in config:
-        raise UsageError(f"{folder / 'config.json'} has no 'model_type'", "use a folder in mlx-lm form (mlx_lm.convert
-        makes one)")
+        raise UsageError(
+            f"{folder / 'config.json'} has no 'model_type'", "use a folder in mlx-lm form (mlx_lm.convert makes one)"
+        )
     weights = sorted(name for name in present if WEIGHTS.fullmatch(name))
     if not weights:
-        others = sorted(name for name in present if name.endswith((".bin", ".pt", ".pth", ".gguf", ".npz",
-        ".safetensors"))) held = f" (it has {', '.join(others[:3])})" if others else ""
-        raise UsageError(f"{folder} has no model*.safetensors{held}", "convert it: mlx_lm.convert --hf-path MODEL
-        --mlx-path FOLDER")
+        others = sorted(
+            name for name in present if name.endswith((".bin", ".pt", ".pth", ".gguf", ".npz", ".safetensors"))
+        )
+        held = f" (it has {', '.join(others[:3])})" if others else ""
+        raise UsageError(
+            f"{folder} has no model*.safetensors{held}", "convert it: mlx_lm.convert --hf-path MODEL --mlx-path FOLDER"
+        )
     missing = sorted(_indexed_weights(folder) - present)
     if missing:
         raise UsageError(
-            f"{folder} is incomplete: {missing[0]} is missing" + (f" and {len(missing) - 1} more" if len(missing) > 1
-            else ""), "copy or download the model again",
+            f"{folder} is incomplete: {missing[0]} is missing"
+            + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""),
+            "copy or download the model again",
         )
     if not any(all(name in present for name in names) for names in TOKENIZERS):
         raise UsageError(
-            f"model folder without tokenizer: {folder} has none of tokenizer.json, tokenizer.model, vocab.json with
-            merges.txt", "copy the tokenizer's files of the original model into the folder",
+            f"model folder without tokenizer: {folder} has none of tokenizer.json, tokenizer.model, vocab.json with merges.txt",
+            "copy the tokenizer's files of the original model into the folder",
         )
     return sorted([*weights, *(name for name in present if name in OTHER_FILES)])
 
