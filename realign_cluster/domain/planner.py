@@ -88,7 +88,7 @@ def node_speeds(
     theirs.
     """
     batch = work.batch_tokens or 2048
-    priors = {node.name: prior_speed(node.device, model, batch_tokens=batch) for node in nodes}
+    priors = {node.name: prior_speed(node.device, model, batch_tokens=batch, kinds=work.kinds) for node in nodes}
     speeds: dict[str, NodeSpeed] = {}
     for node in nodes:
         prior = priors[node.name]

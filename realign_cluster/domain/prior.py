@@ -8,6 +8,7 @@ length; they are kept as given, and `CONTRADICTION` says so. Must not know what 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -107,6 +108,8 @@ CUDA_GFLOPS = 30_000.0
 CPU_BANDWIDTH = 20.0  # GB/s
 CUDA_BANDWIDTH = 900.0
 SECONDS_PER_TOKEN = {"cpu": 20e-6, "metal": 2e-6, "cuda": 1e-6}  # tokenising, softmax, Python: what no FLOP count holds
+# Forward passes over a row's text: ifd runs the answer a second time, without its instruction
+PASSES = {"loglik": 1.0, "ifd": 1.6, "ifd-ppl": 1.6, "preference": 1.0, "judge": 1.0}
 UNKNOWN_BATCH = {"cpu": 8, "metal": 16, "cuda": 32}
 
 
@@ -209,7 +212,14 @@ def _apple(device: DeviceFacts, family: tuple[int, str]) -> Throughput:
     )
 
 
-def prior_speed(device: DeviceFacts, model: ModelFacts, *, batch_tokens: int = 2048) -> PriorSpeed:
+def forward_passes(kinds: Sequence[str]) -> float:
+    """How often a row's text goes through the model; kinds that are asked for together share their passes."""
+    return max((PASSES.get(kind, 1.0) for kind in kinds), default=1.0)
+
+
+def prior_speed(
+    device: DeviceFacts, model: ModelFacts, *, batch_tokens: int = 2048, kinds: Sequence[str] = ()
+) -> PriorSpeed:
     """Estimated speed of scoring: 2 FLOPs per active parameter and token, weights read once per batch, overhead per
     token.
 
@@ -219,7 +229,7 @@ def prior_speed(device: DeviceFacts, model: ModelFacts, *, batch_tokens: int = 2
     chip = device.chip.strip() if device.backend == "metal" else ""
     if chip == M3_ULTRA.chip:
         reference = DeviceFacts(chip=M4_MAX.chip, backend="metal", gpu_cores=M4_MAX.gpu_cores)
-        base = _cost_per_second(throughput(reference), model, "metal", batch_tokens)
+        base = _cost_per_second(throughput(reference), model, "metal", batch_tokens) / forward_passes(kinds)
         if model.billions >= LARGE_FROM_BILLIONS:
             ratio, where = (
                 M3_ULTRA.examples_per_second_30b / M4_MAX.examples_per_second_30b,
@@ -240,7 +250,7 @@ def prior_speed(device: DeviceFacts, model: ModelFacts, *, batch_tokens: int = 2
         )
     own = throughput(device)
     return PriorSpeed(
-        cost_per_second=_cost_per_second(own, model, device.backend, batch_tokens),
+        cost_per_second=_cost_per_second(own, model, device.backend, batch_tokens) / forward_passes(kinds),
         gflops=own.gflops,
         best_batch=own.best_batch,
         source=own.source,
