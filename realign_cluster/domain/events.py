@@ -136,8 +136,17 @@ class DrainAsked:
 
 
 Event = (
-    RunOpened | UnitsLoaded | NodeReady | NodeLost | ResultReceived | UnitFailed | WorkerExited | WorkerStalled | Tick
-    | StorageChanged | DrainAsked
+    RunOpened
+    | UnitsLoaded
+    | NodeReady
+    | NodeLost
+    | ResultReceived
+    | UnitFailed
+    | WorkerExited
+    | WorkerStalled
+    | Tick
+    | StorageChanged
+    | DrainAsked
 )
 
 
@@ -235,7 +244,17 @@ class Finish:
 
 
 Command = (
-    LoadUnits | Grant | RevokeAttempts | Commit | Discard | Split | Quarantine | Blame | RestartWorkerOn | SetAside | Finish
+    LoadUnits
+    | Grant
+    | RevokeAttempts
+    | Commit
+    | Discard
+    | Split
+    | Quarantine
+    | Blame
+    | RestartWorkerOn
+    | SetAside
+    | Finish
 )
 
 
