@@ -14,22 +14,15 @@ VENV_PYTHON = f"{VENV}/bin/python"
 WHEELS = "~/.realign/wheels"
 DEFAULT_PYTHON = "python3"
 
-# Runs on any Python 3, also one too old for the project: it has to say so.
-CHECK_CODE = """
-import json, platform, sys
-try:
-    from importlib.metadata import version, PackageNotFoundError
-except ImportError:
-    version = None
-found = {}
-for name in ("realign-cluster", "mlx", "mlx-lm"):
-    try:
-        found[name] = version(name)
-    except Exception:
-        found[name] = ""
-print(json.dumps({"python": platform.python_version(), "executable": sys.executable, "system": platform.system(),
-                  "machine": platform.machine(), "packages": found}))
-""".strip()
+# One line, for any Python from 3.8: one too old for the project has to say so.
+CHECK_CODE = "; ".join(
+    (
+        "import importlib.metadata as m, json, platform, sys",
+        'have = {d.metadata["Name"]: d.version for d in m.distributions()}',
+        'packages = {name: have.get(name, "") for name in ("realign-cluster", "mlx", "mlx-lm")}',
+        'print(json.dumps({"index": int(sys.argv[1]), "python": platform.python_version(), "packages": packages}))',
+    )
+)
 
 
 def path_word(path: str) -> str:
@@ -41,10 +34,11 @@ def path_word(path: str) -> str:
 
 
 def check(pythons: tuple[str, ...]) -> str:
-    """Prints a line of JSON for each of `pythons` that is there, in order."""
-    lines = [f"code={shlex.quote(CHECK_CODE)}"]
-    lines += [f'command -v {path_word(p)} >/dev/null 2>&1 && {path_word(p)} -c "$code"' for p in pythons]
-    return "\n".join([*lines, "true"])
+    """Prints a line of JSON for each of `pythons` that is there, with its index."""
+    code = shlex.quote(CHECK_CODE)
+    words = [path_word(path) for path in pythons]
+    tries = [f"if command -v {w} >/dev/null; then {w} -c {code} {i}; fi" for i, w in enumerate(words)]
+    return "; ".join(tries)
 
 
 def daemon(python: str, *arguments: str, state: str | None = None) -> str:
@@ -96,10 +90,9 @@ def install(python: str, wheel: str, digest: str) -> str:
     """
     file = f"{path_word(WHEELS)}/{shlex.quote(wheel)}"
     pip = f"{path_word(VENV_PYTHON)} -m pip install --quiet --disable-pip-version-check"
-    return "\n".join(
+    return " && ".join(
         [
-            "set -e",
-            f"[ -x {path_word(VENV_PYTHON)} ] || {path_word(python)} -m venv {path_word(VENV)}",
+            f"{{ [ -x {path_word(VENV_PYTHON)} ] || {path_word(python)} -m venv {path_word(VENV)}; }}",
             f"{pip} {file} >&2",
             f"{pip} --force-reinstall --no-deps {file} >&2",
             f"echo {shlex.quote(digest)} > {path_word(VENV)}/realign-wheel.sha256",

@@ -1,0 +1,55 @@
+"""Runs the `realign` command of a launch as a child: signals are passed on, its exit status is ours."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def command_line(arguments: Sequence[str], hostfile: str, min_nodes: int | None) -> list[str]:
+    """`realign ARGUMENTS --hostfile FILE [--min-nodes N]`; what the arguments say themselves is left alone."""
+    given = {argument.partition("=")[0] for argument in arguments}
+    added = [] if "--hostfile" in given else ["--hostfile", hostfile]
+    if min_nodes is not None and "--min-nodes" not in given:
+        added += ["--min-nodes", str(min_nodes)]
+    end = arguments.index("--") if "--" in arguments else len(arguments)  # after it all words are input files
+    return [sys.executable, "-m", "realign_cluster.cli.main", *arguments[:end], *added, *arguments[end:]]
+
+
+async def run_child(command: Sequence[str]) -> int:
+    """Its exit status; 128 + n when signal n killed it."""
+    loop = asyncio.get_running_loop()
+    process = await asyncio.create_subprocess_exec(*command)
+
+    def forward(number: signal.Signals) -> None:
+        # A Ctrl-C at the terminal has reached the child already, which is in our process group.
+        if process.returncode is None and not (number is signal.SIGINT and _at_a_terminal()):
+            process.send_signal(number)
+
+    for number in _FORWARDED:
+        loop.add_signal_handler(number, forward, number)
+    try:
+        status = await process.wait()
+    finally:
+        for number in _FORWARDED:
+            loop.remove_signal_handler(number)
+    return 128 - status if status < 0 else status
+
+
+def _at_a_terminal() -> bool:
+    """Whether we are the foreground process group of a terminal, so that it signals all of us itself."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
