@@ -1,4 +1,4 @@
-"""What happened in a run, read from its ledger in one pass: commits, presences, incidents, and the efficiency of it all.
+"""What happened in a run, read from its ledger in one pass: commits, presences, incidents, and the efficiency of it.
 
 Reads only, so it works on a run that is going on. Knows nothing of how it is shown.
 """
@@ -26,7 +26,6 @@ from realign_cluster.domain.events import (
     RestartWorkerOn,
     ResultReceived,
     RevokeAttempts,
-    RunOpened,
     SetAside,
     Split,
     StorageChanged,
@@ -171,7 +170,7 @@ class _Pass:
 
     def take(self, recorded: RecordedEvent) -> None:
         event = recorded.event
-        if isinstance(event, RunOpened) or self._now is None:
+        if self._now is None or recorded.epoch != self._now.epoch:  # a node may be ready before RunOpened
             self.close()
             begin = self.sittings[-1].end if self.sittings else 0.0
             self._now = _OpenSitting(recorded.epoch, event.at, begin, recorded.wall, event.at, event.at)
