@@ -46,9 +46,13 @@ class Liveness:
         self._last_look: float | None = None
 
     def watch(self, node: NodeName, now: float) -> None:
-        """Its session is open: from now on silence counts. Starts afresh if it was watched before."""
+        """Its session is open: from now on silence counts.
+
+        After a reconnect, with no NodeLost in between, a worker that made no progress before still has made none.
+        """
         self._look(now)
-        self._watches[node] = _Watch(now)
+        watch = self._watches.setdefault(node, _Watch(now))
+        watch.heard_at = now
 
     def forget(self, node: NodeName) -> None:
         """It was released, or left: its silence means nothing any more."""

@@ -499,7 +499,7 @@ class World:
         if self.script.resets and self.rng.random() < self.script.resets:
             self.break_link(node)
             return False
-        return self.clock.now >= node.cut_until
+        return True
 
     def send_down(self, node: Node, message: tuple[Any, ...]) -> None:
         if self._sent(node):
@@ -516,15 +516,20 @@ class World:
                 self.clock.at(node.clear_up, self.deliver_up, node, node.link, message)
 
     def deliver_down(self, node: Node, link: int, message: tuple[Any, ...]) -> None:
-        if node.link == link and node.up and self.clock.now >= node.cut_until:
+        if node.link != link or not node.up:
+            return
+        if self.clock.now < node.cut_until:  # sent again until it comes through, or the connection is given up
+            self.clock.at(node.cut_until, self.deliver_down, node, link, message)
+        else:
             node.receive(message)
 
     def deliver_up(self, node: Node, link: int, message: tuple[Any, ...]) -> None:
         coordinator = self.coordinator
-        if node.link != link or coordinator is None or not coordinator.alive or self.clock.now < node.cut_until:
+        if node.link != link or coordinator is None or not coordinator.alive:
             return
-        if self.clock.now < coordinator.paused_until:
-            self.clock.at(coordinator.paused_until, self.deliver_up, node, link, message)
+        later = max(coordinator.paused_until, node.cut_until)
+        if self.clock.now < later:
+            self.clock.at(later, self.deliver_up, node, link, message)
         else:
             coordinator.receive(node, message)
 
