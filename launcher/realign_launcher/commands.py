@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 
-from realign_cluster.domain.hostfile import Host
+from realign_cluster.domain.hostfile import LOCAL_NAMES, Host
 
 VENV = "~/.realign/venv"
 VENV_PYTHON = f"{VENV}/bin/python"
@@ -65,7 +65,12 @@ def enrol(host: Host, python: str) -> str:
 
 def start(host: Host, python: str) -> str:
     """Starts the daemon detached; prints where it serves. The hostfile's variables travel to workers with each job."""
-    return daemon(python, "run", "--port", str(host.port), "--name", host.name, "--detach", state=host.state)
+    options = ["--port", str(host.port), "--name", host.name, "--detach"]
+    if host.cores is not None:
+        options += ["--cores", str(host.cores)]
+    if host.address in LOCAL_NAMES:
+        options += ["--host", "127.0.0.1"]  # nobody else's business
+    return daemon(python, "run", *options, state=host.state)
 
 
 def stop(host: Host, python: str) -> str:

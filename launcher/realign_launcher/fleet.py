@@ -131,6 +131,7 @@ class Fleet:
         return list(await asyncio.gather(*(guarded(steps) for steps in self._steps)))
 
 
+_SOME_WHEEL = "realign_cluster-VERSION-py3-none-any.whl"
 _UP = "realign-launch --hostfile FILE up"
 
 
@@ -144,7 +145,7 @@ def pythons_for(host: Host, own_names: frozenset[str]) -> tuple[str, ...]:
 
 
 def installs_on(host: Host, own_names: frozenset[str]) -> bool:
-    """Whether `--install` has anything to do: where the launcher's own Python runs the daemon, this is its code already."""
+    """Whether `--install` has anything to do: the launcher's own Python runs this very code already."""
     return host.python is not None or not host.is_local(own_names)
 
 
@@ -182,7 +183,7 @@ def _scripts(host: Host, pythons: tuple[str, ...], verb: str, *, install: bool, 
                 "if another: copy the wheel (standard input)",
                 commands.copy_wheel("realign_cluster-VERSION-py3-none-any.whl"),
             ),
-            ("and install it", commands.install(base, "realign_cluster-VERSION-py3-none-any.whl", "SHA256")),
+            ("and install it", commands.install(base, _SOME_WHEEL, "SHA256")),
         ]
     scripts += [
         status,

@@ -6,10 +6,13 @@ Anybody may advertise anything here, so nothing found is trusted, and nothing lo
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import re
+import socket
 from dataclasses import dataclass
 from typing import Literal
 
+import psutil
 from zeroconf import IPVersion, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
@@ -118,16 +121,27 @@ def _read(info: AsyncServiceInfo) -> DiscoveredNode | None:
         for key, value in info.properties.items()
     }
     name = properties.get("name") or _clean(info.name.removesuffix("." + SERVICE))
-    # A machine's loopback is announced on a machine without a network only; whoever hears it is that machine.
-    addresses.sort(key=lambda ip: ip.startswith(("127.", "169.254.")))
+    networks = _own_networks()
+    addresses.sort(key=lambda ip: not any(ipaddress.IPv4Address(ip) in network for network in networks))
     return DiscoveredNode(
-        node_id=properties.get("node_id", ""),
+        node_id=properties.get("id", ""),
         name=name,
         host=addresses[0],
         port=info.port,
         fingerprint=properties.get("fingerprint", "").lower(),
         properties=properties,
     )
+
+
+def _own_networks() -> list[ipaddress.IPv4Network]:
+    """Those this machine is on, loopback last: of a node's addresses the one to dial is on one of them."""
+    networks = [
+        ipaddress.IPv4Network(f"{address.address}/{address.netmask or 32}", strict=False)
+        for addresses in psutil.net_if_addrs().values()
+        for address in addresses
+        if address.family == socket.AF_INET
+    ]
+    return sorted(networks, key=lambda network: network.is_loopback)
 
 
 def _clean(text: str) -> str:

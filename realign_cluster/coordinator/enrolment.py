@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import secrets
+import socket
 from dataclasses import dataclass
 from typing import Self
 
@@ -122,6 +123,6 @@ def own_addresses() -> list[str]:
         address.address
         for _, addresses in sorted(psutil.net_if_addrs().items())
         for address in addresses
-        if address.family.name == "AF_INET"
+        if address.family == socket.AF_INET
     ]
     return sorted(dict.fromkeys(found), key=lambda ip: (ip.startswith("127."), ip.startswith("169.254.")))

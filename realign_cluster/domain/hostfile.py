@@ -82,12 +82,14 @@ def parse_hostfile(text: str, name: str) -> Hostfile:
     """Read a hostfile's text; `name` is the file's, for messages. Raises HostfileError naming every mistake."""
     try:
         data = json.loads(text)
+        reader = _Reader(name, text)
     except json.JSONDecodeError as error:
         raise HostfileError(
             f"{name}:{error.lineno}: not JSON: {error.msg} (column {error.colno})",
             'write a list such as [{"ssh": "mac-1", "ips": ["192.168.0.1"]}], or take that of mlx.distributed_config',
         ) from None
-    reader = _Reader(name, text)
+    except RecursionError:
+        raise HostfileError(f"{name}:1: nested too deeply to be a hostfile") from None
     hostfile = reader.read(data)
     if reader.mistakes:
         raise HostfileError("\n".join(text for _, text in sorted(reader.mistakes, key=lambda mistake: mistake[0])))
