@@ -13,6 +13,7 @@ from typing import Literal
 
 from realign_cluster.coordinator.cluster import Cluster, NodeLink
 from realign_cluster.coordinator.home import ClusterHome
+from realign_cluster.coordinator.model_transfer import ModelSource
 from realign_cluster.domain.job import NO_MODEL, ModelSpec
 from realign_cluster.domain.memory import ModelFacts, model_facts, no_model
 from realign_cluster.domain.plan import LeftOut, Plan
@@ -22,7 +23,7 @@ from realign_cluster.domain.prior import DeviceFacts
 from realign_cluster.domain.report import Calibration
 from realign_cluster.rpc.pb import common_pb2 as common
 from realign_cluster.store.calibrations import CalibrationKey, Calibrations, versions_text
-from realign_cluster.store.model_files import read_config, weights_bytes
+from realign_cluster.store.model_files import describe_model, read_config, resolve_model, weights_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +101,14 @@ def facts_of_model(spec: ModelSpec, folder: Path | None) -> ModelFacts:
     if folder is None or spec.name == NO_MODEL:
         return no_model()
     return model_facts(read_config(folder), weights_bytes(spec.files), name=spec.name, model_hash=spec.hash)
+
+
+def open_model(model: str) -> tuple[ModelSpec, ModelSource | None]:
+    """What `--model` names, by content, and where to send it from; no source for "none". Raises UsageError."""
+    if model == NO_MODEL:
+        return ModelSpec(name=NO_MODEL, hash=NO_MODEL), None
+    spec = describe_model(model)
+    return spec, ModelSource(folder=resolve_model(model), spec=spec)
 
 
 def plan_for(cluster: Cluster, model: ModelFacts, work: WorkFacts, known: KnownSpeeds) -> Plan:

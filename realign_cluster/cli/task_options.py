@@ -1,0 +1,101 @@
+"""The options that say what is scored, shared by `plan` and `calibrate`: the same names and defaults as `curate`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import orjson
+import typer
+
+from realign_cluster.coordinator.request import CurateRequest
+from realign_cluster.domain.errors import UsageError
+from realign_cluster.domain.job import Chat, Fields, Truncate
+
+Inputs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="INPUT...", help="Files, globs or folders: JSONL (.gz, .zst), Parquet, HF datasets on disk."
+    ),
+]
+OptionalInputs = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[INPUT...]", help="Measure on rows as long as these. Without: made rows of many lengths."),
+]
+Model = Annotated[str, typer.Option(help="mlx-lm model folder or hub id.")]
+Score = Annotated[str, typer.Option(help="Score kinds, separated by commas: loglik, ifd, ifd-ppl, preference, judge.")]
+PromptField = Annotated[str, typer.Option(help="Key, or dotted path, of the prompt.")]
+FieldName = Annotated[str, typer.Option()]
+Template = Annotated[Path | None, typer.Option(help="judge: text file with {claim} and {evidence}.")]
+Labels = Annotated[str | None, typer.Option(help="judge: labels, separated by commas.")]
+ChatOption = Annotated[
+    bool | None,
+    typer.Option("--chat/--plain", help="Use the tokenizer's chat template or not. Default: where there is one."),
+]
+MaxTokens = Annotated[int, typer.Option(min=2, help="Longest sequence in tokens.")]
+TruncateOption = Annotated[str, typer.Option(help="What gives way when a row is longer: left, right or refuse.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N rows.")]
+Reproducible = Annotated[bool, typer.Option("--reproducible", help="As `curate --reproducible`: slower.")]
+HostfileOption = Annotated[Path | None, typer.Option(help="The cluster's hosts.")]
+Discover = Annotated[bool, typer.Option("--discover", help="Use the enrolled nodes that zeroconf finds.")]
+MinNodes = Annotated[int | None, typer.Option(help="Go on when at least this many nodes are there. Default: all.")]
+AllowSkew = Annotated[str, typer.Option(help="Versions that may differ: project,mlx,mlx-lm.")]
+Quick = Annotated[
+    bool, typer.Option("--quick", help="Seconds instead of minutes: one speed, no batch table, no links.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Standard output is JSON lines only.")]
+
+
+def task_request(
+    *,
+    inputs: list[str],
+    model: str,
+    score: str,
+    fields: Fields,
+    template: Path | None,
+    labels: str | None,
+    chat: bool | None,
+    max_tokens: int,
+    truncate: str,
+    limit: int | None = None,
+    reproducible: bool,
+) -> CurateRequest:
+    """The request that `curate` would make of the same options, without a run folder. Raises UsageError."""
+    if truncate not in get_args(Truncate):
+        raise UsageError(f"--truncate: '{truncate}' is not one of {', '.join(get_args(Truncate))}", "--truncate left")
+    chosen: Chat = "auto" if chat is None else "chat" if chat else "plain"
+    return CurateRequest(
+        inputs=tuple(inputs),
+        out=Path("-"),
+        model=model,
+        kinds=_names(score),
+        fields=fields,
+        template=_text(template),
+        labels=_names(labels or ""),
+        chat=chosen,
+        max_tokens=max_tokens,
+        truncate=truncate,  # type: ignore[arg-type]
+        limit=limit,
+        reproducible=reproducible,
+    )
+
+
+def emit(event: str, body: dict[str, Any]) -> None:
+    """One JSON line on standard output."""
+    sys.stdout.write(orjson.dumps({"event": event, **body}).decode() + "\n")
+    sys.stdout.flush()
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _text(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        fix = "name a UTF-8 text file with {claim} and {evidence}"
+        raise UsageError(f"--template: {path} cannot be read: {error}", fix) from error
