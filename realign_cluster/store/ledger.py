@@ -1,0 +1,229 @@
+"""The run's record: units, attempts, results and every decision, in one SQLite file with one writing connection.
+
+What `record` has returned from survives a kill -9 and a power cut. Applies decisions, makes none; must not know gRPC
+or nodes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from realign_cluster.domain.errors import UsageError
+from realign_cluster.domain.events import RunOpened, UnitRef
+from realign_cluster.domain.ids import AttemptId, Epoch, LeaseId, UnitId
+from realign_cluster.store.connection import open_writer, transaction
+from realign_cluster.store.durable import sync_folder
+from realign_cluster.store.ledger_changes import Changes, Entry, LedgerConflict, ResultRecord
+from realign_cluster.store.ledger_reader import LedgerReader
+from realign_cluster.store.ledger_schema import PENDING, SCHEMA, SCHEMA_VERSION
+
+__all__ = ["Entry", "Ledger", "LedgerConflict", "LedgerReader", "ResultRecord", "encode_meta"]
+
+SMALL_WRITE_BYTES: Final = 64 * 1024
+_MISSING: Final = object()
+
+
+class Ledger(LedgerReader):
+    """The writer's view. Every method may be called from any thread; reads do not wait for a commit in progress."""
+
+    def __init__(self, path: Path, *, max_pages: int | None = None) -> None:
+        super().__init__(path)
+        self._writer = open_writer(path, max_pages)
+        self._writing = threading.Lock()
+        self._epoch = 0
+        self._first_child: int = 0  # units from here on were cut by the scheduler of this epoch
+        self._cursor: tuple[int, int] | None = None
+
+    @classmethod
+    def create(cls, path: Path, identity: Mapping[str, Any], *, max_pages: int | None = None) -> Ledger:
+        """A new ledger at `path`, which must not exist. `identity`: what must be equal for the run to be resumed.
+
+        Appears whole or not at all. Raises FileExistsError if there is one.
+        """
+        if path.exists():
+            raise FileExistsError(path)
+        temporary = path.with_name(path.name + ".part")
+        for leftover in (temporary, Path(f"{temporary}-wal"), Path(f"{temporary}-shm")):
+            leftover.unlink(missing_ok=True)
+        connection = sqlite3.connect(temporary, isolation_level=None)
+        try:
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("BEGIN")
+            for statement in SCHEMA.split(";"):
+                connection.execute(statement)
+            meta = {"schema_version": SCHEMA_VERSION, "identity": identity}
+            connection.executemany(
+                "INSERT INTO meta (key, value) VALUES (?, ?)",
+                [(key, encode_meta(value)) for key, value in meta.items()],
+            )
+            connection.execute("COMMIT")
+            connection.execute("PRAGMA journal_mode=WAL")
+        finally:
+            connection.close()
+        temporary.rename(path)
+        sync_folder(path.parent)
+        return cls(path, max_pages=max_pages)
+
+    @classmethod
+    def open(cls, path: Path, identity: Mapping[str, Any] | None = None, *, max_pages: int | None = None) -> Ledger:
+        """The ledger at `path`. Raises UsageError naming each key of `identity` that differs from the run's own."""
+        ledger = cls(path, max_pages=max_pages)
+        if identity is not None:
+            try:
+                ledger.check_identity(identity)
+            except UsageError:
+                ledger.close()
+                raise
+        return ledger
+
+    @classmethod
+    def read_only(cls, path: Path) -> LedgerReader:
+        return LedgerReader(path)
+
+    def close(self) -> None:
+        self._writer.close()
+        super().close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def check_identity(self, identity: Mapping[str, Any]) -> None:
+        """Raises UsageError that names what this run has and what is asked now, for every key that differs."""
+        recorded: dict[str, Any] = self.meta("identity")
+        asked: dict[str, Any] = orjson.loads(encode_meta(identity))
+        differences = [
+            f"{key}: the run has {_shown(recorded.get(key, _MISSING))}, now it is {_shown(asked.get(key, _MISSING))}"
+            for key in sorted({*recorded, *asked})
+            if recorded.get(key, _MISSING) != asked.get(key, _MISSING)
+        ]
+        if differences:
+            listed = "\n  ".join(differences)
+            raise UsageError(
+                f"the run at {self.path.parent} was made from something else:\n  {listed}",
+                "repeat the command it was started with, or choose another --out",
+            )
+
+    @contextlib.contextmanager
+    def writing(self, needed_bytes: int = SMALL_WRITE_BYTES) -> Iterator[sqlite3.Connection]:
+        """One durable transaction on the writing connection. Raises StorageFull(needed_bytes), nothing written."""
+        with transaction(self._writer, self._writing, self.path, needed_bytes):
+            yield self._writer
+
+    def set_meta(self, key: str, value: Any) -> None:
+        """Notes a JSON value durably."""
+        with self.writing() as connection:
+            connection.execute(
+                "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                (key, encode_meta(value)),
+            )
+
+    # --- a sitting
+    # ------------------------------------------------------------------------------------------------------
+
+    def open_epoch(self, at: float, wall: float) -> RunOpened:
+        """Begins a sitting: ends what older ones left live, and says what is to do. `at` monotonic, `wall` seconds
+        since 1970.
+        """
+        with self.writing() as connection:
+            connection.execute(
+                "UPDATE attempt SET ended_at = ?, outcome = 'older epoch' WHERE outcome IS NULL", (wall,)
+            )
+            epoch = connection.execute("SELECT coalesce(max(epoch), 0) + 1 FROM epoch").fetchone()[0]
+            connection.execute(
+                "INSERT INTO epoch (epoch, opened_at, last_at, host, pid) VALUES (?, ?, ?, ?, ?)",
+                (epoch, wall, wall, socket.gethostname(), os.getpid()),
+            )
+            units, cost = connection.execute(
+                f"SELECT count(*), coalesce(sum(cost), 0.0) FROM unit WHERE state = {PENDING}"
+            ).fetchone()
+            next_unit = connection.execute("SELECT coalesce(max(unit_id), 0) + 1 FROM unit").fetchone()[0]
+            last = connection.execute(
+                "SELECT attempt_id, lease FROM attempt ORDER BY attempt_id DESC LIMIT 1"
+            ).fetchone()
+        self._epoch, self._first_child, self._cursor = epoch, next_unit, None
+        attempt, lease = last or (0, 0)
+        return RunOpened(
+            at=at,
+            epoch=Epoch(epoch),
+            units=units,
+            cost=cost,
+            next_unit=UnitId(next_unit),
+            next_attempt=AttemptId(attempt + 1),
+            next_lease=LeaseId(lease + 1),
+        )
+
+    def close_epoch(self, wall: float) -> None:
+        """Ends this sitting in order; a sitting that was killed stays open."""
+        with self.writing() as connection:
+            connection.execute("UPDATE epoch SET closed_at = ?, last_at = ? WHERE epoch = ?", (wall, wall, self._epoch))
+
+    def load_pending(self, count: int) -> tuple[tuple[UnitRef, ...], bool]:
+        """Up to `count` pending units, longest first, each once per epoch; and whether that was all.
+
+        Children that the scheduler cut in this epoch are left out: it has them already.
+        """
+        columns = "unit_id, cost, longest, row_count, suspected, failed_on"
+        select = f"SELECT {columns} FROM unit WHERE state = {PENDING} AND unit_id < ?"
+        bound = self._first_child
+        if self._cursor is None:
+            rows = self._query(f"{select} ORDER BY longest DESC, unit_id LIMIT ?", (bound, count))
+        else:
+            longest, unit = self._cursor
+            rows = self._query(
+                f"{select} AND longest = ? AND unit_id > ? ORDER BY unit_id LIMIT ?", (bound, longest, unit, count)
+            )
+            if len(rows) < count:
+                rows += self._query(
+                    f"{select} AND longest < ? ORDER BY longest DESC, unit_id LIMIT ?",
+                    (bound, longest, count - len(rows)),
+                )
+        if rows:
+            self._cursor = (rows[-1][2], rows[-1][0])
+        units = tuple(
+            UnitRef(
+                unit=row[0], cost=row[1], longest=row[2], rows=row[3], suspected=bool(row[4]), failed_on=_names(row[5])
+            )
+            for row in rows
+        )  # fmt: skip
+        return units, len(rows) < count
+
+    def record(self, entries: Sequence[Entry], wall: float) -> None:
+        """Makes `entries` durable in one transaction, in order: events, and what their commands change.
+
+        Raises StorageFull (nothing written, the same call may be repeated) or LedgerConflict (a bug of the caller).
+        """
+        if not entries:
+            return
+        changes = Changes(self._epoch, wall)
+        for entry in entries:
+            changes.add(entry)
+        with self.writing(changes.size) as connection:
+            changes.write(connection)
+
+
+def encode_meta(value: Any) -> str:
+    """A JSON value as the meta table holds it: equal values give equal texts."""
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY).decode()
+
+
+def _names(text: str) -> tuple[Any, ...]:
+    return () if text == "[]" else tuple(orjson.loads(text))
+
+
+def _shown(value: Any) -> str:
+    if value is _MISSING:
+        return "nothing"
+    text = encode_meta(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
