@@ -7,7 +7,6 @@ the reason: expired, foreign, wrong host, not listening, timeout.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime
 import socket
 import ssl
@@ -112,7 +111,7 @@ async def fetch_certificate(address: str, timeout: float = PREFLIGHT_SECONDS) ->
             tls: ssl.SSLObject = writer.get_extra_info("ssl_object")
             der = tls.getpeercert(binary_form=True)
         finally:
-            writer.close()
+            writer.transport.abort()
     assert der is not None  # a TLS server without a certificate is not something OpenSSL negotiates here
     return der
 
@@ -178,9 +177,7 @@ async def _handshake(host: str, port: int, bundle: CertificateBundle) -> tuple[x
             raise asyncio.IncompleteReadError(b"", 9) from error
         return x509.load_der_x509_certificate(der), fingerprint_of_der(der)
     finally:
-        writer.close()
-        with contextlib.suppress(OSError, ssl.SSLError):
-            await writer.wait_closed()
+        writer.transport.abort()  # a TLS goodbye would wait for the peer's, which may never come
 
 
 def _client_context(bundle: CertificateBundle) -> ssl.SSLContext:
