@@ -84,7 +84,7 @@ class Node:
         self.worker: Worker | None = None
         self.heard_coordinator = 0.0
         self.generation = 0
-        self.busy_seconds = 0.0
+        self.computed_cost = 0.0
 
     # --- life
 
@@ -223,6 +223,16 @@ class Node:
             time = until
         raise AssertionError("the last speed has no end")
 
+    def cost_in_hand(self) -> float:
+        """Of the unit that is being computed, what is done, at most all of it."""
+        worker = self.worker
+        if worker is None or worker.attempt is None:
+            return 0.0
+        cost = self.world.ledger.units[worker.unit].cost
+        finish = self.finish_time(worker.began, cost)
+        now = self.world.clock.now
+        return cost * min(1.0, (now - worker.began) / (finish - worker.began))
+
     def struck(self, worker: Worker, attempt: int, poison: str) -> None:
         if not worker.alive or worker.hung or worker.attempt != attempt:
             return
@@ -240,7 +250,7 @@ class Node:
             return
         now = self.world.clock.now
         seconds = now - worker.began
-        self.busy_seconds += seconds
+        self.computed_cost += self.world.ledger.units[worker.unit].cost
         worker.attempt = None
         worker.progress += 1
         self.spool[attempt] = (worker.unit, self.epoch, seconds)

@@ -1,0 +1,86 @@
+"""Thousands of seeded runs with loss, repetition, delay, partition, crashes of nodes, workers and coordinators,
+poison, hangs, full disks.
+
+A failure prints its script, the end of its trace and the command that replays it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import orjson
+import pytest
+
+from realign_cluster.domain import events as e
+from realign_cluster.domain.codec import decode, encode
+from realign_cluster.domain.replay import replay
+
+from .replay import run_seed
+from .script import Fault, make_script
+from .world import World, check
+
+SHARDS = 8
+SCHEDULES = 500  # per shard
+
+
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_any_schedule_accounts_for_every_row(shard: int) -> None:
+    for seed in range(shard * SCHEDULES, (shard + 1) * SCHEDULES):
+        run_seed(seed)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("shard", range(10))
+def test_soak(shard: int) -> None:
+    for seed in range(1_000_000 + shard * 10_000, 1_000_000 + (shard + 1) * 10_000):
+        run_seed(seed)
+
+
+def test_the_schedules_meet_what_they_are_for() -> None:
+    """A simulation in which nothing happens proves nothing."""
+    seen: set[str] = set()
+    discards: set[str] = set()
+    sittings = lost = duplicates = quarantined = 0
+    for seed in range(300):
+        world = run_seed(seed)
+        sittings += world.sittings - 1
+        lost += len(world.lost)
+        duplicates += world.ledger.duplicates
+        quarantined += len(world.ledger.quarantined)
+        for event, commands in world.recorded:
+            seen.add(type(event).__name__)
+            for command in commands:
+                seen.add(type(command).__name__)
+                if isinstance(command, e.Discard):
+                    discards.add(command.reason.split(" of ")[0])
+    kinds = {kind.__name__ for kind in (*e.Event.__args__, *e.Command.__args__)}
+    assert seen == kinds
+    assert discards >= {"the attempt was revoked", "it is", "a result whose checksum or row count is wrong"}
+    assert min(sittings, lost, duplicates, quarantined) > 20
+
+
+@pytest.mark.parametrize("first", [0, 100])
+def test_recorded_events_lead_to_the_same_commands(first: int) -> None:
+    """Through the ledger's encoding, and without the ticks that led to nothing."""
+    for seed in range(first, first + 100):
+        world = run_seed(seed)
+        stored = [orjson.loads(orjson.dumps(encode(event))) for event, _ in world.recorded]
+        events = [decode(item) for item in stored]
+        again = list(replay(events))  # type: ignore[arg-type]
+        assert [commands for _, commands in again] == [commands for _, commands in world.recorded], f"seed {seed}"
+
+
+def test_a_coordinator_that_stalls_loses_nobody() -> None:
+    for seed in range(60):
+        script = make_script(seed)
+        pauses = tuple(Fault(1.0 + 4.0 * index, "pause coordinator", seconds=3.5) for index in range(4))
+        world = World(replace(script, faults=pauses, spikes=0.0, resets=0.0))
+        world.run()
+        check(world)
+        assert not world.lost, f"seed {seed}"
+
+
+def test_equal_seeds_give_equal_runs() -> None:
+    for seed in (3, 7, 2024):
+        assert run_seed(seed).recorded == run_seed(seed).recorded
