@@ -22,7 +22,7 @@ Example:
   realign curate data/*.jsonl --out runs/ifd --model mlx-community/Qwen3-0.6B-4bit --score loglik,ifd
       --prompt-field question --response-field answer --keep-if "scores.ifd.value < 1" --hostfile hosts.json
 
-Exit codes: 0 complete; 1 incomplete or failed; 2 usage or bad input; 3 nodes missing; 130 interrupted (run it again to go on).
+Exit codes: 0 complete; 1 incomplete or failed; 2 usage or bad input; 3 nodes missing; 130 interrupted (resumable).
 """
 
 
@@ -31,10 +31,17 @@ def register(app: typer.Typer) -> None:
 
 
 def command(
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, globs or folders: JSONL (.gz, .zst), Parquet, HF datasets on disk.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...", help="Files, globs or folders: JSONL (.gz, .zst), Parquet, HF datasets on disk."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Run folder; the same command on it goes on where it stopped.")],
     model: Annotated[str, typer.Option(help="mlx-lm model folder or hub id.")],
-    score: Annotated[str, typer.Option(help="Score kinds, separated by commas: loglik, ifd, ifd-ppl, preference, judge.")],
+    score: Annotated[
+        str, typer.Option(help="Score kinds, separated by commas: loglik, ifd, ifd-ppl, preference, judge.")
+    ],
     prompt_field: Annotated[str, typer.Option(help="Key, or dotted path, of the prompt.")] = "prompt",
     response_field: Annotated[str, typer.Option()] = "response",
     chosen_field: Annotated[str, typer.Option()] = "chosen",
@@ -43,18 +50,35 @@ def command(
     evidence_field: Annotated[str, typer.Option()] = "evidence",
     template: Annotated[Path | None, typer.Option(help="judge: text file with {claim} and {evidence}.")] = None,
     labels: Annotated[str | None, typer.Option(help="judge: labels, separated by commas.")] = None,
-    chat: Annotated[bool | None, typer.Option("--chat/--plain", help="Use the tokenizer's chat template, or join texts as they stand. Default: chat where there is a template.")] = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--plain",
+            help="Use the tokenizer's chat template (the default where it has one), or join texts as they stand.",
+        ),
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest sequence in tokens.")] = 2048,
     truncate: Annotated[str, typer.Option(help="What gives way when a row is longer: left, right or refuse.")] = "left",
-    keep_if: Annotated[str | None, typer.Option(help='Keep only rows for which this holds: "scores.ifd.value < 1 and row.label == \'yes\'".')] = None,
+    keep_if: Annotated[
+        str | None,
+        typer.Option(help="Keep only rows for which this holds: \"scores.ifd.value < 1 and row.label == 'yes'\"."),
+    ] = None,
     format: Annotated[str, typer.Option(help="Output format: jsonl or parquet.")] = "jsonl",
     limit: Annotated[int | None, typer.Option(help="Only the first N rows.")] = None,
-    on_bad_row: Annotated[str, typer.Option(help="fail: stop before scoring; quarantine: put bad rows into failed/.")] = "fail",
-    reproducible: Annotated[bool, typer.Option("--reproducible", help="The same bytes on like hardware, whatever fails meanwhile; slower.")] = False,
-    export_trl: Annotated[bool, typer.Option("--export-trl", help="preference: also write TRL's reference columns.")] = False,
+    on_bad_row: Annotated[
+        str, typer.Option(help="fail: stop before scoring; quarantine: put bad rows into failed/.")
+    ] = "fail",
+    reproducible: Annotated[
+        bool, typer.Option("--reproducible", help="The same bytes on like hardware, whatever fails meanwhile; slower.")
+    ] = False,
+    export_trl: Annotated[
+        bool, typer.Option("--export-trl", help="preference: also write TRL's reference columns.")
+    ] = False,
     hostfile: Annotated[Path | None, typer.Option(help="The cluster's hosts.")] = None,
     discover: Annotated[bool, typer.Option("--discover", help="Use the enrolled nodes that zeroconf finds.")] = False,
-    min_nodes: Annotated[int | None, typer.Option(help="Go on when at least this many nodes are there. Default: all of the hostfile.")] = None,
+    min_nodes: Annotated[
+        int | None, typer.Option(help="Go on when at least this many nodes are there. Default: all of the hostfile.")
+    ] = None,
     allow_skew: Annotated[str, typer.Option(help="Versions that may differ: project,mlx,mlx-lm.")] = "",
     json: Annotated[bool, typer.Option("--json", help="Standard output is JSON lines only.")] = False,
 ) -> int:
@@ -126,4 +150,6 @@ def _template(path: Path | None) -> str | None:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--template: {path} cannot be read: {error}", "name a UTF-8 text file with {claim} and {evidence}") from error
+        raise UsageError(
+            f"--template: {path} cannot be read: {error}", "name a UTF-8 text file with {claim} and {evidence}"
+        ) from error

@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """The exit code of one command line: 0 complete, 1 incomplete or failed, 2 usage or bad input, 3 nodes missing, 130 interrupted."""
+    """The exit code of one command line, as the contract has them: 0, 1, 2, 3 or 130."""
     try:
         result = app(arguments, standalone_mode=False)
     except RealignError as error:

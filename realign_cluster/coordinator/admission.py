@@ -27,7 +27,7 @@ class Speed:
 
 
 class Admission:
-    """Judges each worker report of one sitting. `speed_of` answers for a node from its report, a stored calibration or a prior."""
+    """Judges each worker report of one sitting. `speed_of` answers from the report, a stored calibration or a prior."""
 
     def __init__(
         self,
@@ -49,7 +49,11 @@ class Admission:
     def judge(self, node: NodeName, report: WorkerReport) -> Admitted:
         name, reference = self._reference if self._reference is not None else (NodeName(""), None)
         verdict = check_canaries(
-            report, node=node, reference=reference if name != node else None, reference_node=name, expected=self._canaries
+            report,
+            node=node,
+            reference=reference if name != node else None,
+            reference_node=name,
+            expected=self._canaries,
         )
         self.listed[node] = tuple(problem.text() for problem in verdict.listed)
         if not verdict.trusted:
@@ -82,5 +86,6 @@ def _unlike(report: WorkerReport, reference: WorkerReport) -> Mapping[str, tuple
 
 def _text(unlike: Mapping[str, tuple[object, object]], node: str, reference: str) -> str:
     return "; ".join(
-        f"{field.replace('_', ' ')} is {mine} on {node}, {theirs} on {reference}" for field, (mine, theirs) in unlike.items()
+        f"{field.replace('_', ' ')} is {mine} on {node}, {theirs} on {reference}"
+        for field, (mine, theirs) in unlike.items()
     )

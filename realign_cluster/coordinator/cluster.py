@@ -1,4 +1,4 @@
-"""The nodes of a hostfile, or those that discovery finds: dialled, identified, compared in versions; measured when asked.
+"""The nodes of a hostfile, or those that discovery finds: dialled, identified, compared in versions, measured.
 
 Holds no run: `connect` gives the cluster to whoever has one.
 """
@@ -18,19 +18,16 @@ from pathlib import Path
 
 import grpc.aio
 
+from realign_cluster.coordinator.describe import describe
 from realign_cluster.coordinator.discovery import find_nodes
 from realign_cluster.coordinator.home import ClusterHome
+from realign_cluster.coordinator.hostfile_reader import read_hostfile
+from realign_cluster.coordinator.inbox import Barred, Disconnected, Inbox, Incoming
 from realign_cluster.coordinator.model_transfer import ModelSource
 from realign_cluster.coordinator.node_address import NodeAddress
-from realign_cluster.coordinator.session import (
-    LEASE_SECONDS,
-    Barred,
-    Disconnected,
-    Incoming,
-    Session,
-)
+from realign_cluster.coordinator.session import LEASE_SECONDS, Session
 from realign_cluster.domain.errors import NodesMissing, RealignError, UsageError
-from realign_cluster.domain.hostfile import Hostfile, parse_hostfile
+from realign_cluster.domain.hostfile import Hostfile
 from realign_cluster.domain.ids import NodeId, NodeName
 from realign_cluster.domain.job import ScoreJob
 from realign_cluster.domain.report import WorkerReport
@@ -40,7 +37,6 @@ from realign_cluster.rpc.pb import node_pb2 as pb
 from realign_cluster.rpc.pb import node_pb2_grpc as pb_grpc
 from realign_cluster.rpc.versions import local_versions
 
-DESCRIBE_SECONDS = 10.0
 DISCOVER_SECONDS = 3.0
 LINK_BYTES = 16 << 20
 LINK_ROUNDS = 20
@@ -84,11 +80,13 @@ class Cluster:
         progress: Callable[[NodeName, str, float], None] = lambda name, what, fraction: None,
         timeout: float = 1800.0,
     ) -> dict[NodeName, WorkerReport]:
-        """Loads the job's model on every node at once, measures, lets go again. Raises NodesMissing naming a node that cannot."""
-        inbox: asyncio.Queue[Incoming] = asyncio.Queue()
+        """Loads the job's model on every node at once, measures, lets go. Raises NodesMissing naming who cannot."""
+        inbox: Inbox = asyncio.Queue()
         run_id = secrets.token_hex(8)
         sessions = [
-            open_session(link.address, run_id=run_id, epoch=1, job=job, measure=mode, samples=samples, model=model, inbox=inbox)
+            open_session(
+                link.address, run_id=run_id, epoch=1, job=job, measure=mode, samples=samples, model=model, inbox=inbox
+            )
             for link in self.nodes
         ]
         tasks = [asyncio.create_task(session.run()) for session in sessions]
@@ -97,6 +95,8 @@ class Cluster:
             async with asyncio.timeout(timeout):
                 while len(reports) < len(self.nodes):
                     item = await inbox.get()
+                    if not isinstance(item, Incoming):
+                        continue
                     match item.report:
                         case Barred(message=message):
                             raise NodesMissing(message)
@@ -161,9 +161,11 @@ def open_session(
     measure: str,
     samples: Sequence[bytes],
     model: ModelSource | None,
-    inbox: asyncio.Queue[Incoming],
+    inbox: Inbox,
 ) -> Session:
-    limited = job.model_copy(update={"memory_limit_bytes": address.memory_limit_bytes}) if address.memory_limit_bytes else job
+    limited = (
+        job.model_copy(update={"memory_limit_bytes": address.memory_limit_bytes}) if address.memory_limit_bytes else job
+    )
     return Session(
         address,
         hello=pb.Hello(
@@ -184,14 +186,6 @@ def open_session(
     )
 
 
-def read_hostfile(path: Path) -> Hostfile:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"hostfile {path} cannot be read: {error}", "name a JSON hostfile, see hostfiles/README.md") from error
-    return parse_hostfile(text, str(path))
-
-
 @contextlib.asynccontextmanager
 async def connect(
     hostfile: Path | None = None,
@@ -203,10 +197,13 @@ async def connect(
 ) -> AsyncIterator[Cluster]:
     """Dials every node of the hostfile, or every enrolled one that answers on the network, in parallel.
 
-    Raises NodesMissing when fewer answer than needed: `min_nodes`, by default all of the hostfile, one when discovering.
+    Raises NodesMissing when fewer answer than needed: `min_nodes`; by default all of the hostfile, one of discovery.
     """
     if (hostfile is None) == (not discover):
-        raise UsageError("no cluster was named" if hostfile is None else "both --hostfile and --discover", "--hostfile FILE or --discover")
+        raise UsageError(
+            "no cluster was named" if hostfile is None else "both --hostfile and --discover",
+            "--hostfile FILE or --discover",
+        )
     home = home or ClusterHome()
     parsed = read_hostfile(hostfile) if hostfile is not None else None
     if parsed is not None:
@@ -222,21 +219,18 @@ async def connect(
     if len(links) < max(1, needed):
         reasons = "\n".join(f"  {node.name}: {node.reason}".replace("\n", "\n    ") for node in missing)
         raise NodesMissing(
-            f"{len(links)} of {len(links) + len(missing)} nodes are there, {max(1, needed)} are needed:\n{reasons}".rstrip(),
+            f"{len(links)} of {len(links) + len(missing)} nodes are there, needed {max(1, needed)}:\n{reasons}".rstrip(),
             "start them: realign-launch --hostfile FILE up; or go on with fewer: --min-nodes N",
         )
     yield Cluster(nodes=tuple(links), missing=tuple(missing), home=home, hostfile=parsed)
 
 
 def _from_hostfile(hostfile: Hostfile, home: ClusterHome) -> tuple[list[NodeAddress], list[MissingNode]]:
-    known = {node.name: node for node in home.nodes() if not node.revoked}
-    bundle = home.bundle()
-    revoked = home.revoked_fingerprints()
     addresses: list[NodeAddress] = []
     missing: list[MissingNode] = []
     for host in hostfile.hosts:
         name = NodeName(host.name)
-        if (node := known.get(host.name)) is None:
+        if (node := home.find(host.name, host.target)) is None:
             reason = "it is not enrolled in this cluster\n  fix: realign-launch --hostfile FILE up"
             missing.append(MissingNode(name=name, reason=reason, address=None))
             continue
@@ -245,8 +239,8 @@ def _from_hostfile(hostfile: Hostfile, home: ClusterHome) -> tuple[list[NodeAddr
                 name=name,
                 node_id=NodeId(node.node_id),
                 address=host.target,
-                bundle=bundle,
-                revoked=revoked,
+                bundle=home.bundle(),
+                home=home,
                 environment=dict(host.env),
                 memory_limit_bytes=host.memory_limit_bytes,
             )
@@ -255,23 +249,24 @@ def _from_hostfile(hostfile: Hostfile, home: ClusterHome) -> tuple[list[NodeAddr
 
 
 async def _from_discovery(home: ClusterHome) -> tuple[list[NodeAddress], list[MissingNode]]:
-    known = {node.node_id: node for node in home.nodes() if not node.revoked}
-    bundle = home.bundle()
-    revoked = home.revoked_fingerprints()
+    known = {node.node_id: node for node in home.nodes() if node.revoked is None}
     addresses: list[NodeAddress] = []
     missing: list[MissingNode] = []
     for found in await find_nodes(DISCOVER_SECONDS):
-        if found.node_id not in known:
-            reason = "found on the network but not enrolled, so not trusted\n  fix: realign cluster join-code, then realignd join CODE there"
+        if (node := known.get(found.node_id)) is None:
+            reason = (
+                "found on the network but not enrolled, so not trusted\n"
+                "  fix: realign cluster join-code, then realignd join CODE there"
+            )
             missing.append(MissingNode(name=NodeName(found.name), reason=reason, address=None))
             continue
         addresses.append(
             NodeAddress(
-                name=NodeName(known[found.node_id].name),
+                name=NodeName(node.name),
                 node_id=NodeId(found.node_id),
                 address=f"{found.host}:{found.port}",
-                bundle=bundle,
-                revoked=revoked,
+                bundle=home.bundle(),
+                home=home,
             )
         )
     return addresses, missing
@@ -279,16 +274,10 @@ async def _from_discovery(home: ClusterHome) -> tuple[list[NodeAddress], list[Mi
 
 async def _dial(address: NodeAddress, allow_skew: frozenset[str]) -> NodeLink | MissingNode:
     try:
-        await address.verify()
-        async with address.channel() as channel:
-            stub = pb_grpc.NodeStub(channel)
-            info = await stub.Describe(pb.DescribeRequest(), timeout=DESCRIBE_SECONDS)
-            health = await stub.CheckHealth(pb.HealthRequest(), timeout=DESCRIBE_SECONDS)
+        described = await describe(address)
     except RealignError as error:
         return MissingNode(name=address.name, reason=str(error), address=address)
-    except grpc.aio.AioRpcError as error:
-        reason = f"{error.code().name.lower()}: {error.details()}"
-        return MissingNode(name=address.name, reason=reason, address=address)
+    info, health = described.info, described.health
     differences = skew(local_versions(), info.versions, allow_skew)
     if bad := refused(differences):
         reason = "\n".join(item.text(address.name) for item in bad)
@@ -298,12 +287,15 @@ async def _dial(address: NodeAddress, allow_skew: frozenset[str]) -> NodeLink | 
 
 
 def _refuse_twins(links: Sequence[NodeLink]) -> tuple[list[NodeLink], list[MissingNode]]:
-    """Of several live daemons with one node id only the first is taken: the others run on a copy of its state folder."""
+    """Of several live daemons with one node id only the first is taken: the others run on a copy of its folder."""
     first: dict[str, NodeLink] = {}
     twins: list[MissingNode] = []
     for link in links:
         if (other := first.setdefault(link.info.node_id, link)) is not link:
-            reason = f"it has the same node id as {other.name}: one state folder is a copy\n  fix: realignd reset --state DIR on one of them"
+            reason = (
+                f"it has the same node id as {other.name}: one state folder is a copy\n"
+                "  fix: realignd reset --state DIR on one of them"
+            )
             twins.append(MissingNode(name=link.name, reason=reason, address=None))
     return list(first.values()), twins
 

@@ -2,7 +2,8 @@
 
     report -> event -> scheduler -> ledger (one commit for all that came in meanwhile) -> effects
 
-Decides nothing itself: a question of the form "should we" belongs to `domain`. Effects only after the ledger has the event.
+Decides nothing itself: a question of the form "should we" belongs to `domain`. Effects come only after the ledger
+has the event.
 """
 
 from __future__ import annotations
@@ -20,10 +21,20 @@ import structlog
 from pydantic import ValidationError
 
 from realign_cluster.coordinator.admission import Admission, Admitted
+from realign_cluster.coordinator.inbox import (
+    Barred,
+    Connected,
+    Disconnected,
+    Inbox,
+    Incoming,
+    Interrupted,
+    Loaded,
+    ModelProgress,
+)
 from realign_cluster.coordinator.ledger_desk import LedgerDesk
 from realign_cluster.coordinator.progress import Level
 from realign_cluster.coordinator.roster import Roster
-from realign_cluster.coordinator.session import Barred, Connected, Disconnected, Incoming, ModelProgress, Session
+from realign_cluster.coordinator.session import Session
 from realign_cluster.domain.events import (
     Blame,
     Command,
@@ -46,13 +57,12 @@ from realign_cluster.domain.events import (
     StorageChanged,
     Tick,
     UnitFailed,
-    UnitRef,
     UnitsLoaded,
     WorkerExited,
     WorkerStalled,
 )
 from realign_cluster.domain.ids import AttemptId, Epoch, NodeName, UnitId
-from realign_cluster.domain.liveness import Beat, Liveness
+from realign_cluster.domain.liveness import Liveness
 from realign_cluster.domain.report import WorkerReport
 from realign_cluster.domain.scheduler import Scheduler
 from realign_cluster.rpc.pb import node_pb2 as pb
@@ -65,22 +75,6 @@ DRAIN_SECONDS = 5.0
 ROOM_SECONDS = 1.0
 MOST_AT_ONCE = 512  # reports in one commit
 UNITS_PER_READ = 16  # so that a large lease does not hold up the commits that share its thread
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
-    """Answer of the ledger to LoadUnits, on its way back into the loop."""
-
-    units: tuple[UnitRef, ...]
-    exhausted: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Interrupted:
-    """The user asked to stop; the second time, at once."""
-
-
-Inbox = asyncio.Queue[Incoming | Loaded | Interrupted]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +142,8 @@ class Engine:
                     break
                 if self._clock() - shown >= SHOW_SECONDS:
                     shown = self._clock()
+                    for view in self.scheduler.node_states().values():
+                        self._liveness.expect(view.name, view.slowest_unit_seconds)
                     self._show(self)
                 entries = await self._next_entries()
                 if self._failure is not None:
@@ -167,7 +163,7 @@ class Engine:
             no_nodes=no_nodes,
         )
 
-    # --- what came in -------------------------------------------------------------------------------------------------------
+    # --- what came in ---
 
     async def _next_entries(self) -> list[Entry]:
         """Waits for a report or for time to pass, then decides on everything that is there."""
@@ -181,7 +177,7 @@ class Engine:
         for item in came:
             match item:
                 case Incoming(node=node, report=report):
-                    self._liveness.heard(node, now)
+                    self._liveness.heard_anything(node, now)
                     entries += self._on_report(node, report, now)
                 case Loaded(units=units, exhausted=exhausted):
                     entries += self._decide(UnitsLoaded(at=now, units=units, exhausted=exhausted))
@@ -202,6 +198,7 @@ class Engine:
     def _on_report(self, node: NodeName, report: object, now: float) -> list[Entry]:
         match report:
             case Connected(info=info):
+                self._liveness.watch(node, now)
                 self.roster.connected(node, info)
             case Disconnected(reason=reason):
                 self.roster.disconnected(node, reason)
@@ -223,9 +220,8 @@ class Engine:
             case "beat":
                 beat = message.beat
                 self.roster.beat(node, beat.health, beat.computing_attempt, beat.phase)
-                self._liveness.beat(
-                    node, now, Beat(computing=AttemptId(beat.computing_attempt) or None, progress=beat.progress, phase=beat.phase)
-                )
+                computing = AttemptId(beat.computing_attempt) if beat.computing_attempt else None
+                self._liveness.heard(node, now, phase=beat.phase, computing=computing, progress=beat.progress)
             case "measuring":
                 self.roster.measuring(node, message.measuring.what, message.measuring.fraction)
             case "worker_ready":
@@ -274,11 +270,14 @@ class Engine:
 
     def _on_worker_exited(self, node: NodeName, exited: pb.WorkerExited, now: float) -> list[Entry]:
         level: Level = "info" if exited.asked else "warning"
-        self._note(f"{node}: the worker is gone ({exited.reason}); it starts again in {exited.back_off_seconds:.1f} s", level)
+        self._note(
+            f"{node}: the worker is gone ({exited.reason}); it starts again in {exited.back_off_seconds:.1f} s", level
+        )
         self.roster.worker_gone(node, exited.reason)
-        self._liveness.worker_gone(node, now)
         computing = AttemptId(exited.computing_attempt) if exited.computing_attempt else None
-        return self._decide(WorkerExited(at=now, node=node, reason=exited.reason, computing=computing, asked=exited.asked))
+        return self._decide(
+            WorkerExited(at=now, node=node, reason=exited.reason, computing=computing, asked=exited.asked)
+        )
 
     def _on_result(self, node: NodeName, result: pb.Result, now: float) -> list[Entry]:
         attempt = AttemptId(result.attempt)
@@ -295,6 +294,10 @@ class Engine:
             compute_seconds=result.compute_seconds,
         )
         record = ResultRecord(
+            unit=event.unit,
+            attempt=attempt,
+            epoch=event.epoch,
+            node=node,
             payload=result.payload,
             checksum=result.checksum,
             compute_seconds=result.compute_seconds,
@@ -309,7 +312,7 @@ class Engine:
             case NodeLost(node=node, reason=reason):
                 self._note(f"{node} is lost: {reason}; its work goes to others", "warning")
                 self.roster.lost(node, reason)
-                self._sessions[node].forget_all()
+                self._sessions[node].start_over()
             case WorkerStalled(node=node, seconds=seconds):
                 self._note(f"{node}: no progress for {seconds:.0f} s, restarting its worker", "warning")
             case _:
@@ -329,7 +332,7 @@ class Engine:
         self._look_in = decision.seconds_to_next_look
         return [Entry(event=event, commands=decision.commands, result=result)]
 
-    # --- what goes out ------------------------------------------------------------------------------------------------------
+    # --- what goes out ---
 
     def _carry_out(self, entries: list[Entry]) -> None:
         settled: dict[NodeName, list[AttemptId]] = defaultdict(list)
@@ -411,7 +414,7 @@ class Engine:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._failure = self._failure or error  # the loop raises it at its next turn, within SHOW_SECONDS
 
-    # --- nobody left, no room -----------------------------------------------------------------------------------------------
+    # --- nobody left, no room ---
 
     def _nobody_left(self) -> bool:
         """True when every node is barred, or none was usable for `give_up_seconds`."""
@@ -432,7 +435,9 @@ class Engine:
         if writable:
             self._note("there is room on the disk again: going on", "info")
         else:
-            self._note(f"the disk is nearly full: no lease is given out until {needed / 1e6:.0f} MB more are free", "error")
+            self._note(
+                f"the disk is nearly full: no lease is given out until {needed / 1e6:.0f} MB more are free", "error"
+            )
 
 
 def _worth_recording(entry: Entry) -> bool:

@@ -1,6 +1,6 @@
 """The one thread that touches a run's ledger and its input: the event loop asks, it never waits for a disk.
 
-Decides nothing. While the disk is full it keeps what it was given and tries again, so that nothing is acknowledged meanwhile.
+Decides nothing. While the disk is full it keeps what it was given and tries again: nothing is acknowledged meanwhile.
 """
 
 from __future__ import annotations

@@ -41,7 +41,8 @@ async def send_model(stub: pb_grpc.NodeStub, source: ModelSource) -> AsyncIterat
         return
     if status.disk_free_bytes and total - there > status.disk_free_bytes:
         raise RealignError(
-            f"no room for the model on this node: {(total - there) / 1e9:.2f} GB to go, {status.disk_free_bytes / 1e9:.2f} GB free",
+            f"no room for the model on this node: {(total - there) / 1e9:.2f} GB to go,"
+            f" {status.disk_free_bytes / 1e9:.2f} GB free",
             "free disk space there, or put the node's state folder on a larger disk (hostfile: realign.state)",
         )
     yield there, total
@@ -68,4 +69,6 @@ async def send_model(stub: pb_grpc.NodeStub, source: ModelSource) -> AsyncIterat
     await call.done_writing()
     done = await call
     if not done.complete:
-        raise RealignError("the model did not arrive whole", "run the command again: the transfer resumes where it stopped")
+        raise RealignError(
+            "the model did not arrive whole", "run the command again: the transfer resumes where it stopped"
+        )

@@ -15,7 +15,16 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from realign_cluster import __version__
 from realign_cluster.domain.errors import UsageError
 from realign_cluster.domain.expression import KeepIf, compile_keep_if
-from realign_cluster.domain.job import FIELDS_OF_KIND, KIND_VERSION, NO_MODEL, Chat, Fields, ModelSpec, ScoreJob, Truncate
+from realign_cluster.domain.job import (
+    FIELDS_OF_KIND,
+    KIND_VERSION,
+    NO_MODEL,
+    Chat,
+    Fields,
+    ModelSpec,
+    ScoreJob,
+    Truncate,
+)
 from realign_cluster.domain.suggest import did_you_mean
 
 DEFAULT_JUDGE_TEMPLATE = (
@@ -65,7 +74,9 @@ class CurateRequest(BaseModel):
         if len(set(kinds)) != len(kinds):
             raise UsageError("--score: a kind is named twice", "name each kind once")
         if "noop" in kinds and len(kinds) > 1:
-            raise UsageError("--score: noop measures the cluster without a model and goes with no other kind", "drop it")
+            raise UsageError(
+                "--score: noop measures the cluster without a model and goes with no other kind", "drop it"
+            )
         return kinds
 
     @model_validator(mode="after")
@@ -81,12 +92,17 @@ class CurateRequest(BaseModel):
             for place in ("{claim}", "{evidence}"):
                 if template.count(place) != 1:
                     raise UsageError(
-                        f"the judge template has {place} {template.count(place)} times", f"put {place} in it exactly once"
+                        f"the judge template has {place} {template.count(place)} times",
+                        f"put {place} in it exactly once",
                     )
         if self.export_trl and "preference" not in self.kinds:
-            raise UsageError("--export-trl writes the preference scores as TRL's reference columns", "add preference to --score")
-        if (NO_MODEL == self.model) != (self.kinds == ("noop",)):
-            raise UsageError("--model none goes with --score noop and with nothing else", "name a model folder or hub id")
+            raise UsageError(
+                "--export-trl writes the preference scores as TRL's reference columns", "add preference to --score"
+            )
+        if (self.model == NO_MODEL) != (self.kinds == ("noop",)):
+            raise UsageError(
+                "--model none goes with --score noop and with nothing else", "name a model folder or hub id"
+            )
         return self
 
     def compile_keep_if(self) -> KeepIf | None:

@@ -1,4 +1,4 @@
-"""What the coordinator knows of each node at this moment, for people and for the summary. No decision reads it but "is anyone left"."""
+"""What the coordinator knows of each node at this moment, for people. No decision reads it but "is anyone left"."""
 
 from __future__ import annotations
 
@@ -108,4 +108,6 @@ class Roster:
         return any(line.state not in GONE for line in self.lines.values())
 
     def why_nobody(self) -> str:
-        return "no node is left: " + "; ".join(f"{name} {line.state} ({line.detail})" for name, line in self.lines.items())
+        return "no node is left: " + "; ".join(
+            f"{name} {line.state} ({line.detail})" for name, line in self.lines.items()
+        )

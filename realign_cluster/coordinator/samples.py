@@ -1,6 +1,7 @@
-"""Rows made from the project's own text in the shape of the run's input: to check a node (canaries) and to measure it (samples).
+"""Rows of made text in the shape of the run's input: to check a node (canaries) and to measure it (samples).
 
-Made, not taken from the input: a row that kills its worker must not keep a node from joining. Text lengths follow the input's own.
+Made, not taken from the input: a row that kills its worker must not keep a node from joining. Lengths follow the
+input's own.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import orjson
 from realign_cluster.domain.job import Fields, roles_needed
 from realign_cluster.domain.rows import MISSING, lookup
 
-WORDS = (
-    "a cluster of unequal machines shares the work by measured speed and each batch is scored once then committed to the ledger "
-    "before anything is acknowledged because a node may stop at any time the coordinator keeps the plan and the gates while "
-    "workers hold the model and compute the likelihood of every answer given its question with evidence when there is some "
-    "numbers like 42 or 3.5 and names like Ada or Turing appear so that tokens vary and no two sentences are quite the same"
-).split()
+TEXT = """
+a cluster of unequal machines shares the work by measured speed and each batch is scored once then committed to the
+ledger before anything is acknowledged because a node may stop at any time the coordinator keeps the plan and the gates
+while workers hold the model and compute the likelihood of every answer given its question with evidence when there is
+some numbers like 42 or 3.5 and names like Ada or Turing appear so that tokens vary and no sentences are quite the same
+"""
+WORDS = TEXT.split()
 CANARY_LENGTHS = (24, 90, 200, 420)  # text bytes per role: short and long, so that padding matters
 
 
@@ -65,7 +67,10 @@ def role_lengths(rows: Iterable[bytes], kinds: Sequence[str], fields: Fields) ->
 
 def make_row(lengths: Mapping[str, int], fields: Fields, seed: int) -> bytes:
     """A row with made text of these lengths under the run's own field names."""
-    row = {getattr(fields, role): made_text(max(1, size), seed * 31 + order) for order, (role, size) in enumerate(sorted(lengths.items()))}
+    row = {
+        getattr(fields, role): made_text(max(1, size), seed * 31 + order)
+        for order, (role, size) in enumerate(sorted(lengths.items()))
+    }
     return orjson.dumps(row)
 
 
@@ -73,7 +78,7 @@ def make_canaries(kinds: Sequence[str], fields: Fields) -> tuple[str, ...]:
     roles = roles_needed(kinds)
     if not roles:
         return ()
-    return tuple(make_row({role: size for role in roles}, fields, seed=size).decode() for size in CANARY_LENGTHS)
+    return tuple(make_row(dict.fromkeys(roles, size), fields, seed=size).decode() for size in CANARY_LENGTHS)
 
 
 def make_samples(lengths: Sequence[Mapping[str, int]], fields: Fields, count: int = 48) -> list[bytes]:

@@ -1,7 +1,7 @@
 """One node's stream for one run: dials, greets, prepares, sends leases down, hands what comes up to the engine's inbox.
 
-Reconnects for as long as the run wants the node. Decides nothing: whether a silent node is lost is for `domain.liveness`,
-what its results are worth for `domain.scheduler`.
+Reconnects for as long as the run wants the node. Decides nothing: whether a silent node is lost is for
+`domain.liveness`, what its results are worth for `domain.scheduler`.
 """
 
 from __future__ import annotations
@@ -9,17 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
 
 import grpc
 import grpc.aio
 import structlog
 
+from realign_cluster.coordinator.inbox import Barred, Connected, Disconnected, Inbox, Incoming, ModelProgress, Report
 from realign_cluster.coordinator.model_transfer import ModelSource, send_model
 from realign_cluster.coordinator.node_address import NodeAddress
 from realign_cluster.domain.errors import RealignError
-from realign_cluster.domain.ids import NodeName
 from realign_cluster.rpc.pb import node_pb2 as pb
 from realign_cluster.rpc.pb import node_pb2_grpc as pb_grpc
 
@@ -31,41 +29,8 @@ RECONNECT_SECONDS = (0.1, 0.25, 0.5, 1.0)
 OUTBOX_LIMIT = 4096
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Connected:
-    info: object  # pb.NodeInfo
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Disconnected:
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Barred:
-    """The node will not serve this run however often it is asked; `message` ends with the fix."""
-
-    kind: Literal["held", "version", "identity", "epoch", "duplicate", "model"]
-    message: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelProgress:
-    sent: int
-    total: int
-
-
-Report = pb.NodeMessage | Connected | Disconnected | Barred | ModelProgress
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Incoming:
-    node: NodeName
-    report: Report
-
-
 class Session:
-    """The run's end of a node's stream. `send_*` never block; what cannot be sent now is sent after the reconnect or not at all."""
+    """The run's end of a node's stream. What cannot be sent now is sent after the reconnect or not at all."""
 
     def __init__(
         self,
@@ -74,7 +39,7 @@ class Session:
         hello: pb.Hello,
         prepare: pb.Prepare,
         model: ModelSource | None,
-        inbox: asyncio.Queue[Incoming],
+        inbox: Inbox,
     ) -> None:
         self.address = address
         self.name = address.name
@@ -86,8 +51,11 @@ class Session:
         self._outstanding: dict[int, pb.Assign] = {}  # sent or to be sent, no result yet: sent again after a reconnect
         self._closing = False
         self._welcomed = False
+        self._call: grpc.aio.StreamStreamCall | None = None
+        self._held_since: float | None = None
+        self._ended = asyncio.Event()  # the node closed the stream after our goodbye, or barred us
 
-    # --- what the engine asks ---------------------------------------------------------------------------------------------
+    # --- what the engine asks ---
 
     def assign(self, assigns: Iterable[pb.Assign]) -> None:
         for assign in assigns:
@@ -110,30 +78,38 @@ class Session:
         self._outstanding.clear()
         self._put(pb.CoordinatorMessage(restart_worker=pb.RestartWorker(reason=reason)))
 
-    def forget_all(self) -> None:
-        """The scheduler took every attempt from this node: nothing is to be sent again."""
+    def start_over(self) -> None:
+        """The scheduler took every attempt from this node: whatever comes of it next begins with a new greeting."""
         self._outstanding.clear()
+        if self._call is not None:
+            self._call.cancel()
 
     def _put(self, message: pb.CoordinatorMessage) -> None:
         if not self._welcomed:
-            return  # a reconnect starts from `_outstanding`; acks and revokes of an older stream mean nothing to the new one
+            return  # a reconnect starts from `_outstanding`; acks of an older stream mean nothing to the new one
         try:
             self._outbox.put_nowait(message)
-        except asyncio.QueueFull:  # the node has not read for thousands of messages: its lease is about to run out
+        except asyncio.QueueFull:  # the node has not read for thousands of messages: its lease runs out soon
             log.warning("outbox full", node=self.name)
 
-    # --- life -------------------------------------------------------------------------------------------------------------
+    # --- life ---
 
     async def run(self) -> None:
         """Until `release`, or until the node bars this run."""
+        try:
+            await self._run()
+        finally:
+            self._ended.set()
+
+    async def _run(self) -> None:
         tries = 0
         while not self._closing:
             try:
                 barred = await self._one_stream()
-                if barred is not None:
+                if barred is not None and not self._may_wait_out(barred):
                     await self._tell(barred)
                     return
-                tries = 0
+                tries = 0 if barred is None else len(RECONNECT_SECONDS)
                 reason = "the stream ended"
             except RealignError as error:
                 reason = str(error)
@@ -154,9 +130,7 @@ class Session:
         if self._welcomed:
             self._put(pb.CoordinatorMessage(release=pb.Release(reason=reason)))
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout):
-                    while self._welcomed:
-                        await asyncio.sleep(0.01)
+                await asyncio.wait_for(self._ended.wait(), timeout)
 
     async def _one_stream(self) -> Barred | None:
         await self.address.verify()
@@ -165,7 +139,7 @@ class Session:
         hello.node_id = self.address.node_id
         async with self.address.channel() as channel:
             stub = pb_grpc.NodeStub(channel)
-            call = stub.Session()
+            call = self._call = stub.Session()
             await call.write(pb.CoordinatorMessage(hello=hello))
             first = await asyncio.wait_for(call.read(), timeout=10.0)
             if first is grpc.aio.EOF:
@@ -184,12 +158,16 @@ class Session:
             async with _background(self._write(call)) as writer, _Uploads() as uploads:
                 while True:
                     reading = asyncio.ensure_future(call.read())
-                    await asyncio.wait({reading, writer}, return_when=asyncio.FIRST_COMPLETED)
-                    if writer.done() and not reading.done():
-                        reading.cancel()
-                        writer.result()
-                        return None
-                    message = reading.result()
+                    if not writer.done():
+                        await asyncio.wait({reading, writer}, return_when=asyncio.FIRST_COMPLETED)
+                        if writer.done():
+                            writer.result()  # raises what broke the stream; after a goodbye only reading is left
+                    try:
+                        message = await reading
+                    except asyncio.CancelledError:
+                        if not call.cancelled():
+                            raise
+                        raise RealignError(f"{self.name} fell silent: greeting it again") from None
                     if message is grpc.aio.EOF:
                         self._welcomed = False
                         return None
@@ -237,6 +215,15 @@ class Session:
             await self._tell(Barred(kind="model", message=str(error)))
         except grpc.aio.AioRpcError as error:
             log.warning("model transfer broke off, it resumes after the reconnect", node=self.name, why=error.details())
+
+    def _may_wait_out(self, barred: Barred) -> bool:
+        """Whether who holds the node may be gone: then its lease ends within LEASE_SECONDS."""
+        now = asyncio.get_running_loop().time()
+        if barred.kind != "held":
+            return False
+        if self._held_since is None:
+            self._held_since = now
+        return now - self._held_since < LEASE_SECONDS + 1.0
 
     def _barred(self, refusal: pb.Refusal) -> Barred | None:
         codes = pb.Refusal.Code

@@ -1,0 +1,350 @@
+"""`realign curate`, one sitting from the command to the report: intake, cluster, plan, scoring, output.
+
+Puts the parts together and owns the order of things; each part decides or does its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from realign_cluster.coordinator.admission import Admission
+from realign_cluster.coordinator.cluster import Cluster, NodeLink, connect, open_session
+from realign_cluster.coordinator.engine import Engine, Outcome
+from realign_cluster.coordinator.finish import finish_run
+from realign_cluster.coordinator.home import ClusterHome
+from realign_cluster.coordinator.inbox import Inbox, Interrupted
+from realign_cluster.coordinator.ledger_desk import LedgerDesk
+from realign_cluster.coordinator.planning import facts_of_model, open_calibrations, plan_for
+from realign_cluster.coordinator.progress import Dashboard, Phase, ProgressSnapshot
+from realign_cluster.coordinator.request import CurateRequest
+from realign_cluster.coordinator.roster import Roster
+from realign_cluster.coordinator.run_record import Run, first_rows, open_run
+from realign_cluster.coordinator.samples import make_canaries, make_samples, role_lengths
+from realign_cluster.coordinator.session import Session
+from realign_cluster.coordinator.snapshot import Snapshots
+from realign_cluster.coordinator.speeds import Speeds
+from realign_cluster.coordinator.tokens import tokens_per_byte
+from realign_cluster.domain.batching import row_cost
+from realign_cluster.domain.errors import NodesMissing, RealignError
+from realign_cluster.domain.events import RunOpened
+from realign_cluster.domain.ids import NodeName
+from realign_cluster.domain.job import ScoreJob
+from realign_cluster.domain.plan import Plan
+from realign_cluster.domain.plan_facts import WorkFacts
+from realign_cluster.domain.report import WorkerReport
+from realign_cluster.store.intake import ScanProgress, scan_into_ledger
+from realign_cluster.store.space import RESERVE_BYTES, free_bytes
+
+SAMPLE_ROWS = 256
+ROOM_BYTES = 32 << 20  # beyond the reserve: below it no lease is given out
+INTERRUPTED = 130
+FAILED = 1
+NODES_MISSING = 3
+
+
+class StopAsked(Exception):
+    """Raised out of a scan or of writing when the user interrupted: both go on where they stopped."""
+
+
+@dataclass(slots=True)
+class Stop:
+    """What Ctrl-C and SIGTERM do in each phase."""
+
+    asked: bool = False
+    engine_inbox: Inbox | None = None
+
+    def ask(self) -> None:
+        self.asked = True
+        if self.engine_inbox is not None:
+            self.engine_inbox.put_nowait(Interrupted())
+
+    def raise_if_asked(self) -> None:
+        if self.asked:
+            raise StopAsked
+
+
+async def curate(
+    request: CurateRequest, *, dashboard: Dashboard, command_line: list[str], home: ClusterHome | None = None
+) -> int:
+    """Runs or continues the run; returns the exit code. Raises RealignError for what must stop it before it starts."""
+    run = await asyncio.to_thread(open_run, request, command_line)
+    stop = Stop()
+    with contextlib.closing(run), _signals(stop):
+        if run.finished_summary is not None:
+            dashboard.start(f"curate {run.folder.path}")
+            dashboard.note("this run is complete: nothing is left to do", "info")
+            dashboard.event("summary", run.finished_summary)
+            dashboard.stop()
+            return 0
+        dashboard.start(f"curate {run.folder.path}")
+        try:
+            return await _Sitting(request, run, dashboard, stop, home or ClusterHome()).run()
+        except RealignError:
+            if not run.ledger.scanned:
+                run.abandon()  # nothing was started: nothing stays behind
+            raise
+        except StopAsked:
+            dashboard.note("interrupted: run the same command again to go on", "warning")
+            return INTERRUPTED
+        finally:
+            dashboard.stop()
+
+
+class _Sitting:
+    """From an open run folder to the exit code."""
+
+    def __init__(self, request: CurateRequest, run: Run, dashboard: Dashboard, stop: Stop, home: ClusterHome) -> None:
+        self._request = request
+        self._run = run
+        self._dashboard = dashboard
+        self._stop = stop
+        self._home = home
+        self._desk = LedgerDesk(run.ledger, run.sources)
+        self._node_versions: dict[str, dict[str, str]] = {}
+
+    async def run(self) -> int:
+        if (warning := self._run.ledger.warning) is not None:
+            self._dashboard.note(warning, "warning")
+        sample = await asyncio.to_thread(first_rows, self._run.sources, SAMPLE_ROWS)
+        per_byte = await self._tokens_per_byte(sample)
+        if self._run.ledger.scanned:
+            await self._scan(per_byte)
+        if not self._run.ledger.scanned or self._run.ledger.counters().pending_units:
+            async with connect(
+                self._request.hostfile,
+                discover=self._request.discover,
+                home=self._home,
+                min_nodes=self._request.min_nodes,
+                allow_skew=frozenset(self._request.allow_skew),
+            ) as cluster:
+                for link in cluster.nodes:
+                    self._node_versions[link.name] = _versions_of(link)
+                    for warning in link.warnings:
+                        self._dashboard.note(warning, "warning")
+                for missing in cluster.missing:
+                    self._dashboard.note(f"{missing.name} is not there: {missing.reason}", "warning")
+                if not self._run.ledger.scanned:
+                    await self._scan(per_byte)
+                outcome = await self._score(cluster, sample, per_byte)
+        else:
+            outcome = Outcome(complete=True, reason="every row was scored in an earlier sitting")
+        return await self._finish(outcome)
+
+    # --- intake ---
+
+    async def _tokens_per_byte(self, sample: list[bytes]) -> float:
+        """The first scan's value holds for the run: units are cut by it."""
+        if (known := self._run.ledger.meta("tokens_per_byte")) is not None:
+            return float(known)
+        folder = self._run.model.folder if self._run.model is not None else None
+        return await asyncio.to_thread(tokens_per_byte, folder, sample, self._request.kinds, self._request.fields)
+
+    async def _scan(self, per_byte: float) -> None:
+        """Checks and cuts what is not scanned yet; of a scan that is complete, that the input is still the same."""
+
+        def progress(now: ScanProgress) -> None:
+            self._stop.raise_if_asked()
+            part = now.bytes_done / max(1, now.bytes_total)
+            self._show_phase("scanning", now.rows, None, f"{now.what}, {now.rows:,} rows, {part:.0%}")
+
+        run, request = self._run, self._request
+        await self._desk.do(
+            lambda: scan_into_ledger(
+                run.ledger, run.sources, request.kinds, request.fields, run.scan_options(per_byte), progress
+            )
+        )
+
+    # --- scoring ---
+
+    async def _score(self, cluster: Cluster, sample: list[bytes], per_byte: float) -> Outcome:
+        request = self._request
+        lengths = role_lengths(sample, request.kinds, request.fields)
+        samples = make_samples(lengths, request.fields)
+        sample_cost = sum(row_cost(sum(item.values()), per_byte) for item in lengths) / max(1, len(lengths))
+        job = self._job(cluster)
+        with contextlib.closing(open_calibrations(self._home)) as store:
+            speeds = Speeds(store, job, sample_cost=sample_cost)
+            speeds.look_up(cluster)
+            plan = self._plan(cluster, speeds, lengths, per_byte)
+            speeds.plan = plan
+            engine, sessions, opened = await self._open(cluster, job, samples, speeds, plan)
+            outcome = await self._drive(engine, sessions, opened)
+            speeds.learn(
+                {
+                    view.name: (view.cost_per_second, self._busy_seconds(view.name))
+                    for view in engine.scheduler.node_states().values()
+                    if view.units_committed
+                }
+            )
+        return outcome
+
+    def _busy_seconds(self, node: NodeName) -> float:
+        return next((item.busy_seconds for item in self._run.ledger.nodes_summary() if item.node == node), 0.0)
+
+    def _job(self, cluster: Cluster) -> ScoreJob:
+        job = self._request.job(self._run.spec, canaries=make_canaries(self._request.kinds, self._request.fields))
+        if not self._request.reproducible:
+            return job
+        device = cluster.nodes[0].info.device
+        return job.model_copy(update={"blas_threads": 1, "blas_core_type": device.blas_core_type})
+
+    def _plan(self, cluster: Cluster, speeds: Speeds, lengths: list[dict[str, int]], per_byte: float) -> Plan:
+        counters = self._run.ledger.counters()
+        tokens = sorted(int(sum(item.values()) * per_byte) for item in lengths) or [0]
+        work = WorkFacts(
+            kinds=self._request.kinds,
+            rows=counters.pending_rows,
+            cost=counters.pending_cost,
+            longest_row_tokens=min(self._request.max_tokens, max(1, tokens[-1])),
+            median_row_tokens=min(self._request.max_tokens, max(1, tokens[len(tokens) // 2])),
+            backend=cluster.hostfile.backend if cluster.hostfile is not None else "any",
+        )
+        folder = self._run.model.folder if self._run.model is not None else None
+        plan = plan_for(cluster, facts_of_model(self._run.spec, folder), work, speeds.known)
+        plan.raise_if_refused()
+        self._run.plan = plan.to_json()
+        self._run.folder.write_json(self._run.folder.plan, self._run.plan)
+        self._dashboard.event("plan", plan.to_json())
+        for left_out in plan.left_out:
+            if left_out.name not in {missing.name for missing in cluster.missing}:
+                self._dashboard.note(f"{left_out.name} is left out: {left_out.reason}", "warning")
+        return plan
+
+    async def _open(
+        self, cluster: Cluster, job: ScoreJob, samples: list[bytes], speeds: Speeds, plan: Plan
+    ) -> tuple[Engine, dict[NodeName, Session], RunOpened]:
+        run = self._run
+        inbox: Inbox = asyncio.Queue()
+        opened_epoch = await self._desk.open_epoch(asyncio.get_running_loop().time())
+        left_out = {item.name for item in plan.left_out}
+        addresses = [link.address for link in cluster.nodes if link.name not in left_out]
+        addresses += [missing.address for missing in cluster.missing if missing.address is not None]  # may come later
+        sessions: dict[NodeName, Session] = {}
+        for address in addresses:
+            sessions[address.name] = open_session(
+                address,
+                run_id=run.run_id,
+                epoch=opened_epoch.epoch,
+                job=job,
+                measure=speeds.measure_mode(address.name),
+                samples=samples,
+                model=run.model,
+                inbox=inbox,
+            )
+        roster = Roster(sessions)
+        counters = run.ledger.counters()
+        snapshots = Snapshots(
+            rows_total=counters.rows,
+            rows_before=counters.committed_rows,
+            expected_shares=plan.shares(),
+            memory_limits={address.name: address.memory_limit_bytes for address in addresses},
+        )
+
+        def show(engine: Engine) -> None:
+            phase: Phase = "scoring" if any(line.state == "ready" for line in roster.lines.values()) else "loading"
+            self._dashboard.update(snapshots.take("draining" if self._stop.asked else phase, roster, engine.scheduler))
+
+        engine = Engine(
+            desk=self._desk,
+            sessions=sessions,
+            inbox=inbox,
+            admission=Admission(
+                canaries=len(job.canaries),
+                reproducible=job.reproducible,
+                speed_of=speeds.speed_of,
+                remember_reference=self._remember_reference,
+                reference=self._reference(),
+            ),
+            roster=roster,
+            note=self._dashboard.note,
+            show=show,
+            room=self._room,
+        )
+        self._stop.engine_inbox = inbox
+        if self._stop.asked:
+            inbox.put_nowait(Interrupted())
+        return engine, sessions, opened_epoch
+
+    async def _drive(self, engine: Engine, sessions: dict[NodeName, Session], opened: RunOpened) -> Outcome:
+        tasks = [asyncio.create_task(session.run()) for session in sessions.values()]
+        try:
+            return await engine.run(opened)
+        finally:
+            self._stop.engine_inbox = None
+            await asyncio.gather(*(session.release("the run is over") for session in sessions.values()))
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _room(self) -> tuple[bool, int]:
+        needed = RESERVE_BYTES + ROOM_BYTES
+        free = free_bytes(self._run.folder.path)
+        return free >= needed, max(0, needed - free)
+
+    def _reference(self) -> tuple[NodeName, WorkerReport] | None:
+        stored = self._run.ledger.meta("canary_reference")
+        return (NodeName(stored["node"]), WorkerReport.model_validate(stored["report"])) if stored else None
+
+    def _remember_reference(self, node: NodeName, report: WorkerReport) -> None:
+        stored = {"node": node, "report": report.model_dump(mode="json")}
+        self._run.ledger.set_meta("canary_reference", stored)
+
+    # --- the end ---
+
+    async def _finish(self, outcome: Outcome) -> int:
+        def progress(rows: int) -> None:
+            self._stop.raise_if_asked()
+            self._show_phase("writing", rows, None, "writing the output in input order")
+
+        if outcome.interrupted:
+            self._stop.asked = False  # that one was heard; the next one stops the writing of the summary
+        try:
+            summary = await asyncio.to_thread(
+                finish_run, self._run, outcome, progress=progress, node_versions=self._node_versions
+            )
+        finally:
+            await self._desk.do(lambda: self._run.ledger.close_epoch(time.time()))
+            self._desk.close()
+        for line in summary.notes:
+            self._dashboard.note(line, "warning" if summary.failed_rows else "info")
+        self._dashboard.event("summary", summary.body)
+        if outcome.interrupted:
+            self._dashboard.note("interrupted: run the same command again to go on", "warning")
+            return INTERRUPTED
+        if outcome.no_nodes:
+            raise NodesMissing(outcome.reason, "see realign doctor; the same command goes on where it stopped")
+        return 0 if summary.body["state"] == "complete" else FAILED
+
+    def _show_phase(self, phase: Phase, rows: int, total: int | None, message: str) -> None:
+        self._dashboard.update(ProgressSnapshot(phase=phase, rows_done=rows, rows_total=total, message=message))
+
+
+def _versions_of(link: NodeLink) -> dict[str, str]:
+    versions = link.info.versions
+    return {
+        "chip": link.info.device.chip,
+        "project": versions.project,
+        "mlx": versions.mlx,
+        "mlx_lm": versions.mlx_lm,
+        "python": versions.python,
+        "platform": versions.platform,
+        "blas": link.info.device.blas,
+    }
+
+
+@contextlib.contextmanager
+def _signals(stop: Stop) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    caught = (signal.SIGINT, signal.SIGTERM)
+    for number in caught:
+        loop.add_signal_handler(number, stop.ask)
+    try:
+        yield
+    finally:
+        for number in caught:
+            loop.remove_signal_handler(number)

@@ -1,0 +1,145 @@
+"""A run on disk: opens its folder, input and ledger; refuses to continue one that was made from something else."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+
+from realign_cluster.coordinator.model_transfer import ModelSource
+from realign_cluster.coordinator.request import CurateRequest
+from realign_cluster.domain.errors import UsageError
+from realign_cluster.domain.expression import KeepIf
+from realign_cluster.domain.ids import RunId
+from realign_cluster.domain.job import NO_MODEL, ModelSpec
+from realign_cluster.store.intake import ScanOptions
+from realign_cluster.store.ledger import Ledger
+from realign_cluster.store.model_files import describe_model, resolve_model
+from realign_cluster.store.output import OutputOptions
+from realign_cluster.store.readers import Sources, expand_inputs
+from realign_cluster.store.run_folder import RunFolder
+
+LONGEST_SAMPLE = 1 << 20  # bytes
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """An open run: this process has its lock until `close`."""
+
+    folder: RunFolder
+    ledger: Ledger
+    sources: Sources
+    spec: ModelSpec
+    model: ModelSource | None
+    keep_if: KeepIf | None
+    request: CurateRequest
+    run_id: RunId
+    finished_summary: dict[str, Any] | None
+    plan: dict[str, Any]  # plan.json of this sitting or an earlier one
+
+    def scan_options(self, tokens_per_byte: float) -> ScanOptions:
+        return ScanOptions(
+            tokens_per_byte=tokens_per_byte, on_bad_row=self.request.on_bad_row, limit=self.request.limit
+        )
+
+    def output_options(self) -> OutputOptions:
+        return OutputOptions(format=self.request.format, keep_if=self.keep_if, export_trl=self.request.export_trl)
+
+    def close(self) -> None:
+        self.sources.close()
+        self.ledger.close()
+        self.folder.close()
+
+    def abandon(self) -> None:
+        """The input turned out to be bad: a fresh run leaves nothing behind."""
+        self.sources.close()
+        self.ledger.close()
+        self.folder.abandon()
+
+
+def open_run(request: CurateRequest, command_line: list[str]) -> Run:
+    """Everything that can be checked without a node is checked here, cheapest first; what fails leaves nothing behind.
+
+    Raises UsageError for bad input, a bad model folder, a run folder of another run, or one that another process has.
+    """
+    keep_if = request.compile_keep_if()
+    files = expand_inputs(request.inputs)
+    spec, model = _model(request)
+    with contextlib.ExitStack() as undo:
+        folder = RunFolder.hold(request.out)
+        undo.callback(folder.abandon)
+        sources = undo.enter_context(Sources(files, folder.input_cache))
+        ledger = undo.enter_context(contextlib.closing(_open_ledger(request, folder, spec)))
+        command = shlex.join(command_line)
+        folder.write_run_toml({"command": command, "request": request.model_dump(mode="json", exclude_none=True)})
+        run_id = ledger.meta("run_id")
+        if run_id is None:
+            run_id = secrets.token_hex(8)
+            ledger.set_meta("run_id", run_id)
+        run = Run(
+            folder=folder,
+            ledger=ledger,
+            sources=sources,
+            spec=spec,
+            model=model,
+            keep_if=keep_if,
+            request=request,
+            run_id=RunId(run_id),
+            finished_summary=_finished_summary(folder, ledger),
+            plan=orjson.loads(folder.plan.read_bytes()) if folder.plan.exists() else {},
+        )
+        undo.pop_all()
+        return run
+
+
+def first_rows(sources: Sources, count: int) -> list[bytes]:
+    """Raw bytes of the first `count` rows of the input that are not blank; rows too long to be one are left out."""
+    rows: list[bytes] = []
+    for file in sources.files:
+        with sources.prepare(file.index).open("rb") as lines:
+            while len(rows) < count and (line := lines.readline(LONGEST_SAMPLE)):
+                if line.endswith(b"\n") or len(line) < LONGEST_SAMPLE:
+                    if stripped := line.strip():
+                        rows.append(stripped)
+                else:
+                    while (rest := lines.readline(LONGEST_SAMPLE)) and not rest.endswith(b"\n"):
+                        pass
+        if len(rows) >= count:
+            break
+    return rows
+
+
+def read_request(path: Path) -> CurateRequest:
+    """What run.toml of this folder asks for. Raises UsageError when it is no run folder."""
+    try:
+        return CurateRequest.model_validate(RunFolder.read(path).read_run_toml()["request"])
+    except (KeyError, ValidationError) as error:
+        raise UsageError(f"{path}/run.toml cannot be read: {error}", "start the run again with its command") from error
+
+
+def _model(request: CurateRequest) -> tuple[ModelSpec, ModelSource | None]:
+    if request.model == NO_MODEL:
+        return ModelSpec(name=NO_MODEL, hash=NO_MODEL), None
+    spec = describe_model(request.model)
+    return spec, ModelSource(folder=resolve_model(request.model), spec=spec)
+
+
+def _open_ledger(request: CurateRequest, folder: RunFolder, spec: ModelSpec) -> Ledger:
+    identity = request.identity(spec)  # the input itself is checked by the intake
+    if folder.ledger.exists():
+        return Ledger.open(folder.ledger, identity)
+    return Ledger.create(folder.ledger, identity)
+
+
+def _finished_summary(folder: RunFolder, ledger: Ledger) -> dict[str, Any] | None:
+    """The summary of a run that is over and written out."""
+    if ledger.meta("written") is None or not folder.summary.exists():
+        return None
+    summary: dict[str, Any] = orjson.loads(folder.summary.read_bytes())
+    return summary
