@@ -78,8 +78,8 @@ class Efficiency:
 
 
 @dataclass(frozen=True, slots=True)
-class _Stretch:
-    """A node at one speed: `use` is BUSY or one of the losses."""
+class Stretch:
+    """A node at one speed, in the times of its sitting: `use` is BUSY, LOAD or one of the losses."""
 
     node: str
     begin: float
@@ -99,7 +99,7 @@ def measure(sittings: Sequence[Sitting]) -> Efficiency:
     by_node: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     computations: dict[str, int] = defaultdict(int)
     for sitting in sittings:
-        warm = _stretches(sitting)
+        warm = stretches_of(sitting)
         if not warm:
             continue
         for computation in sitting.computations:
@@ -133,7 +133,13 @@ def measure(sittings: Sequence[Sitting]) -> Efficiency:
     )
 
 
-def least_seconds(stretches: Iterable[_Stretch], work: float, begin: float) -> float:
+def timeline(sitting: Sitting) -> list[Stretch]:
+    """What every node did when, loading included, in order of time."""
+    warm = stretches_of(sitting)
+    return sorted([*_loading(sitting, warm), *warm], key=lambda stretch: (stretch.begin, stretch.node))
+
+
+def least_seconds(stretches: Iterable[Stretch], work: float, begin: float) -> float:
     """The least T with: sum over nodes of the integral of speed from `begin` to `begin` + T covers `work`."""
     changes: list[tuple[float, float]] = []
     for stretch in stretches:
@@ -160,7 +166,7 @@ def _too_little(seconds: float, computations: Mapping[str, int]) -> str:
     return ""
 
 
-def _stretches(sitting: Sitting) -> list[_Stretch]:
+def stretches_of(sitting: Sitting) -> list[Stretch]:
     """Every second of every presence up to the end, as busy or as one of the losses."""
     placed = _placed(sitting)
     pace = {
@@ -168,7 +174,7 @@ def _stretches(sitting: Sitting) -> list[_Stretch]:
         for node, stretches in _by_node(stretch for stretches in placed.values() for stretch in stretches).items()
     }
     drift_from = _drift_from(placed, pace, sitting.finished_at)
-    found: list[_Stretch] = []
+    found: list[Stretch] = []
     for presence, busy in placed.items():
         found += busy
         if presence.node in pace:
@@ -176,37 +182,37 @@ def _stretches(sitting: Sitting) -> list[_Stretch]:
     return found
 
 
-def _placed(sitting: Sitting) -> dict[Presence, list[_Stretch]]:
+def _placed(sitting: Sitting) -> dict[Presence, list[Stretch]]:
     """When each computation took place: the latest that its receipt and the ones after it on the same node allow.
 
     A result computed before its node was ready (offered again after a restart) belongs to no time of this sitting.
     """
-    placed: dict[Presence, list[_Stretch]] = {}
+    placed: dict[Presence, list[Stretch]] = {}
     computed = _computations_by_node(sitting.computations)
     for presence in sorted(sitting.presences, key=lambda presence: presence.begin, reverse=True):
         own = computed.get(presence.node, [])
         end = limit = min(presence.end, sitting.finished_at)
-        busy: list[_Stretch] = []
+        busy: list[Stretch] = []
         while own and own[-1].received_at > presence.begin:
             computation = own.pop()
             stop = min(computation.received_at, limit)
             start = max(stop - max(computation.compute_seconds, INSTANT), presence.begin)
             if start < stop <= end:
                 speed = computation.cost / (stop - start)
-                busy.append(_Stretch(presence.node, start, stop, speed, computation.wasted_as or BUSY))
+                busy.append(Stretch(presence.node, start, stop, speed, computation.wasted_as or BUSY))
                 limit = start
         placed[presence] = busy[::-1]
     return placed
 
 
 def _gaps(
-    presence: Presence, busy: Sequence[_Stretch], pace: float, sitting: Sitting, drift_from: float
-) -> list[_Stretch]:
+    presence: Presence, busy: Sequence[Stretch], pace: float, sitting: Sitting, drift_from: float
+) -> list[Stretch]:
     """What lies between the computations of one presence, at the speed of its neighbours."""
     end = min(presence.end, sitting.finished_at)
     last_counted = max((stretch.end for stretch in busy if stretch.use == BUSY), default=presence.begin)
     outages = [outage for outage in sitting.outages if outage.node == presence.node]
-    gaps: list[_Stretch] = []
+    gaps: list[Stretch] = []
     for position in range(len(busy) + 1):
         begin = busy[position - 1].end if position else presence.begin
         stop = busy[position].begin if position < len(busy) else end
@@ -214,17 +220,17 @@ def _gaps(
             continue
         speed = _speed_around(busy, position, pace)
         if any(outage.begin < stop and outage.end > begin for outage in outages) or (presence.lost and stop == end):
-            gaps.append(_Stretch(presence.node, begin, stop, speed, RECOVERY))
+            gaps.append(Stretch(presence.node, begin, stop, speed, RECOVERY))
         elif begin < last_counted:
-            gaps.append(_Stretch(presence.node, begin, stop, speed, DISPATCH))
+            gaps.append(Stretch(presence.node, begin, stop, speed, DISPATCH))
         else:
             turn = min(max(begin, drift_from), stop)
-            gaps += [_Stretch(presence.node, begin, turn, speed, TAIL)] if turn > begin else []
-            gaps += [_Stretch(presence.node, turn, stop, speed, DRIFT)] if stop > turn else []
+            gaps += [Stretch(presence.node, begin, turn, speed, TAIL)] if turn > begin else []
+            gaps += [Stretch(presence.node, turn, stop, speed, DRIFT)] if stop > turn else []
     return gaps
 
 
-def _drift_from(placed: Mapping[Presence, Sequence[_Stretch]], pace: Mapping[str, float], finished_at: float) -> float:
+def _drift_from(placed: Mapping[Presence, Sequence[Stretch]], pace: Mapping[str, float], finished_at: float) -> float:
     """When the run would have ended had its last unit kept its node's pace: waiting after that is drift, not tail."""
     last = max(
         (stretch for stretches in placed.values() for stretch in stretches if stretch.use == BUSY),
@@ -237,25 +243,25 @@ def _drift_from(placed: Mapping[Presence, Sequence[_Stretch]], pace: Mapping[str
     return finished_at - max(overrun, 0.0)
 
 
-def _loading(sitting: Sitting, warm: Sequence[_Stretch]) -> list[_Stretch]:
+def _loading(sitting: Sitting, warm: Sequence[Stretch]) -> list[Stretch]:
     """From being asked to load until ready, at the speed that the node then showed first."""
     first = {node: stretches[0].speed for node, stretches in _by_node(warm).items()}
     return [
-        _Stretch(presence.node, presence.asked_at, presence.begin, first[presence.node], LOAD)
+        Stretch(presence.node, presence.asked_at, presence.begin, first[presence.node], LOAD)
         for presence in sitting.presences
         if presence.node in first and presence.asked_at < presence.begin
     ]
 
 
-def _speed_around(busy: Sequence[_Stretch], position: int, pace: float) -> float:
+def _speed_around(busy: Sequence[Stretch], position: int, pace: float) -> float:
     near = busy[max(0, position - NEIGHBOURS) : position + NEIGHBOURS]
     seconds = sum(stretch.end - stretch.begin for stretch in near)
     return sum(stretch.cost for stretch in near) / seconds if seconds > 0 else pace
 
 
-def _by_node(stretches: Iterable[_Stretch]) -> dict[str, list[_Stretch]]:
+def _by_node(stretches: Iterable[Stretch]) -> dict[str, list[Stretch]]:
     """In order of time within each node."""
-    found: dict[str, list[_Stretch]] = defaultdict(list)
+    found: dict[str, list[Stretch]] = defaultdict(list)
     for stretch in sorted(stretches, key=lambda stretch: stretch.begin):
         found[stretch.node].append(stretch)
     return found
