@@ -50,7 +50,9 @@ def daemon(python: str, *arguments: str, state: str | None = None) -> str:
 
 
 def status(host: Host, python: str) -> str:
-    return daemon(python, "status", "--json", state=host.state)
+    """Prints a line of JSON, then the node's certificate if it has one."""
+    certificate = path_word(f"{host.state.rstrip('/')}/node.crt")
+    return f"{daemon(python, 'status', '--json', state=host.state)}; cat {certificate} 2>/dev/null || true"
 
 
 def request(host: Host, python: str) -> str:

@@ -51,7 +51,7 @@ class Outcome:
         if self.described is not None:
             event |= {"node_id": self.described.info.node_id, "pid": self.described.info.pid}
         if self.status is not None:
-            event["running"] = self.status.running
+            event |= {"running": self.status.running, "last_log": list(self.status.last_log)}
         if self.error is not None:
             event |= {"error": self.error.message, "fix": self.error.fix}
         return event

@@ -12,7 +12,7 @@ import json
 import re
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -23,6 +23,7 @@ from realign_cluster.domain.errors import NodesMissing, RealignError
 from realign_cluster.domain.hostfile import Host
 from realign_cluster.domain.ids import NodeId, NodeName
 from realign_cluster.domain.skew import skew
+from realign_cluster.rpc.certificates import CertificateError, fingerprint, parse_certificate
 from realign_cluster.rpc.channel import PeerRefused
 from realign_cluster.rpc.versions import local_versions
 from realign_launcher import commands
@@ -45,12 +46,24 @@ class DaemonStatus(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    running: bool
+    state: Literal["running", "silent", "stopped"]  # silent: there is a process, which does not answer
     pid: int | None = None
     port: int | None = None
     node_id: str | None = None
-    fingerprint: str | None = None  # of its certificate; None: not enrolled
-    expires: datetime.datetime | None = None
+    trouble: str = ""
+    last_log: tuple[str, ...] = ()
+
+    @property
+    def running(self) -> bool:
+        return self.state != "stopped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A host's daemon and the certificate in its state folder."""
+
+    status: DaemonStatus
+    certificate_pem: bytes | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +110,7 @@ class HostSteps:
     async def up(self, wheel: Wheel | None) -> Described:
         """All steps until the daemon serves this cluster. Raises RealignError."""
         await self._choose_python(wheel)
-        status = await self._read_status()
-        status = await self._enrol_if_needed(status)
+        status = await self._enrol_if_needed(await self._look())
         node_id = status.node_id
         if status.running:
             if status.port != self.host.port:
@@ -121,9 +133,9 @@ class HostSteps:
     async def status(self) -> tuple[DaemonStatus, Described | None, str]:
         """What the host says of its daemon, what the daemon says itself, and why it does not. Raises RealignError."""
         await self._choose_python(None)
-        status = await self._read_status()
+        status = (await self._look()).status
         if not status.running or not status.node_id:
-            return status, None, "not running"
+            return status, None, f"not running; {status.trouble}" if status.trouble else "not running"
         try:
             return status, await describe(self._address(status.node_id)), ""
         except RealignError as error:
@@ -132,7 +144,7 @@ class HostSteps:
     async def down(self) -> bool:
         """Stop the daemon. False when none ran. Raises RealignError."""
         await self._choose_python(None)
-        if not (await self._read_status()).running:
+        if not (await self._look()).status.running:
             self._progress.step(self.host.name, "no daemon runs")
             return False
         await self.stop()
@@ -194,15 +206,18 @@ class HostSteps:
                     "see what pip says; the host needs whatever pip there fetches from",
                 )
 
-    async def _read_status(self) -> DaemonStatus:
+    async def _look(self) -> Found:
         finished = await self._shell.run(commands.status(self.host, self._python))
         try:
-            return DaemonStatus.model_validate(finished.json())
+            status = DaemonStatus.model_validate(finished.json())
         except ValidationError:
             raise self._failed(f"realignd status failed for {self.host.state}", finished) from None
+        begin = finished.output.find("-----BEGIN CERTIFICATE-----")
+        return Found(status=status, certificate_pem=finished.output[begin:].encode() if begin >= 0 else None)
 
-    async def _enrol_if_needed(self, status: DaemonStatus) -> DaemonStatus:
-        why = self._why_enrol(status)
+    async def _enrol_if_needed(self, found: Found) -> DaemonStatus:
+        status = found.status
+        why = self._why_enrol(found)
         if not why:
             return status
         if status.running:
@@ -224,13 +239,18 @@ class HostSteps:
         enrolled = await self._shell.run(commands.enrol(self.host, self._python), stdin=json.dumps(answer).encode())
         if enrolled.status:
             raise self._failed("it did not take its certificate", enrolled)
-        return await self._read_status()
+        return (await self._look()).status
 
-    def _why_enrol(self, status: DaemonStatus) -> str:
+    def _why_enrol(self, found: Found) -> str:
         """Empty when its certificate will do. Raises RealignError when it must not be enrolled."""
-        if status.fingerprint is None or status.expires is None:
+        status = found.status
+        if found.certificate_pem is None:
             return "it has no certificate"
-        standing = self._home.standing(status.fingerprint)
+        try:
+            certificate = parse_certificate(found.certificate_pem)
+        except CertificateError:
+            return "its certificate is damaged"
+        standing = self._home.standing(fingerprint(found.certificate_pem))
         if standing == "revoked":
             raise self._wrong(
                 f"node {status.node_id} was revoked",
@@ -244,7 +264,7 @@ class HostSteps:
                     "or stop that one there: realignd stop",
                 )
             return "its certificate is of another cluster"
-        days = (status.expires - datetime.datetime.now(datetime.UTC)).total_seconds() / 86_400
+        days = (certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC)).total_seconds() / 86_400
         # A running daemon is not interrupted for a certificate that is good for another day.
         if days < (1 if status.running else RENEW_DAYS):
             return "its certificate has expired" if days < 0 else f"its certificate expires in {days:.0f} days"
@@ -283,7 +303,7 @@ class HostSteps:
 
     def _failed(self, what: str, finished: Finished, fix: str = "") -> NodesMissing:
         """The host's own words already say the fix where it is one of our commands that failed."""
-        return NodesMissing(f"{self.host.name}: {what}: {finished.complaint().removeprefix('error: ')}", fix)
+        return NodesMissing(f"{self.host.name}: {what}: {finished.complaint().removeprefix('realignd: ')}", fix)
 
 
 def _pythons_in(finished: Finished, asked: tuple[str, ...]) -> list[FoundPython]:
