@@ -25,13 +25,14 @@ from realign_cluster.domain.batching import row_costs
 from realign_cluster.domain.errors import UsageError
 from realign_cluster.domain.plan_facts import WorkFacts
 from realign_cluster.domain.rows import BadField, RowCheck
-from realign_cluster.store.conversion import arrow_batches, parquet_batches, rows_to_json
+from realign_cluster.store.conversion import BATCH_ROWS, arrow_batches, parquet_batches, rows_to_json
 from realign_cluster.store.readers import InputFile, expand_inputs
 
 WHOLE_BYTES = 48 << 20  # of JSON text of one file: up to here every row is read
 BLOCKS = 12  # evenly spaced through a larger JSONL file
 FIRST_ROWS = 256  # what tokens per byte and sample lengths come from
 CHUNK_BYTES = 1 << 20
+PARQUET_PACKING = 8  # a Parquet file may unpack to this many times its size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,6 @@ class _Sample:
 
     lengths: list[int]
     fraction: float
-    rows_in_all: int | None = None  # where the format says
     bad: int = 0
 
 
@@ -90,12 +90,8 @@ def estimate(request: CurateRequest, model_folder: Path | None) -> Estimate:
     per_byte = tokens_per_byte(model_folder, first_rows, request.kinds, request.fields)
     rows, cost = 0.0, 0.0
     for sample in samples:
-        read = len(sample.lengths)
-        factor = (
-            (sample.rows_in_all / max(read + sample.bad, 1)) if sample.rows_in_all is not None else 1 / sample.fraction
-        )
-        rows += read * factor
-        cost += float(row_costs(np.array(sample.lengths, dtype=np.int64), per_byte).sum()) * factor
+        rows += len(sample.lengths) / sample.fraction
+        cost += float(row_costs(np.array(sample.lengths, dtype=np.int64), per_byte).sum()) / sample.fraction
     exact = all(sample.fraction >= 1.0 for sample in samples)
     if request.limit is not None and rows > request.limit:
         cost, rows = cost * request.limit / rows, float(request.limit)
@@ -119,6 +115,8 @@ def _read(file: InputFile, check: RowCheck, first_rows: list[bytes], problems: l
     if file.format == "jsonl" and size > WHOLE_BYTES:
         sample.fraction = _read_blocks(file, check, sample, first_rows, problems)
         return sample
+    if file.format == "parquet" and size > WHOLE_BYTES // PARQUET_PACKING:
+        return _read_groups(file, check, first_rows, problems)
     taken = 0
     number = 0
     for rows, done in _pieces(file):
@@ -130,7 +128,6 @@ def _read(file: InputFile, check: RowCheck, first_rows: list[bytes], problems: l
             break
         if taken > WHOLE_BYTES and done < size:
             sample.fraction = max(done, 1) / size
-            sample.rows_in_all = _rows_in_all(file)
             break
     return sample
 
@@ -175,8 +172,23 @@ def _take(
         first_rows.append(raw)
 
 
-def _rows_in_all(file: InputFile) -> int | None:
-    return int(pq.read_metadata(file.path).num_rows) if file.format == "parquet" else None
+def _read_groups(file: InputFile, check: RowCheck, first_rows: list[bytes], problems: list[str]) -> _Sample:
+    """The beginnings of evenly spaced row groups, each standing for as many rows as the next."""
+    sample = _Sample(lengths=[], fraction=1.0)
+    with pq.ParquetFile(file.path, memory_map=False, pre_buffer=False) as parquet:
+        total, groups = int(parquet.metadata.num_rows), int(parquet.num_row_groups)
+        chosen = sorted({index * (groups - 1) // (BLOCKS - 1) for index in range(BLOCKS)})
+        for group in chosen:
+            taken = 0
+            for batch in parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], use_threads=False):
+                for at, raw in enumerate(rows_to_json(batch).split(b"\n")):
+                    _take(raw, f"{file.name}, row {at + 1} of row group {group}", check, sample, first_rows, problems)
+                    taken += len(raw)
+                if taken > WHOLE_BYTES // len(chosen):
+                    break
+    read = len(sample.lengths) + sample.bad
+    sample.fraction = min(1.0, read / total) if total else 1.0
+    return sample
 
 
 def _pieces(file: InputFile) -> Iterator[tuple[list[bytes], int]]:
@@ -190,7 +202,9 @@ def _pieces(file: InputFile) -> Iterator[tuple[list[bytes], int]]:
                 yield from _lines(file.path, unpacked, raw.tell)
         case "jsonl.zst":
             with file.path.open("rb") as raw:
-                reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=False)
+                reader = zstandard.ZstdDecompressor().stream_reader(
+                    raw, read_size=CHUNK_BYTES // 8, read_across_frames=True, closefd=False
+                )
                 with io.BufferedReader(reader, CHUNK_BYTES) as unpacked:
                     yield from _lines(file.path, unpacked, raw.tell)
         case "parquet":
