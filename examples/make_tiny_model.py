@@ -1,9 +1,10 @@
-"""Makes examples/tiny-model: a llama of under a million weights, trained for about two minutes on the project's own text.
+"""Makes examples/tiny-model: a llama of under a million weights, trained for about two minutes on the project's own
+text.
 
     python examples/make_tiny_model.py [--steps 400] [--out examples/tiny-model]
 
-Its byte-level BPE scores any text. It is a stand-in of the right shape for demos and tests, not a useful model. The seed is fixed; the
-bytes of the weights still depend on the machine's matrix library.
+Its byte-level BPE scores any text. It is a stand-in of the right shape for demos and tests, not a useful model. The
+seed is fixed; the bytes of the weights still depend on the machine's matrix library.
 """
 
 from __future__ import annotations
@@ -91,7 +92,9 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
     tokenizer.post_processor = processors.Sequence(
         [
             processors.ByteLevel(trim_offsets=False),
-            processors.TemplateProcessing(single="<|begin|> $A", pair="<|begin|> $A $B", special_tokens=[("<|begin|>", 0)]),
+            processors.TemplateProcessing(
+                single="<|begin|> $A", pair="<|begin|> $A $B", special_tokens=[("<|begin|>", 0)]
+            ),
         ]
     )
     return tokenizer
@@ -118,7 +121,7 @@ def train(ids: list[list[int]], steps: int, rng: random.Random) -> llama.Model:
     optimizer = optim.AdamW(learning_rate=schedule, betas=[0.9, 0.98], weight_decay=0.02)
 
     def loss_of(model: llama.Model, inputs: mx.array, targets: mx.array) -> mx.array:
-        return nn.losses.cross_entropy(model(inputs), targets, reduction="mean")
+        return nn.losses.cross_entropy(model(inputs), targets, label_smoothing=0.1, reduction="mean")
 
     loss_and_gradient = nn.value_and_grad(model, loss_of)
     started = time.monotonic()

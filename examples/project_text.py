@@ -1,6 +1,8 @@
-"""The project's own text: questions and answers written for it, and a small grammar that makes more about computing clusters.
+"""The project's own text: questions and answers written for it, and a small grammar that makes more about computing
+clusters.
 
-Everything is a function of a seed, so that the tiny model and the example data can be made again. Knows nothing of models.
+Everything is a function of a seed, so that the tiny model and the example data can be made again. Knows nothing of
+models.
 """
 
 from __future__ import annotations
@@ -12,7 +14,20 @@ from pathlib import Path
 
 HANDBOOK = Path(__file__).parent / "text" / "handbook.txt"
 
-FIRST = ("amber", "basalt", "cedar", "delta", "ember", "fjord", "garnet", "heron", "indigo", "juniper", "kestrel", "larch")
+FIRST = (
+    "amber",
+    "basalt",
+    "cedar",
+    "delta",
+    "ember",
+    "fjord",
+    "garnet",
+    "heron",
+    "indigo",
+    "juniper",
+    "kestrel",
+    "larch",
+)
 SECOND = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 ROOMS = ("the cellar", "the north wing", "the lab", "the workshop", "the attic", "the glass room")
 TASKS = ("scoring", "training", "indexing", "judging", "tokenising", "backups")
@@ -118,7 +133,11 @@ def ask_about_node(rng: random.Random) -> Exchange:
     node = draw_node(rng)
     sentences = node.sentences()
     about = rng.choice([key for key in sentences if key != "memory"])
-    shown = ["memory", *rng.sample([key for key in sentences if key not in ("memory", about)], k=rng.randint(0, 2)), about]
+    shown = [
+        "memory",
+        *rng.sample([key for key in sentences if key not in ("memory", about)], k=rng.randint(0, 2)),
+        about,
+    ]
     question = {
         "cores": f"How many GPU cores does {node.name} have?",
         "room": f"Where does {node.name} stand?",
@@ -128,7 +147,9 @@ def ask_about_node(rng: random.Random) -> Exchange:
         "link": f"How is {node.name} connected?",
     }[about]
     return Exchange(
-        prompt=" ".join(sentences[key] for key in shown) + " " + question, response=node.claim(about), topic="node facts"
+        prompt=" ".join(sentences[key] for key in shown) + " " + question,
+        response=node.claim(about),
+        topic="node facts",
     )
 
 

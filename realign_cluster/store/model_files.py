@@ -208,7 +208,7 @@ class _DigestCache:
         status = real.stat()
         key = f"{real}|{status.st_size}|{status.st_mtime_ns}"
         if key not in self._known:
-            for old in [old for old in self._same_path(real)]:
+            for old in list(self._same_path(real)):
                 del self._known[old]
             self._known[key] = hash_file(real)
             self._changed = True

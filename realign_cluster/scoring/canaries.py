@@ -1,0 +1,51 @@
+"""Canary rows, scored alone and batched: some models' scores change with padding, and some builds compute wrongly.
+
+Computes what the coordinator compares; the comparison and its bounds are in domain.canary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from realign_cluster.scoring.scorer import Scorer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canaries:
+    """`scores` objects per canary row; `tokens` are the scored ones of each. Without canaries `tokens_per_byte` is
+    unknown.
+    """
+
+    alone: tuple[dict[str, Any], ...]
+    batched: tuple[dict[str, Any], ...]
+    tokens: tuple[int, ...]
+    tokens_per_byte: float | None
+
+
+def score_canaries(scorer: Scorer, rows: Sequence[bytes], *, mixture: bool) -> Canaries:
+    """Each row by itself, then all in one batch. Where a job computes every row alone anyway, the second shows that
+    it repeats.
+    """
+    alone: list[dict[str, Any]] = []
+    tokens = []
+    for row in rows:
+        unit = scorer.prepare([row])
+        alone.append(orjson.loads(scorer.compute(unit)[0]))
+        tokens.append(sum(prepared.slots for prepared in unit.rows))
+    batched = orjson.loads(b"[" + scorer.compute(scorer.prepare(rows))[0].replace(b"\n", b",") + b"]") if rows else []
+    return Canaries(
+        alone=tuple(alone), batched=tuple(batched), tokens=tuple(tokens), tokens_per_byte=tokens_per_byte(scorer, rows)
+    )
+
+
+def tokens_per_byte(scorer: Scorer, rows: Sequence[bytes]) -> float | None:
+    """Over the text of the fields that are scored, without special tokens or templates."""
+    size = tokens = 0
+    for row in rows:
+        size += scorer.text_bytes(row)
+        tokens += scorer.count_text_tokens(row)
+    return tokens / size if size else None

@@ -1,0 +1,99 @@
+"""A job with a model: loads it, scores the canaries, measures itself if asked, then scores units.
+
+Puts model, encoder, forward pass and scorer together and reports on them. Must not know frames or processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import mlx.core as mx
+
+from realign_cluster.domain.job import ScoreJob
+from realign_cluster.domain.report import WorkerReport
+from realign_cluster.scoring import device
+from realign_cluster.scoring.canaries import score_canaries
+from realign_cluster.scoring.encode import TextEncoder
+from realign_cluster.scoring.forward import Forward, Shape
+from realign_cluster.scoring.measure import measure_node
+from realign_cluster.scoring.model import LoadedModel, load
+from realign_cluster.scoring.rows import RowFault
+from realign_cluster.scoring.scorer import Scorer
+from realign_cluster.scoring.session import (
+    Phase,
+    Prepared,
+    Progress,
+    Result,
+    faults_allowed,
+    raise_if_asked,
+    split_rows,
+)
+
+CPU_SHAPE = Shape(batch_tokens=2048, chunk=128, logit_rows=256)
+GPU_SHAPE = Shape(batch_tokens=8192, chunk=2048, logit_rows=1024)
+
+
+class ModelSession:
+    """Open from the moment it is made. Raises JobRefused, with the fix, if the model is not right for this node."""
+
+    def __init__(
+        self, job: ScoreJob, model_dir: Path, *, measure: str, samples: Sequence[bytes], cores: int, phase: Phase
+    ) -> None:
+        phase("load", job.model.name, 0.0)
+        device.set_blas_threads(job.blas_threads or cores)
+        model = load(model_dir, job)
+        encoder = TextEncoder(model.tokenizer, chat=job.chat, max_tokens=job.max_tokens, truncate=job.truncate)
+        forward = Forward(
+            model.split, shape_for(job, model), on_cpu=device.backend() == "cpu", one_by_one=job.reproducible
+        )
+        self._scorer = Scorer(job, encoder, forward, obey_faults=faults_allowed())
+        phase("canary", f"{len(job.canaries)} rows alone and batched", 0.0)
+        canaries = score_canaries(self._scorer, [row.encode() for row in job.canaries], mixture=model.mixture)
+        calibration = None
+        if measure != "none" and samples:
+            calibration = measure_node(self._scorer, model, samples, full=measure == "full", phase=phase)
+            if job.batch_tokens is None and not job.reproducible and calibration.batch_tokens is not None:
+                forward.shape = with_batch_tokens(forward.shape, calibration.batch_tokens)
+        blas = device.find_blas()
+        self.report = WorkerReport(
+            model_hash=model.hash,
+            dtype=model.dtype,
+            load_seconds=model.load_seconds,
+            weights_bytes=model.weights_bytes,
+            peak_bytes=int(mx.get_peak_memory()),
+            device=device.device_name(),
+            blas=blas.name,
+            blas_core_type=blas.core_type,
+            blas_threads=blas.threads,
+            tokens_per_byte=canaries.tokens_per_byte,
+            mixture=model.mixture,
+            canaries_alone=canaries.alone,
+            canaries_batched=canaries.batched,
+            canary_tokens=canaries.tokens,
+            calibration=calibration,
+        )
+
+    def prepare(self, rows: bytes, count: int) -> Prepared:
+        try:
+            unit = self._scorer.prepare(split_rows(rows, count))
+        except RowFault as fault:
+            return Prepared(count=count, content=fault)
+        return Prepared(count=count, content=unit, asked_faults=unit.asked_faults)
+
+    def compute(self, prepared: Prepared, progress: Progress) -> Result:
+        if isinstance(prepared.content, RowFault):
+            raise prepared.content
+        raise_if_asked(prepared.asked_faults)
+        payload, work = self._scorer.compute(prepared.content, progress)
+        return Result(payload=payload, tokens=work.tokens, shape=work.describe())
+
+
+def shape_for(job: ScoreJob, model: LoadedModel) -> Shape:
+    """The device's default within what its memory takes, or the job's batch."""
+    default = CPU_SHAPE if device.backend() == "cpu" else GPU_SHAPE
+    return with_batch_tokens(default, job.batch_tokens or min(default.batch_tokens, max(model.fit.batch_tokens, 1)))
+
+
+def with_batch_tokens(shape: Shape, batch_tokens: int) -> Shape:
+    return Shape(batch_tokens=batch_tokens, chunk=shape.chunk, logit_rows=shape.logit_rows)
