@@ -77,7 +77,8 @@ def _head(data: ReportData) -> str:
         counts = ", ".join(f"{rows.get(name, 0):,} {name}" for name in ("kept", "dropped", "failed"))
         outcome = f"{total:,} rows in: {counts}"
     else:
-        outcome = f"{rows.get('scored', 0):,} of {total:,} rows scored so far"
+        outcome = f"{rows.get('scored', 0):,} of {total:,} rows scored so far, {rows.get('failed', 0):,} failed"
+        outcome += f" ({escape(str(data.summary['reason']))})" if data.summary.get("reason") else ""
     worked = [node for node in data.nodes if node.summary is not None]
     kinds = ", ".join(data.request.get("kinds") or ())
     model = str(data.plan.get("model") or data.request.get("model") or "")
@@ -107,7 +108,7 @@ def _figures(data: ReportData) -> str:
     cards = [
         (f"{rows.get('in', 0):,}", "rows in"),
         (f"{rows['kept']:,}", "kept") if "kept" in rows else (f"{rows.get('scored', 0):,}", "scored"),
-        (f"{rows.get('dropped', 0):,}", "dropped"),
+        (f"{rows['dropped']:,}", "dropped") if "dropped" in rows else (f"{data.counters.pending_rows:,}", "to do"),
         (f"{rows.get('failed', 0):,}", "failed"),
         (rate_text(rate), "rows/s, all in all"),
         (duration_text(seconds), f"in {restarts + 1} sittings" if restarts else "from start to end"),
@@ -168,7 +169,7 @@ def _rows(data: ReportData) -> str:
     rows, total = data.rows, data.rows.get("in", 0)
     if not total:
         return section("Rows", "<p>There were no rows.</p>")
-    names = ("kept", "dropped", "failed") if "kept" in rows else ("scored",)
+    names = ("kept", "dropped", "failed") if "kept" in rows else ("scored", "failed")
     counts = {name: rows.get(name, 0) for name in names}
     if (pending := total - sum(counts.values())) > 0:
         counts["pending"] = pending

@@ -94,9 +94,9 @@ def report_data(run_folder: Path) -> ReportData:
             state=summary.get("state", "running"),
             summary=summary,
             counters=counters,
-            rows=summary.get("rows") or {"in": counters.rows, "scored": counters.committed_rows},
+            rows=_rows(summary, counters),
             dropped_by_reason=summary.get("dropped_by_reason") or {},
-            failed_by_code=failed_by_code,
+            failed_by_code=summary.get("failed_by_code") or failed_by_code,
             failed_rows=failed_rows,
             scores=summary.get("scores") or _scores(ledger),
             nodes=_nodes(ledger, history, plan),
@@ -139,6 +139,14 @@ def _nodes(ledger: LedgerReader, history: History, plan: Mapping[str, Any]) -> t
         )
         for name in dict.fromkeys(names)
     )
+
+
+def _rows(summary: Mapping[str, Any], counters: Counters) -> dict[str, int]:
+    """Until the output is written nothing is kept or dropped yet."""
+    if summary.get("state") in ("complete", "failed") and "rows" in summary:
+        return dict(summary["rows"])
+    failed = counters.quarantined_rows + counters.bad_rows
+    return {"in": counters.rows, "scored": counters.committed_rows, "failed": failed}
 
 
 def _scores(ledger: LedgerReader) -> dict[str, dict[str, Any]]:
