@@ -74,8 +74,17 @@ def make_texts(rng: random.Random) -> list[str]:
     for judgement in judgements(seed=SEED, texts=250, claims_each=4):
         question = fill_template(DEFAULT_TEMPLATE, claim=judgement.claim, evidence="\n".join(judgement.evidence))
         texts.append(as_chat(question, judgement.label))
+    texts += [f"<|begin|>{shuffled_words(rng, sources)}<|end|>\n" for _ in range(1200)]
     rng.shuffle(texts)
     return texts
+
+
+def shuffled_words(rng: random.Random, sources: list[Exchange]) -> str:
+    """Words out of order, some with their letters mixed: so that text unlike the project's own is not absurdly unlikely."""
+    words = " ".join(source.response for source in rng.sample(sources, 3)).split()
+    rng.shuffle(words)
+    mixed = ["".join(rng.sample(word, len(word))) if rng.random() < 0.4 else word for word in words]
+    return " ".join(mixed[: rng.randint(5, 40)])
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:
@@ -160,7 +169,8 @@ def main() -> None:
     options = parser.parse_args()
     rng = random.Random(SEED)
     texts = make_texts(rng)
-    tokenizer = train_tokenizer(texts)
+    # Mostly the handbook: merges learned from the grammar would be whole sentences, and of no use for other text.
+    tokenizer = train_tokenizer([text for text in texts if rng.random() < 0.1] + [e.response for e in handbook()] * 20)
     ids = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
     print(f"{len(texts)} texts, {sum(map(len, texts))} characters, {sum(map(len, ids))} tokens", flush=True)
     save(options.out, train(ids, options.steps, rng), tokenizer)
