@@ -66,7 +66,8 @@ from realign_cluster.domain.liveness import Liveness
 from realign_cluster.domain.report import WorkerReport
 from realign_cluster.domain.scheduler import Scheduler
 from realign_cluster.rpc.pb import node_pb2 as pb
-from realign_cluster.store.ledger import Entry, ResultRecord, StorageFull
+from realign_cluster.store.ledger import Entry, ResultRecord
+from realign_cluster.store.space import StorageFull
 
 log = structlog.get_logger()
 

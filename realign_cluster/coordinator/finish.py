@@ -35,9 +35,9 @@ def finish_run(
     node_versions: Mapping[str, Mapping[str, str]],
 ) -> Summary:
     """Writes everything that this sitting's end allows: the output only of a run whose every row is accounted for."""
-    tally = (
-        write_outputs(run.ledger, run.sources, run.output_options(), progress=progress) if outcome.complete else None
-    )
+    tally = None
+    if outcome.complete:
+        tally = write_outputs(run.ledger, run.sources, run.folder.path, run.output_options(), progress)
     history = read_history(run.ledger)
     body = summary_of(run.ledger, history, tally, outcome, plan=run.plan, node_versions=node_versions)
     run.folder.write_json(run.folder.summary, body)

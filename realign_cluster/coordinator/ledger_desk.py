@@ -14,8 +14,9 @@ from typing import TypeVar
 
 from realign_cluster.domain.events import RunOpened, UnitRef
 from realign_cluster.domain.ids import UnitId
-from realign_cluster.store.ledger import Entry, Ledger, StorageFull
+from realign_cluster.store.ledger import Entry, Ledger
 from realign_cluster.store.readers import Sources
+from realign_cluster.store.space import StorageFull
 
 T = TypeVar("T")
 RETRY_SECONDS = 1.0
@@ -50,8 +51,9 @@ class LedgerDesk:
 
         def read() -> list[UnitRows]:
             found = []
-            for unit, positions in zip(units, self.ledger.unit_positions(units), strict=True):
-                rows = self._sources.read(positions)
+            positions = self.ledger.unit_positions(tuple(units))
+            for unit in units:
+                rows = self._sources.read(positions[unit])
                 found.append(UnitRows(unit=unit, rows=b"\n".join(rows), count=len(rows)))
             return found
 
