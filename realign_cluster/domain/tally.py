@@ -5,7 +5,7 @@ Works on numbers it is given, window by window. Must not know where they come fr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -146,27 +146,37 @@ class Tally:
     def add_scores(self, rows: list[dict[str, Any]]) -> None:
         """Adds the scores of many rows: {"loglik": {"sum": ...}, ...} each."""
         columns: dict[str, list[float | None]] = {}
-        for scores in rows:
-            _collect(scores, "", columns)
+        _collect(rows, "", columns)
         for path, found in columns.items():
-            numbers = [value for value in found if value is not None]
-            self.distributions.setdefault(path, Distribution()).add(
-                np.array(numbers, dtype=np.float64), len(found) - len(numbers)
-            )
+            numbers = [value for value in found if value is not None] if None in found else found
+            values = np.array(numbers, dtype=np.float64)
+            self.distributions.setdefault(path, Distribution()).add(values, len(found) - len(numbers))
 
     def score_summary(self) -> dict[str, Any]:
         """JSON-ready summary of every numeric score field that any row had, by dotted path."""
         return {path: found.summary() for path, found in sorted(self.distributions.items()) if found.count}
 
 
-def _collect(scores: Mapping[str, Any], prefix: str, columns: dict[str, list[float | None]]) -> None:
-    for key, value in scores.items():
-        kind = type(value)
-        if kind is float or kind is int or value is None:
-            path = prefix + key
-            try:
-                columns[path].append(value)
-            except KeyError:
-                columns[path] = [value]
-        elif kind is dict:
-            _collect(value, f"{prefix}{key}.", columns)
+def _collect(rows: Sequence[Mapping[str, Any]], prefix: str, columns: dict[str, list[float | None]]) -> None:
+    """Numbers and nulls of `rows` by dotted path: column by column, as rows nearly always have the same keys."""
+    if not rows:
+        return
+    keys = rows[0].keys()
+    if any(row.keys() != keys for row in rows):
+        alike: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+        for row in rows:
+            alike.setdefault(tuple(sorted(row)), []).append(row)
+        for some in alike.values():
+            _collect(some, prefix, columns)
+        return
+    for key in keys:
+        values = [row[key] for row in rows]
+        kinds = set(map(type, values))
+        if dict in kinds:
+            _collect([value for value in values if type(value) is dict], f"{prefix}{key}.", columns)
+        if kinds & _NUMBERS:
+            numbers = values if kinds <= _NUMBERS else [value for value in values if type(value) in _NUMBERS]
+            columns.setdefault(prefix + key, []).extend(numbers)
+
+
+_NUMBERS: Final = {int, float, type(None)}

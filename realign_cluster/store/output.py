@@ -37,6 +37,8 @@ FOLDERS: Final = ("output", "dropped", "failed")
 TRL_COLUMNS: Final = ("reference_chosen_logps", "reference_rejected_logps")
 LARGEST_COPIED: Final = 8 * 1024 * 1024  # a failed row beyond this is named in failed/, not copied
 
+_OPENING, _CLOSING, _SPACE = b"{} "
+
 OutputFormat = Literal["jsonl", "parquet"]
 Progress = Callable[[int], None]  # rows written
 
@@ -173,6 +175,14 @@ def splice(raw: bytes, fields: bytes) -> bytes:
     return b"%b%b%b}\n" % (raw[:end], comma, fields)
 
 
+def _scored_line(raw: bytes, row_id: bytes, scores: bytes) -> bytes:
+    if (
+        len(raw) > 2 and raw[-1] == _CLOSING and raw[-2] > _SPACE and raw[-2] != _OPENING
+    ):  # splice, without its searching
+        return b'%b,"row_id":"%b","scores":%b}\n' % (raw[:-1], row_id, scores)
+    return splice(raw, b'"row_id":"%b","scores":%b' % (row_id, scores))
+
+
 class _Writer:
     def __init__(
         self, ledger: LedgerReader, sources: Sources, aside: Path, options: OutputOptions, tally: Tally
@@ -188,50 +198,51 @@ class _Writer:
             writer.close()
 
     def add(self, window: WindowOutcome) -> None:
-        readable = window.positions["length"] <= LARGEST_COPIED
-        raws = self._read(window, readable)
+        raws = self._read(window)
         ids = row_ids(window.positions, raws)
         scores = self._parse(window)
-        kept: list[bytes] = []
-        dropped: list[bytes] = []
-        failed: list[bytes] = []
-        dropped_at: list[int] = []
-        failed_at: list[int] = []
-        scored: list[dict[str, Any]] = []
+        if scores is not None and self._options.keep_if is None and not self._options.export_trl:
+            lines = [
+                _scored_line(raw, row_id, line or b"")
+                for raw, row_id, line in zip(raws, ids, window.results, strict=True)
+            ]
+            self._tally.kept += len(lines)
+            self._tally.add_scores(scores)
+            self._writers["output"].add(lines, window.positions)
+        else:
+            self._sort_out(window, raws, ids)
+
+    def _sort_out(self, window: WindowOutcome, raws: list[bytes], ids: list[bytes]) -> None:
+        """Row by row: some have failed, or there is a rule about which to keep."""
         keep_if, trl = self._options.keep_if, self._options.export_trl
-        for at, (raw, row_id, line, score) in enumerate(zip(raws, ids, window.results, scores, strict=True)):
+        lines: dict[str, list[bytes]] = {name: [] for name in FOLDERS}
+        places: dict[str, list[int]] = {name: [] for name in FOLDERS}
+        scored: list[dict[str, Any]] = []
+        for at, (raw, row_id, line) in enumerate(zip(raws, ids, window.results, strict=True)):
+            score = None if line is None else orjson.loads(line)
             if line is None or score is None or "error" in score:
-                failed.append(self._failed(window, at, raw, row_id, score))
-                failed_at.append(at)
+                lines["failed"].append(self._failed(window, at, raw, row_id, score))
+                places["failed"].append(at)
                 continue
             scored.append(score)
-            fields = b'"row_id":"%b","scores":%b' % (row_id.encode(), line)
+            fields = b'"row_id":"%b","scores":%b' % (row_id, line)
             if trl:
                 fields = _reference_columns(score) + fields
             reason = None if keep_if is None else self._decide(keep_if, window, at, raw, score)
-            if reason is None:
-                # what splice does, for the row as it nearly always is
-                if raw.endswith(b"}") and len(raw) > 2:
-                    kept.append(b"%b,%b}\n" % (raw[:-1], fields) if raw[-2] not in b"{ \t" else splice(raw, fields))
-                else:
-                    kept.append(splice(raw, fields))
-            else:
+            if reason is not None:
+                fields += b',"reason":' + orjson.dumps(reason)
                 self._tally.drop(reason)
-                dropped.append(splice(raw, fields + b',"reason":' + orjson.dumps(reason)))
-                dropped_at.append(at)
-        self._tally.kept += len(kept)
+            name = "output" if reason is None else "dropped"
+            lines[name].append(splice(raw, fields))
+            places[name].append(at)
+        self._tally.kept += len(lines["output"])
         self._tally.add_scores(scored)
-        rest = np.ones(len(raws), dtype=bool)
-        rest[dropped_at + failed_at] = False
-        for name, lines, which in (
-            ("output", kept, rest),
-            ("dropped", dropped, dropped_at),
-            ("failed", failed, failed_at),
-        ):
-            if lines:
-                self._writers[name].add(lines, window.positions[which])
+        for name in FOLDERS:
+            if lines[name]:
+                self._writers[name].add(lines[name], window.positions[places[name]])
 
-    def _read(self, window: WindowOutcome, readable: Any) -> list[bytes]:
+    def _read(self, window: WindowOutcome) -> list[bytes]:
+        readable = window.positions["length"] <= LARGEST_COPIED
         if readable.all():
             return self._sources.read(window.positions)
         raws = [b""] * len(window.positions)
@@ -240,12 +251,17 @@ class _Writer:
             raws[at] = raw
         return raws
 
-    def _parse(self, window: WindowOutcome) -> list[dict[str, Any] | None]:
-        if None not in window.results:
-            parsed: list[dict[str, Any] | None] = orjson.loads(b"[" + b",".join(window.results) + b"]")  # type: ignore[arg-type]
-            if len(parsed) == len(window.results):
-                return parsed
-        return [None if line is None else orjson.loads(line) for line in window.results]
+    def _parse(self, window: WindowOutcome) -> list[dict[str, Any]] | None:
+        """The scores of all rows, or None unless every one has some and no error."""
+        if None in window.results:
+            return None
+        try:
+            parsed: list[dict[str, Any]] = orjson.loads(b"[%b]" % b",".join(window.results))  # type: ignore[arg-type]
+        except orjson.JSONDecodeError:
+            return None
+        if len(parsed) != len(window.results) or any("error" in score for score in parsed):
+            return None
+        return parsed
 
     def _decide(self, keep_if: KeepIf, window: WindowOutcome, at: int, raw: bytes, score: dict[str, Any]) -> str | None:
         try:
@@ -257,7 +273,7 @@ class _Writer:
                 f"--keep-if {keep_if.text!r} does not fit the row at {where}: {error}", "change the expression"
             ) from error
 
-    def _failed(self, window: WindowOutcome, at: int, raw: bytes, row_id: str, score: dict[str, Any] | None) -> bytes:
+    def _failed(self, window: WindowOutcome, at: int, raw: bytes, row_id: bytes, score: dict[str, Any] | None) -> bytes:
         found = window.errors[at]
         if found is not None:
             error = {"code": found[0], "message": found[1]}
@@ -268,10 +284,10 @@ class _Writer:
             }
         else:
             raise RunFailed(
-                f"row {row_id} has neither a result nor an error", "report this: it is a fault of the program"
+                f"row {row_id.decode()} has neither a result nor an error", "report this: it is a fault of the program"
             )
         self._tally.fail(error["code"])
-        fields = b'"row_id":"%b","error":%b' % (row_id.encode(), orjson.dumps(error))
+        fields = b'"row_id":"%b","error":%b' % (row_id, orjson.dumps(error))
         if _is_object(raw):
             return splice(raw, fields)
         return b"{" + _as_text(raw) + fields + b"}\n"

@@ -7,6 +7,7 @@ that is not plain JSONL.
 
 from __future__ import annotations
 
+from binascii import hexlify
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -37,12 +38,14 @@ def unpack(blob: bytes) -> Positions:
     return np.frombuffer(blob, dtype=POSITION)
 
 
-def row_ids(positions: Positions, raws: list[bytes]) -> list[str]:
+def row_ids(positions: Positions, raws: list[bytes]) -> list[bytes]:
     """32 hex digits per row: BLAKE2b-128 of file index (u32 LE), row index (u64 LE) and the row's raw bytes."""
     headers = np.empty(len(positions), dtype=_ID_HEADER)
     headers["file"], headers["row"] = positions["file"], positions["row"]
     packed = headers.tobytes()
-    return [
-        blake2b(packed[at : at + 12] + raw, digest_size=16).hexdigest()
+    digests = [
+        blake2b(packed[at : at + 12] + raw, digest_size=16).digest()
         for at, raw in zip(range(0, len(packed), 12), raws, strict=True)
     ]
+    digits = hexlify(b"".join(digests))
+    return [digits[at : at + 32] for at in range(0, len(digits), 32)]
