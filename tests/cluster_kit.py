@@ -1,4 +1,4 @@
-"""Real daemons as real processes for tests: an authority, enrolled state folders, `realignd run` on a free port over mTLS.
+"""Real daemons as real processes for tests: an authority, enrolled state folders, `realignd run` over mTLS.
 
     with TestCluster(tmp_path) as cluster:
         alpha = cluster.start("alpha", cores=1)

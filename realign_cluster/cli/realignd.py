@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
@@ -39,6 +39,7 @@ def run(
     cores: Annotated[int, typer.Option(help="CPU cores its worker may use; 0 means all.", min=0)] = 0,
     no_advertise: Annotated[bool, typer.Option("--no-advertise", help="Say nothing by mDNS.")] = False,
     exit_seconds: Annotated[float, typer.Option(help="What a unit in hand may take after SIGTERM.", min=0)] = 15.0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Log to the state folder only, not to stderr.")] = False,
     detach: Annotated[
         bool, typer.Option("--detach", help="Start it in the background, print its facts when it serves.")
     ] = False,
@@ -74,14 +75,15 @@ def run(
         cores=cores or len(_usable_cores()),
         advertise=not no_advertise,
         exit_seconds=exit_seconds,
-        log_to_stderr=ready_fd < 0,
+        log_to_stderr=ready_fd < 0 and not quiet,
     )
     try:
         asyncio.run(serve(options, ready))
-    except RealignError as error:
+    except (RealignError, OSError) as error:  # OSError: the disk is full, the folder went away
+        known = error if isinstance(error, RealignError) else RealignError(str(error), f"look into {state}")
         if ready_fd >= 0:
-            os.write(ready_fd, json.dumps({"error": error.message, "fix": error.fix}).encode() + b"\n")
-        raise
+            os.write(ready_fd, json.dumps({"error": known.message, "fix": known.fix}).encode() + b"\n")
+        raise known from error
 
 
 @app.command()
@@ -186,6 +188,76 @@ def status(state: State = DEFAULT_STATE, as_json: Json = False) -> None:
         for line in found.last_log:
             print(f"  {line}")
     raise typer.Exit(0 if found.state == "running" else 1)
+
+
+@app.command()
+def install(
+    state: Annotated[Path | None, typer.Option("--state", help="Default: .realign/node in that user's home.")] = None,
+    port: Annotated[int, typer.Option(help="Port to serve on.", min=1, max=65535)] = DEFAULT_PORT,
+    host: Annotated[str, typer.Option(help="Address to serve on.")] = "0.0.0.0",
+    name: Name = None,
+    cores: Annotated[int, typer.Option(help="CPU cores its worker may use; 0 means all.", min=0)] = 0,
+    user: Annotated[str | None, typer.Option(help="Who it runs as; default: you, also under sudo.")] = None,
+    nice: Annotated[int | None, typer.Option(help="CPU priority, -20 (highest) to 20.", min=-20, max=20)] = None,
+    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for daemon and workers; repeatable.")] = None,
+    service: Annotated[str | None, typer.Option(help="launchd or systemd; default: this machine's.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the unit, change nothing.")] = False,
+) -> None:
+    """Make the daemon a service of this machine: a LaunchDaemon on macOS, a systemd unit on Linux.
+
+    Example: sudo realignd install --name m3ultra --nice -10 --env MLX_METAL_FAST_SYNCH=1
+    """
+    from realign_cluster.node import install as services
+    from realign_cluster.node.environment import parse_assignments
+
+    kind = _service(service)
+    owner = user or services.invoking_user()
+    arguments = ["--port", str(port), "--host", host, *(["--name", name] if name else [])]
+    arguments += ["--cores", str(cores)] if cores else []
+    options = services.ServiceOptions(
+        python=sys.executable,
+        user=owner,
+        state=(state or services.home_of(owner) / ".realign" / "node").expanduser().absolute(),
+        arguments=tuple(arguments),
+        environment=parse_assignments(env or []),
+        nice=nice,
+    )
+    for line in services.explain(options):
+        print(f"# {line}", file=sys.stderr)
+    if dry_run:
+        print(f"# {services.unit_path(kind)}", file=sys.stderr)
+        sys.stdout.write(services.render_unit(kind, options).decode())
+        return
+    for command in services.install(kind, options):
+        print(command)
+    print(f"{services.unit_path(kind)} installed; enrol the node if it is not: realignd status --state {options.state}")
+
+
+@app.command()
+def uninstall(
+    service: Annotated[str | None, typer.Option(help="launchd or systemd; default: this machine's.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, change nothing.")] = False,
+) -> None:
+    """Stop the service and remove its unit. The state folder stays.
+
+    Example: sudo realignd uninstall
+    """
+    from realign_cluster.node import install as services
+
+    kind = _service(service)
+    if dry_run:
+        print(services.unit_path(kind))
+        return
+    for command in services.uninstall(kind):
+        print(command)
+
+
+def _service(asked: str | None) -> Literal["launchd", "systemd"]:
+    if asked in ("launchd", "systemd"):
+        return cast('Literal["launchd", "systemd"]', asked)
+    if asked is not None:
+        raise UsageError(f"--service {asked}: not a service system known here", "launchd or systemd")
+    return "launchd" if sys.platform == "darwin" else "systemd"
 
 
 def _enrolled(folder: StateFolder, bundle: Any) -> None:

@@ -12,6 +12,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -134,6 +136,7 @@ async def serve(options: DaemonOptions, ready: Callable[[DaemonFacts], None]) ->
         )
         write_private(folder.daemon, json.dumps(asdict(facts)).encode() + b"\n")
         log.info("serving", port=port, node=identity.node_id, name=identity.name, certificate_days=int(days))
+        _stay_awake()
         background = [asyncio.create_task(workplace.keep_house()), asyncio.create_task(health.watch()), device]
         advertiser = await _advertiser(facts) if options.advertise else None
         ready(facts)
@@ -153,6 +156,13 @@ async def serve(options: DaemonOptions, ready: Callable[[DaemonFacts], None]) ->
             folder.daemon.unlink(missing_ok=True)
             output.close()
         log.info("stopped")
+
+
+def _stay_awake() -> None:
+    """A Mac that falls asleep leaves the cluster. The system's own tool keeps it awake while this process lives."""
+    if sys.platform == "darwin":
+        with contextlib.suppress(OSError):
+            subprocess.Popen(["caffeinate", "-ims", "-w", str(os.getpid())], start_new_session=True)
 
 
 async def _advertiser(facts: DaemonFacts) -> Advertiser:

@@ -1,6 +1,6 @@
 """The content store: models by hash, brought in chunks, resumed where a transfer broke off, checked before they count.
 
-A model is a flat or shallow folder of safetensors, JSON and tokenizer files. Nothing executable is accepted, and no path
+A model is a flat or shallow folder of safetensors, JSON and tokenizer files. Nothing executable is accepted, no path
 leads out of the store. models/HASH.part grows; only a folder whose every file has its hash becomes models/HASH.
 """
 

@@ -104,7 +104,8 @@ async def full_device(cache: Path) -> Device:
     device.working_set_bytes = int(seen["working_set_bytes"]) or device.memory_bytes
     device.blas_core_type = str(seen["blas_core_type"])
     kept_text = json.dumps({"key": key, "device": json_format.MessageToDict(device)})
-    write_private(cache, kept_text.encode())
+    with contextlib.suppress(OSError):  # a full disk: it is asked again at the next start
+        write_private(cache, kept_text.encode())
     return device
 
 

@@ -16,7 +16,7 @@ from realign_cluster.domain.errors import RealignError
 from realign_cluster.node.logs import follow
 from realign_cluster.node.models import ModelRefused, ModelStore
 from realign_cluster.node.outbox import Outbox
-from realign_cluster.node.probe import HealthSampler, free_disk_bytes
+from realign_cluster.node.probe import HealthSampler, free_disk_bytes, quick_device
 from realign_cluster.node.state_folder import StateFolder
 from realign_cluster.node.tenancy import Denied, Tenant
 from realign_cluster.node.workplace import Workplace
@@ -31,6 +31,7 @@ log = structlog.get_logger()
 BEAT_SECONDS = 0.5
 HELLO_SECONDS = 10.0
 LAST_WORD_SECONDS = 1.0
+DEVICE_SECONDS = 6.0
 STALL_SECONDS = 1.0
 MINIMUM_FREE_BYTES = 32 * 1024**2
 _MAX_ECHO_BYTES = 32 * 1024**2
@@ -71,7 +72,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
             node_id=serving.node_id,
             name=serving.name,
             versions=serving.versions,
-            device=await asyncio.shield(serving.device),
+            device=await self._device(),
             certificate_fingerprint=serving.bundle.fingerprint,
             models=serving.models.names(),
             uptime_seconds=time.monotonic() - serving.started_at,
@@ -81,6 +82,13 @@ class NodeService(node_pb2_grpc.NodeServicer):
         if tenant is not None:
             info.holder.CopyFrom(_holder(tenant))
         return info
+
+    async def _device(self) -> common_pb2.Device:
+        """Without what MLX sees while that is still being asked for longer than a greeting may take."""
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._serving.device), DEVICE_SECONDS)
+        except TimeoutError:
+            return await quick_device()
 
     async def CheckHealth(self, request: pb.HealthRequest, context: grpc.aio.ServicerContext) -> common_pb2.Health:
         await _require(context)
@@ -169,6 +177,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         if first is grpc.aio.EOF or not first.HasField("hello"):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a stream begins with a greeting")
             return
+        info = await self._describe()  # before the claim: a lease must not run while MLX is being asked
         answer = self._admit(first.hello, caller)
         if isinstance(answer, pb.Refusal):
             log.warning("refused", run=first.hello.run_id, by=first.hello.coordinator, why=answer.message)
@@ -178,7 +187,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         spooled = self._serving.workplace.attach(outbox, answer)
         log.info("session", run=answer.run_id, epoch=answer.epoch, coordinator=answer.coordinator, spooled=len(spooled))
         try:
-            welcome = pb.Welcome(info=await self._describe(), spooled_attempts=spooled)
+            welcome = pb.Welcome(info=info, spooled_attempts=spooled)
             await context.write(pb.NodeMessage(welcome=welcome))
             reason = await self._converse(context, outbox, answer)
         finally:
@@ -193,8 +202,9 @@ class NodeService(node_pb2_grpc.NodeServicer):
         if hello.versions.protocol != PROTOCOL_VERSION:
             return pb.Refusal(
                 code=codes.VERSION,
-                message=f"{serving.name} speaks protocol {PROTOCOL_VERSION} (realign-cluster {serving.versions.project}), "
-                f"the coordinator {hello.versions.protocol} ({hello.versions.project or 'unknown version'})\n"
+                message=f"{serving.name} speaks protocol {PROTOCOL_VERSION} (realign-cluster "
+                f"{serving.versions.project}), the coordinator {hello.versions.protocol} "
+                f"({hello.versions.project or 'unknown version'})\n"
                 "  fix: install the same version on both: realign-launch --hostfile FILE --install up",
             )
         if hello.node_id != serving.node_id:

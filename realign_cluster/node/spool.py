@@ -1,8 +1,8 @@
 """Results that no coordinator has acknowledged yet. In memory at first, then in files that survive the process.
 
 The fast path (acknowledged within a second) never touches the disk. A file is checked when it is read: a torn or
-altered one is removed and its unit computed again elsewhere, which is also why files are not synced. Bounded by a size and
-by the free disk.
+altered one is removed and its unit computed again elsewhere, so files are not synced. Bounded by a size and by the
+free disk.
 """
 
 from __future__ import annotations
@@ -82,6 +82,9 @@ class Spool:
     def acknowledge(self, run_id: str, attempts: Iterable[int]) -> None:
         for attempt in attempts:
             self._remove(run_id, attempt)
+
+    def forget(self, run_id: str) -> None:
+        self.acknowledge(run_id, self.attempts(run_id))
 
     def spill(self, now: float, *, everything: bool = False) -> None:
         """Writes what has waited for longer than a moment (or everything), and drops it from memory."""

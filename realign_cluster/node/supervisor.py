@@ -1,4 +1,4 @@
-"""The worker child of this daemon: started for a job, fed with units, killed as a group, reaped, restarted with back-off.
+"""The worker child of this daemon: started for a job, fed with units, killed as a group, restarted with back-off.
 
 Knows nothing of streams, coordinators or spools: it tells its listener. Never waits for the worker on the way of a
 message, so a hung worker hangs nothing else. MLX lives in the worker only.
@@ -128,6 +128,10 @@ class Supervisor:
 
     def revoke(self, run_id: str, attempts: Iterable[int]) -> None:
         self._tell_revoked(self.queue.revoke(run_id, set(attempts)))
+
+    def silence(self, run_id: str) -> None:
+        """Nobody wants anything of this run any more."""
+        self._tell_revoked(self.queue.silence(run_id))
 
     def drop_all_but_computing(self) -> None:
         self._tell_revoked(self.queue.drop_all_but_computing())

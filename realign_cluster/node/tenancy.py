@@ -61,7 +61,8 @@ class Tenancy:
                 kind="held",
                 tenant=tenant,
                 message=f"{self._node_name} is held by run {tenant.run_id} of {tenant.coordinator}, "
-                f"heard {tenant.silent_for(now):.1f} s ago\n  fix: wait until that run ends, or stop it there; if it is dead, "
+                f"heard {tenant.silent_for(now):.1f} s ago\n"
+                f"  fix: wait until that run ends, or stop it there; if it is dead, "
                 f"the node is free after {tenant.lease_seconds:g} s of silence",
             )
         known = self._epochs.get(run_id, 0)

@@ -37,18 +37,22 @@ class QueueFull(Exception):
 
 class WorkQueue:
     def __init__(self) -> None:
-        self._next_ticket = 1
+        self._next_ticket = 1  # never falls: a lower ticket was handed over earlier
         self._waiting: deque[tuple[Held, bytes]] = deque()
         self._waiting_keys: set[tuple[str, int]] = set()
         self._waiting_bytes = 0
         self._handed: dict[int, Held] = {}  # by ticket, in the order of handing over
         self._dropped: set[int] = set()  # handed over, then taken back: the worker may or may not still answer
         self._silenced: set[int] = set()  # revoked by the coordinator: an answer is thrown away
-        self._handed_bytes = 0
+        self._handed_bytes = 0  # of those that were not taken back
         self._computing: int | None = None
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._handed) - len(self._dropped)
+        return len(self._waiting) + self._live
+
+    @property
+    def _live(self) -> int:
+        return len(self._handed) - len(self._dropped)
 
     @property
     def computing(self) -> Held | None:
@@ -56,7 +60,7 @@ class WorkQueue:
 
     @property
     def busy(self) -> bool:
-        return bool(self._waiting or len(self._handed) > len(self._dropped))
+        return bool(self._waiting or self._live)
 
     def add(
         self, *, run_id: str, epoch: int, attempt: int, unit: int, lease: int, count: int, cost: float, rows: bytes
@@ -72,7 +76,9 @@ class WorkQueue:
                 and ticket not in self._silenced
                 and (ticket not in self._dropped or ticket == self._computing)
             ):
-                self._dropped.discard(ticket)
+                if ticket in self._dropped:
+                    self._dropped.discard(ticket)
+                    self._handed_bytes += held.size
                 return False
         if (run_id, attempt) in self._waiting_keys:
             return False
@@ -96,11 +102,14 @@ class WorkQueue:
         return True
 
     def hand_over(self) -> list[tuple[Held, bytes]]:
-        """What the worker should get now: at least one, and no more than the window."""
+        """What the worker should get now: at least one, and no more than the window.
+
+        What was taken back counts for nothing: the worker skips it, and may never say so.
+        """
         going: list[tuple[Held, bytes]] = []
         while self._waiting and (
-            not self._handed
-            or (len(self._handed) < WINDOW_UNITS and self._handed_bytes + self._waiting[0][0].size <= WINDOW_BYTES)
+            self._live == 0
+            or (self._live < WINDOW_UNITS and self._handed_bytes + self._waiting[0][0].size <= WINDOW_BYTES)
         ):
             held, rows = self._waiting.popleft()
             self._waiting_keys.discard((held.run_id, held.attempt))
@@ -129,16 +138,26 @@ class WorkQueue:
         gone = set(attempts)
         self._drop_waiting(lambda held: held.run_id == run_id and held.attempt in gone)
         tickets = [held.ticket for held in self._handed.values() if held.run_id == run_id and held.attempt in gone]
-        self._dropped.update(tickets)
         self._silenced.update(tickets)
-        return tickets
+        return self._drop(tickets)
 
     def drop_all_but_computing(self) -> list[int]:
         """The coordinator is gone: only what is in hand gets finished. Returns the tickets to tell the worker of."""
         self._drop_waiting(lambda _: True)
-        tickets = [ticket for ticket in self._handed if ticket != self._computing and ticket not in self._dropped]
-        self._dropped.update(tickets)
-        return tickets
+        return self._drop([ticket for ticket in self._handed if ticket != self._computing])
+
+    def silence(self, run_id: str) -> list[int]:
+        """The run is over: also what is in hand will not be asked for. Returns the tickets to tell the worker of."""
+        return self.revoke(run_id, {held.attempt for held in self._handed.values()} | self._attempts_waiting(run_id))
+
+    def _attempts_waiting(self, run_id: str) -> set[int]:
+        return {attempt for run, attempt in self._waiting_keys if run == run_id}
+
+    def _drop(self, tickets: list[int]) -> list[int]:
+        fresh = [ticket for ticket in tickets if ticket not in self._dropped]
+        self._dropped.update(fresh)
+        self._handed_bytes -= sum(self._handed[ticket].size for ticket in fresh)
+        return fresh
 
     def worker_gone(self) -> tuple[Held | None, list[Held]]:
         """(what it was computing, all others that were here). Afterwards the queue is empty."""
@@ -161,7 +180,8 @@ class WorkQueue:
 
     def _forget(self, ticket: int) -> None:
         held = self._handed.pop(ticket)
-        self._handed_bytes -= held.size
+        if ticket not in self._dropped:
+            self._handed_bytes -= held.size
         self._dropped.discard(ticket)
         self._silenced.discard(ticket)
         if self._computing == ticket:

@@ -58,6 +58,7 @@ class Workplace:
         self._awaiting_model: tuple[ScoreJob, pb.Prepare] | None = None
         self._last_used = clock()
         self._preparing = asyncio.Lock()
+        self._changed = asyncio.Event()  # something was finished or acknowledged: `finish` looks again
         self.stopping = False
 
     # --- streams ----------------------------------------------------------------------------------------------------
@@ -65,12 +66,14 @@ class Workplace:
     def attach(self, outbox: Outbox, tenant: Tenant) -> list[int]:
         """Makes this the one stream; an older one ends. Returns the run's spooled attempts, which are offered again."""
         if self._outbox is not None:
-            self._outbox.end(
-                pb.Refusal(
+            before = self._tenant
+            refusal = None
+            if before is not None and before.run_id == tenant.run_id and before.epoch < tenant.epoch:
+                refusal = pb.Refusal(
                     code=pb.Refusal.STALE_EPOCH,
                     message=f"sitting {tenant.epoch} of run {tenant.run_id} has taken this node over",
                 )
-            )
+            self._outbox.end(refusal)
             self.supervisor.drop_all_but_computing()
         self._outbox, self._tenant = outbox, tenant
         attempts = self.spool.attempts(tenant.run_id)
@@ -83,6 +86,7 @@ class Workplace:
         if self._outbox is not outbox:
             return
         self._outbox = None
+        self._changed.set()
         self._awaiting_model = None
         self.supervisor.drop_all_but_computing()
         self.spool.spill(self._clock(), everything=True)
@@ -100,6 +104,7 @@ class Workplace:
                 self._assign(message.assign, tenant)
             case "ack":
                 self.spool.acknowledge(tenant.run_id, message.ack.attempts)
+                self._changed.set()
             case "revoke":
                 self.supervisor.revoke(tenant.run_id, message.revoke.attempts)
                 self.spool.acknowledge(tenant.run_id, message.revoke.attempts)
@@ -112,7 +117,8 @@ class Workplace:
 
     def release(self, tenant: Tenant) -> None:
         self.tenancy.release(tenant.run_id, tenant.epoch)
-        self.supervisor.drop_all_but_computing()
+        self.supervisor.silence(tenant.run_id)
+        self.spool.forget(tenant.run_id)  # a later sitting would not take results of this one
         self._last_used = self._clock()
 
     def _assign(self, assign: pb.Assign, tenant: Tenant) -> None:
@@ -192,6 +198,7 @@ class Workplace:
         back_off_seconds: float,
         last_lines: str,
     ) -> None:
+        self._changed.set()
         log.warning("worker exited", generation=generation, reason=reason, asked=asked, back_off=back_off_seconds)
         self._send(
             pb.NodeMessage(
@@ -229,10 +236,12 @@ class Workplace:
             shape=str(frame.get("shape", "")),
         )
         self.spool.add(held.run_id, result, self._clock())
+        self._changed.set()
         if self._outbox is not None and self._ours(held):
             self._outbox.offer(held.attempt)
 
     def unit_failed(self, held: Held, frame: dict[str, Any]) -> None:
+        self._changed.set()
         if self._ours(held):
             self._send(
                 pb.NodeMessage(
@@ -277,8 +286,7 @@ class Workplace:
         self.supervisor.drop_all_but_computing()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while self.supervisor.queue.computing is not None:
-                    await asyncio.sleep(0.02)
+                await self._until(lambda: self.supervisor.queue.computing is None)
                 if self._outbox is not None and self._tenant is not None:
                     await self._acknowledged(self._tenant.run_id)
         if self._outbox is not None:
@@ -290,5 +298,9 @@ class Workplace:
     async def _acknowledged(self, run_id: str) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.0):
-                while self.spool.attempts(run_id) and self._outbox is not None:
-                    await asyncio.sleep(0.02)
+                await self._until(lambda: not self.spool.attempts(run_id) or self._outbox is None)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()
