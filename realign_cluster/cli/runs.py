@@ -1,0 +1,212 @@
+"""`realign runs`: list, show, resume and report runs, from their folders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from realign_cluster.coordinator.dashboard import duration_text, rate_text
+from realign_cluster.coordinator.history import read_history
+from realign_cluster.coordinator.report import write_report
+from realign_cluster.coordinator.run_status import RunStatus, locate_run, run_status, statuses
+from realign_cluster.store.ledger_reader import LedgerReader
+
+TROUBLES_SHOWN = 12
+STATE_STYLE = {"complete": "green", "running": "cyan", "incomplete": "yellow", "failed": "red"}
+
+app = typer.Typer(
+    help="List, show, resume and report runs.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
+)
+
+Root = Annotated[Path, typer.Option(help="Folder in which runs are looked for.")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or its name under --root.")]
+Json = Annotated[bool, typer.Option("--json", help="Standard output is JSON lines only.")]
+
+LIST_EXAMPLE = """
+Example:
+
+  realign runs list --root runs
+"""
+SHOW_EXAMPLE = """
+Example:
+
+  realign runs show runs/ifd --json
+"""
+RESUME_EXAMPLE = """
+Example:
+
+  realign runs resume runs/ifd
+
+Exit codes: as realign curate.
+"""
+REPORT_EXAMPLE = """
+Example:
+
+  realign runs report runs/ifd --open
+"""
+
+
+@app.command("list", epilog=LIST_EXAMPLE)
+def list_runs(root: Root = Path("runs"), json: Json = False) -> int:
+    """List the runs under a folder: state, rows, when they began."""
+    found, unreadable = statuses(root)
+    if json:
+        for status in found:
+            _line({"event": "run", **status.as_json()})
+        for folder, error in unreadable:
+            _line({"event": "unreadable", "folder": str(folder), "message": error.message, "fix": error.fix})
+        _line({"event": "summary", "runs": len(found), "unreadable": len(unreadable)})
+        return 0
+    if not found and not unreadable:
+        typer.echo(f"no runs in {root}")
+        return 0
+    table = _table("run", "state", ">rows", ">done", ">rows/s", "score", "model", "begun (UTC)")
+    for status in found:
+        begun = status.begun
+        table.add_row(
+            Text(_shown_path(status.folder, root)),
+            Text(status.state, style=STATE_STYLE.get(status.state, "")),
+            f"{status.counters.rows:,}",
+            _fraction(status),
+            rate_text(status.summary.get("rows_per_second")),
+            Text(",".join(status.request.get("kinds") or ())),
+            Text(Path(str(status.request.get("model", ""))).name),
+            f"{begun:%Y-%m-%d %H:%M}" if begun else "-",
+        )
+    _console().print(table)
+    for folder, error in unreadable:
+        typer.echo(f"{folder}: {error}", err=True)
+    return 0
+
+
+@app.command("show", epilog=SHOW_EXAMPLE)
+def show(run: Run, root: Root = Path("runs"), json: Json = False) -> int:
+    """Show one run: state, nodes, attempts, what went wrong."""
+    status = run_status(locate_run(run, root))
+    if json:
+        _line({"event": "summary", **status.as_json(), "summary": status.summary})
+        return 0
+    console = _console()
+    console.print(Text.assemble((status.name, "bold"), "  ", (status.state, STATE_STYLE.get(status.state, ""))))
+    for label, value in _facts(status).items():
+        console.print(Text.assemble((f"{label:>10}  ", "dim"), value), soft_wrap=True)
+    if status.nodes:
+        table = _table("node", ">share", ">rows", ">units", ">computing", ">rows/s")
+        for node in status.nodes:
+            table.add_row(
+                Text(node.node, style="bold"),
+                f"{node.share:.1%}",
+                f"{node.rows:,}",
+                f"{node.units:,}",
+                duration_text(node.busy_seconds),
+                rate_text(node.rows / node.busy_seconds if node.busy_seconds else None),
+            )
+        console.print(table)
+    _print_troubles(console, status.folder)
+    return 0
+
+
+@app.command("resume", epilog=RESUME_EXAMPLE)
+def resume(run: Run, root: Root = Path("runs"), json: Json = False) -> int:
+    """Go on with a run where it stopped: runs the command that is recorded in its run.toml."""
+    from realign_cluster.cli.curate import resume as resume_curation
+
+    return resume_curation(locate_run(run, root), json=json)
+
+
+@app.command("report", epilog=REPORT_EXAMPLE)
+def report(
+    run: Run,
+    root: Root = Path("runs"),
+    open_page: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    json: Json = False,
+) -> int:
+    """Make report.html again from what the run's folder holds, also of a run that is going on; print its path."""
+    path = write_report(locate_run(run, root)).absolute()
+    if json:
+        _line({"event": "summary", "report": str(path)})
+    else:
+        typer.echo(path)
+    if open_page:
+        typer.launch(str(path))
+    return 0
+
+
+def _facts(status: RunStatus) -> dict[str, str]:
+    counters, summary = status.counters, status.summary
+    facts = {"folder": str(status.folder)}
+    if status.command:
+        facts["command"] = status.command
+    if status.holder:
+        facts["held by"] = status.holder
+    rows = summary.get("rows") if status.state == "complete" else None
+    if rows:
+        counts = ", ".join(f"{rows[name]:,} {name}" for name in ("kept", "dropped", "failed"))
+        facts["rows"] = f"{rows['in']:,} in: {counts}"
+    else:
+        failed = counters.quarantined_rows + counters.bad_rows
+        facts["rows"] = f"{counters.rows:,} in: {counters.committed_rows:,} scored, {failed:,} failed, "
+        facts["rows"] += f"{counters.pending_rows:,} to do"
+    if summary.get("wall_seconds") and status.state != "running":
+        rate = rate_text(summary.get("rows_per_second"))
+        facts["time"] = f"{duration_text(summary['wall_seconds'])}, {rate} rows/s"
+        warm = (summary.get("efficiency") or {}).get("warm")
+        facts["time"] += f", efficiency {warm:.1%}" if warm is not None else ""
+    if status.sittings:
+        ended = "in order" if status.sittings[-1].closed_at else "without an end: killed, or going on"
+        facts["sittings"] = f"{len(status.sittings)}, the last {ended}"
+    facts["attempts"] = ", ".join(f"{count:,} {outcome}" for outcome, count in status.outcomes.items()) or "none"
+    if status.state in ("incomplete", "failed") and summary.get("reason"):
+        facts["why"] = str(summary["reason"])
+    if status.state == "incomplete":
+        facts["go on"] = f"realign runs resume {status.folder}"
+    return facts
+
+
+def _print_troubles(console: Console, folder: Path) -> None:
+    ledger = LedgerReader(folder / "ledger.sqlite")
+    try:
+        incidents = read_history(ledger).incidents
+    finally:
+        ledger.close()
+    troubles = [incident for incident in incidents if incident.trouble]
+    if not troubles:
+        return
+    hidden = len(troubles) - TROUBLES_SHOWN
+    console.print(Text(f"what went wrong{f' (the last {TROUBLES_SHOWN} of {len(troubles)})' if hidden > 0 else ''}:"))
+    for incident in troubles[-TROUBLES_SHOWN:]:
+        console.print(
+            Text(f"  {duration_text(incident.at):>12}  {incident.node} {incident.text}".rstrip()), soft_wrap=True
+        )
+
+
+def _fraction(status: RunStatus) -> str:
+    return f"{status.rows_done / status.counters.rows:.0%}" if status.counters.rows else "-"
+
+
+def _shown_path(folder: Path, root: Path) -> str:
+    base = root.absolute()
+    return str(folder.relative_to(base)) if folder.is_relative_to(base) else str(folder)
+
+
+def _table(*headings: str) -> Table:
+    """A heading that begins with > has its column at the right."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in headings:
+        table.add_column(heading.lstrip(">"), justify="right" if heading.startswith(">") else "left", no_wrap=True)
+    return table
+
+
+def _console() -> Console:
+    return Console(highlight=False)
+
+
+def _line(event: Mapping[str, Any]) -> None:
+    typer.echo(orjson.dumps(event).decode())
