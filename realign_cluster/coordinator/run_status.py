@@ -1,4 +1,4 @@
-"""Which runs there are and how each stands, from their folders alone: read-only, so that no run is disturbed.
+"""Which runs there are and how each stands, from their folders alone: read-only, so that no run is disturbed."""
 
 from __future__ import annotations
 
