@@ -111,11 +111,14 @@ def command(
     )
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
+    told: dict[str, str] = {}
+
     def progress(node: str, what: str, fraction: float) -> None:
         if json:
             options.emit("progress", {"node": node, "what": what, "fraction": fraction})
-        else:
-            errors.print(f"{node}: {what} {fraction:.0%}", markup=False)
+        elif told.get(node) != what:
+            told[node] = what
+            errors.print(f"{node}: {what}", markup=False)
 
     measured = asyncio.run(
         _calibrate(

@@ -71,7 +71,7 @@ def node_facts(link: NodeLink, cluster: Cluster) -> NodeFacts:
     return NodeFacts(
         name=link.name,
         node_id=link.info.node_id,
-        device=device_facts(device),
+        device=device_facts(device, cores=host.cores if host is not None else None),
         memory_bytes=int(device.memory_bytes),
         working_set_bytes=int(device.working_set_bytes),
         available_bytes=available or None,
@@ -81,7 +81,8 @@ def node_facts(link: NodeLink, cluster: Cluster) -> NodeFacts:
     )
 
 
-def device_facts(device: common.Device) -> DeviceFacts:
+def device_facts(device: common.Device, *, cores: int | None = None) -> DeviceFacts:
+    """`cores` is the hostfile's share of the machine for this node's worker."""
     backend: Literal["metal", "cpu", "cuda"] = "cpu"
     if device.backend == "metal":
         backend = "metal"
@@ -91,7 +92,7 @@ def device_facts(device: common.Device) -> DeviceFacts:
         chip=device.chip,
         backend=backend,
         gpu_cores=int(device.gpu_cores),
-        cpu_cores=int(device.cpu_cores),
+        cpu_cores=min(cores, int(device.cpu_cores)) if cores is not None else int(device.cpu_cores),
         blas=device.blas,
     )
 
