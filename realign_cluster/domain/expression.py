@@ -76,12 +76,13 @@ class KeepIf:
 
 def compile_keep_if(text: str, known_kinds: Collection[str]) -> KeepIf:
     """Compiles `text` for rows scored by `known_kinds`. Raises UsageError with the column and what would be right."""
+    text = " ".join(text.splitlines())
     if len(text) > MAX_LENGTH:
         raise UsageError(f"--keep-if is {len(text)} characters long, at most {MAX_LENGTH} are allowed")
     try:
         tree = ast.parse(text.strip(), mode="eval")
     except SyntaxError as error:
-        column = (error.offset or 1) + len(text) - len(text.lstrip())
+        column = (error.offset or len(text.strip()) + 1) + len(text) - len(text.lstrip())
         raise UsageError(
             f"--keep-if, column {column}: {error.msg}\n  {text}\n  {' ' * (column - 1)}^",
             'write for example: scores.ifd.value < 1 and row.label == "yes"',
@@ -122,7 +123,8 @@ class _Compiler:
         self._indent = len(text) - len(text.lstrip())
 
     def error(self, node: ast.AST, message: str, fix: str = "") -> UsageError:
-        column = getattr(node, "col_offset", 0) + self._indent + 1
+        before = self.text.strip().encode()[: getattr(node, "col_offset", 0)]  # the parser counts bytes
+        column = len(before.decode("utf-8", "replace")) + self._indent + 1
         return UsageError(f"--keep-if, column {column}: {message}\n  {self.text}\n  {' ' * (column - 1)}^", fix)
 
     def value(self, node: ast.expr, depth: int) -> Evaluate:
@@ -214,6 +216,11 @@ class _Compiler:
                     key, bool
                 ):
                     steps.append(key)
+                    at = inner
+                case ast.Subscript(
+                    value=inner, slice=ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() as key))
+                ):
+                    steps.append(-key)
                     at = inner
                 case ast.Subscript():
                     raise self.error(at, 'a subscript is a key or a position: row["key"], row.list[0]')
