@@ -8,7 +8,7 @@ PLATFORM := $(shell uname -s | sed 's/Linux/linux/; s/Darwin/macos/')-$(shell un
 LOCK := $(wildcard locks/$(PLATFORM).txt)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-DEMO_DATA ?= $(firstword $(sort $(wildcard examples/data/*.jsonl)))
+DEMO_DATA ?= examples/data/instructions.jsonl
 DEMO_OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 SLOW := cluster or testbed
 

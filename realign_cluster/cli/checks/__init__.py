@@ -1,0 +1,1 @@
+"""What `realign doctor` looks at, one file per subject. Each check returns findings and changes nothing."""
