@@ -26,7 +26,7 @@ class LivenessPolicy:
 
 
 class _Watch:
-    __slots__ = ("attempt", "heard_at", "phase", "progress", "progress_at", "unit_seconds")
+    __slots__ = ("attempt", "heard_at", "holds", "phase", "progress", "progress_at", "unit_seconds")
 
     def __init__(self, now: float) -> None:
         self.heard_at = now
@@ -35,6 +35,7 @@ class _Watch:
         self.attempt: AttemptId | None = None
         self.progress = 0
         self.unit_seconds = 0.0
+        self.holds = 0
 
 
 class Liveness:
@@ -80,13 +81,20 @@ class Liveness:
         if watch is not None:
             watch.heard_at = now
 
-    def expect(self, node: NodeName, slowest_unit_seconds: float) -> None:
+    def expect(self, node: NodeName, slowest_unit_seconds: float, holds: int = 0) -> None:
         """The slowest unit that the node now holds should take this long: its worker may be silent for a multiple of
         it.
+
+        `holds`: units it was given and has not returned. A worker that computes nothing for as long although its node
+        holds some has stalled too. Leave it at 0 while results are not taken from the nodes (a full disk).
         """
         watch = self._watches.get(node)
-        if watch is not None:
-            watch.unit_seconds = slowest_unit_seconds
+        if watch is None:
+            return
+        watch.unit_seconds = slowest_unit_seconds
+        if holds and not watch.holds and self._last_look is not None and watch.attempt is None:
+            watch.progress_at = max(watch.progress_at, self._last_look)
+        watch.holds = holds
 
     def silent_for(self, node: NodeName, now: float) -> float | None:
         """Seconds since it was last heard, gaps of the coordinator not counted; None if it is not watched."""
@@ -116,7 +124,7 @@ class Liveness:
         policy = self.policy
         if watch.phase in LOADING_PHASES:
             return policy.load_stall_seconds
-        if watch.attempt is None:
+        if watch.attempt is None and not watch.holds:
             return None
         if policy.stall_seconds is not None:
             return policy.stall_seconds

@@ -4,7 +4,7 @@ can be read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 
 POISONS = ("kill", "raise", "hang")
@@ -46,7 +46,7 @@ class Script:
     spikes: float  # probability of a delay of up to 2 s
     repeats: float  # probability that a message comes twice
     resets: float  # probability that a message breaks its connection and is lost with all that follows
-    notes: tuple[str, ...] = field(default=())
+    page: int = 4096  # units asked of the ledger at once
 
     def __str__(self) -> str:
         lines = [
@@ -133,4 +133,5 @@ def make_script(seed: int) -> Script:
         spikes=0.01 if harsh and not bad else 0.0,
         repeats=0.05 if harsh else 0.0,
         resets=rng.choice((0.0, 0.002, 0.01)) if harsh and not bad else 0.0,
+        page=rng.choice((4, 16, 4096)),
     )

@@ -316,9 +316,9 @@ class Coordinator:
         name = node.name
         if message[0] == "beat":
             _, phase, computing, progress = message
-            view = self.scheduler.node_states().get(name) if computing is not None else None
+            view = self.scheduler.node_states().get(name)
             if view is not None:
-                self.liveness.expect(name, view.slowest_unit_seconds)
+                self.liveness.expect(name, view.slowest_unit_seconds, 0 if self.full else view.units_outstanding)
             attempt = AttemptId(computing) if computing is not None else None
             self.liveness.heard(name, now, phase=phase, computing=attempt, progress=progress)
             return
@@ -408,7 +408,7 @@ class World:
         self, script: Script, policy: Policy | None = None, trace: Callable[[str], None] | None = None
     ) -> None:
         self.script = script
-        self.policy = policy or Policy()
+        self.policy = policy or Policy(page=script.page)
         self.trace = trace
         self.rng = Random(script.seed ^ 0x5EED)
         self.clock = Clock()
