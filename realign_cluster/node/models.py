@@ -110,17 +110,18 @@ class ModelStore:
             chunk: ModelChunk | None = first
             while chunk is not None:
                 if chunk.path or chunk.data:
-                    await asyncio.to_thread(position.write, part, sizes, chunk)
+                    try:
+                        await asyncio.to_thread(position.write, part, sizes, chunk)
+                    except OSError as error:
+                        raise ModelRefused(
+                            f"model {manifest.name} could not be written: {error.strerror}",
+                            f"free some disk under {self._folder}; the transfer resumes",
+                            resumable=True,
+                            no_room=True,
+                        ) from error
                 chunk = await anext(chunks, None)
-        except OSError as error:
-            raise ModelRefused(
-                f"model {manifest.name} could not be written: {error.strerror}",
-                f"free some disk under {self._folder}; the transfer resumes",
-                resumable=True,
-                no_room=True,
-            ) from error
         finally:
-            await asyncio.to_thread(position.close)
+            position.close()
 
     async def _complete(self, manifest: ModelManifest) -> ModelProgress:
         part = self._folder / f"{manifest.model_hash}.part"
