@@ -15,12 +15,11 @@ from rich.table import Table
 
 from realign_cluster.cli import task_options as options
 from realign_cluster.coordinator.cluster import Cluster, connect
-from realign_cluster.coordinator.estimate import estimate, mean_cost
+from realign_cluster.coordinator.estimate import estimate
 from realign_cluster.coordinator.model_transfer import ModelSource
 from realign_cluster.coordinator.planning import calibration_key, open_calibrations, open_model
 from realign_cluster.coordinator.request import CurateRequest
 from realign_cluster.coordinator.samples import make_canaries, make_samples, role_lengths
-from realign_cluster.coordinator.tokens import tokens_per_byte
 from realign_cluster.domain.canary import check_canaries, refusal
 from realign_cluster.domain.errors import NodesMissing, RunFailed
 from realign_cluster.domain.job import Fields, ModelSpec, roles_needed
@@ -153,18 +152,13 @@ async def _calibrate(
     progress: Progress,
 ) -> Measured:
     spec, source = await asyncio.to_thread(open_model, request.model)
-    samples, per_byte = await asyncio.to_thread(_samples, request, source)
-    sample_cost = mean_cost(samples, request, per_byte)
+    samples = await asyncio.to_thread(_samples, request, source)
     job = request.job(spec, canaries=make_canaries(request.kinds, request.fields))
     async with connect(hostfile, discover=discover, min_nodes=min_nodes, allow_skew=allow_skew) as cluster:
         answers = await cluster.measure(job, samples, mode=mode, model=source, progress=progress)
         reports = {str(name): report for name, report in answers.items()}
         trusted, refused = judge_reports(reports, canaries=len(job.canaries))
-        calibrations = {
-            name: in_run_cost(report.calibration, sample_cost)
-            for name, report in trusted.items()
-            if report.calibration is not None
-        }
+        calibrations = {name: report.calibration for name, report in trusted.items() if report.calibration is not None}
         silent = sorted(set(trusted) - set(calibrations))
         if silent:
             raise NodesMissing(
@@ -221,24 +215,14 @@ def judge_reports(
     return trusted, refused
 
 
-def in_run_cost(measured: Calibration, sample_cost: float) -> Calibration:
-    """Cost per second in the coordinator's own estimate of a row's cost, so that it is in the unit of plan and
-    ledger.
-    """
-    return measured.model_copy(update={"cost_per_second": measured.rows_per_second * sample_cost})
-
-
-def _samples(request: CurateRequest, source: ModelSource | None) -> tuple[list[bytes], float]:
-    """Rows to measure on, as long as the input's or of many lengths, and this tokenizer's tokens per byte."""
-    folder = source.folder if source is not None else None
+def _samples(request: CurateRequest, source: ModelSource | None) -> list[bytes]:
+    """Rows to measure on: as long as the input's, or of many lengths where there is none."""
     if request.inputs:
-        found = estimate(request, folder)
+        found = estimate(request, source.folder if source is not None else None)
         lengths = role_lengths(found.first_rows, request.kinds, request.fields)
-        return make_samples(lengths, request.fields), found.tokens_per_byte
-    roles = roles_needed(request.kinds)
-    lengths = [dict.fromkeys(roles, size) for size in ROLE_BYTES for _ in range(8)]
-    samples = make_samples(lengths, request.fields)
-    return samples, tokens_per_byte(folder, samples, request.kinds, request.fields)
+    else:
+        lengths = [dict.fromkeys(roles_needed(request.kinds), size) for size in ROLE_BYTES for _ in range(8)]
+    return make_samples(lengths, request.fields)
 
 
 async def _links(cluster: Cluster) -> tuple[tuple[StoredLink, ...], tuple[str, ...]]:
@@ -302,6 +286,7 @@ def _show(measured: Measured, console: Console) -> None:
         "best batch",
         "headroom",
         "heat",
+        "measured",
     ]
     rows = [
         [
@@ -315,6 +300,7 @@ def _show(measured: Measured, console: Console) -> None:
             best_batch_text(item),
             gib(item.headroom_bytes) if item.headroom_bytes is not None else "-",
             item.thermal_after,
+            item.measured_at,
         ]
         for name, item in measured.calibrations.items()
     ]

@@ -29,7 +29,6 @@ from realign_cluster.coordinator.session import Session
 from realign_cluster.coordinator.snapshot import Snapshots
 from realign_cluster.coordinator.speeds import Speeds
 from realign_cluster.coordinator.tokens import tokens_per_byte
-from realign_cluster.domain.batching import row_cost
 from realign_cluster.domain.errors import NodesMissing, RealignError
 from realign_cluster.domain.events import RunOpened
 from realign_cluster.domain.ids import NodeName
@@ -165,10 +164,9 @@ class _Sitting:
         request = self._request
         lengths = role_lengths(sample, request.kinds, request.fields)
         samples = make_samples(lengths, request.fields)
-        sample_cost = sum(row_cost(sum(item.values()), per_byte) for item in lengths) / max(1, len(lengths))
         job = self._job(cluster)
         with contextlib.closing(open_calibrations(self._home)) as store:
-            speeds = Speeds(store, job, sample_cost=sample_cost)
+            speeds = Speeds(store, job)
             speeds.look_up(cluster)
             plan = self._plan(cluster, speeds, lengths, per_byte)
             speeds.plan = plan

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -237,13 +237,3 @@ def _lines(path: Path, handle: Any, told: Callable[[], int]) -> Iterator[tuple[l
         lines = (rest + data).split(b"\n")
         rest = lines.pop()
         yield lines, told()
-
-
-def mean_cost(rows: Sequence[bytes], request: CurateRequest, per_byte: float) -> float:
-    """Mean cost of these rows, in token equivalents; 1 where none parses."""
-    check = RowCheck(request.kinds, request.fields)
-    lengths: list[int] = []
-    for raw in rows:
-        sample = _Sample(lengths=lengths, fraction=1.0)
-        _take(raw, "", check, sample, [], [])
-    return float(row_costs(np.array(lengths, dtype=np.int64), per_byte).mean()) if lengths else 1.0

@@ -5,7 +5,7 @@ Also gives back what the run found out, so that the next plan starts from it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from realign_cluster.coordinator.admission import Speed
@@ -24,11 +24,10 @@ FIRST_GUESS = 1000.0  # tokens per second, for a node that came after the plan: 
 class Speeds:
     """Of one run's nodes, for its model and task. Speeds are in domain.batching.row_cost per second."""
 
-    def __init__(self, store: Calibrations, job: ScoreJob, *, sample_cost: float) -> None:
+    def __init__(self, store: Calibrations, job: ScoreJob) -> None:
         self._store = store
         self._job = job
         self._task = task_of(job)
-        self._sample_cost = sample_cost  # mean cost of a sample row, as the coordinator estimates costs
         self._infos: dict[NodeName, common.NodeInfo] = {}
         self.known = KnownSpeeds(fresh={}, stale={})
         self.plan: Plan | None = None
@@ -49,12 +48,15 @@ class Speeds:
         return "none" if node in self.known.fresh or not self._job.model.files else "quick"
 
     def speed_of(self, node: NodeName, report: WorkerReport) -> Speed:
-        """From the worker's own measurement if it made one, stored for the next run; else stored; else the prior."""
-        if (measured := report.calibration) is not None and measured.rows_per_second > 0:
-            ours = measured.model_copy(update={"cost_per_second": measured.rows_per_second * self._sample_cost})
+        """From the worker's own measurement if it made one, stored for the next run; else stored; else the prior.
+
+        The worker's cost per second counts its own tokens, so it holds for any rows; rows per second hold for its
+        samples only, and a worker that was kept from an earlier run measured on others.
+        """
+        if (measured := report.calibration) is not None and measured.cost_per_second > 0:
             if (info := self._infos.get(node)) is not None:
-                self._store.put(calibration_key(info, self._job.model.hash, self._task), node, ours)
-            return Speed(cost_per_second=ours.cost_per_second, measured=True)
+                self._store.put(calibration_key(info, self._job.model.hash, self._task), node, measured)
+            return Speed(cost_per_second=measured.cost_per_second, measured=True)
         if (stored := self.known.fresh.get(node)) is not None:
             return Speed(cost_per_second=stored.cost_per_second, measured=True)
         return Speed(cost_per_second=self._prior(node), measured=False)
@@ -69,7 +71,3 @@ class Speeds:
             if (info := self._infos.get(node)) is not None:
                 key = calibration_key(info, self._job.model.hash, self._task)
                 self._store.correct(key, cost_per_second, busy_seconds=busy_seconds, now=datetime.now(UTC))
-
-
-def mean_cost(costs: Sequence[float]) -> float:
-    return sum(costs) / len(costs) if costs else 1.0

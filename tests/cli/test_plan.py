@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from realign_cluster.cli import calibrate, plan
-from realign_cluster.cli.calibrate import best_batch_text, in_run_cost, judge_reports
+from realign_cluster.cli.calibrate import best_batch_text, judge_reports
 from realign_cluster.domain.memory import GIB, model_facts
 from realign_cluster.domain.plan_facts import NodeFacts, WorkFacts
 from realign_cluster.domain.planner import plan_scoring
@@ -114,10 +114,6 @@ def test_measured_and_prior_are_shown_next_to_each_other(terminal: bool) -> None
 
 def test_best_batches_are_sorted_by_length() -> None:
     assert best_batch_text(calibration(1.0)) == "32 x 128, 4 x 2048; 4096 tokens"
-
-
-def test_speed_is_kept_in_the_coordinators_unit() -> None:
-    assert in_run_cost(calibration(5000.0), 300.0).cost_per_second == 6000.0  # 20 rows/s of 300 each
 
 
 def report(mean: float, batched: float | None = None) -> WorkerReport:

@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 from realign_cluster.coordinator import estimate as module
-from realign_cluster.coordinator.estimate import estimate, mean_cost
+from realign_cluster.coordinator.estimate import estimate
 from realign_cluster.coordinator.request import CurateRequest
 from realign_cluster.domain.batching import row_cost
 from realign_cluster.domain.errors import UsageError
@@ -149,9 +149,3 @@ def test_a_damaged_archive_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(data[:8] + bytes(64) + data[72:])
     with pytest.raises(UsageError, match=name.replace(".", r"\.")):
         estimate(request(tmp_path / name), tmp_path)
-
-
-def test_mean_cost() -> None:
-    made = [orjson.dumps({"prompt": "p" * 60, "response": "r" * 40}), b"not json"]
-    assert mean_cost(made, request(), 0.5) == pytest.approx(row_cost(100, 0.5))
-    assert mean_cost([], request(), 0.5) == 1.0
