@@ -12,6 +12,7 @@ from realign_cluster.domain.prior import (
     CLAIMED_SPLIT,
     M3_ULTRA,
     M4_MAX,
+    ChipFigures,
     DeviceFacts,
     apple_family,
     choose_machine,
@@ -52,13 +53,11 @@ def test_the_claimed_split_is_slower_than_one_machine_at_the_small_ratio() -> No
     assert max(CLAIMED_SPLIT[0] / fast, CLAIMED_SPLIT[1] / large) > 1 / fast
 
 
-@pytest.mark.parametrize("figures", [M4_MAX, M3_ULTRA])
-def test_the_best_batch_is_the_best_of_the_users_own_table(figures: object) -> None:
-    assert figures in (M4_MAX, M3_ULTRA)
-    for chip in (M4_MAX, M3_ULTRA):
-        best = max(chip.examples_per_second_by_batch, key=lambda pair: pair[1])[0]
-        assert best == chip.best_batch
-        assert prior_speed(metal(chip.chip), model(8)).best_batch == best
+@pytest.mark.parametrize("figures", [M4_MAX, M3_ULTRA], ids=lambda figures: figures.chip)
+def test_the_best_batch_is_the_best_of_the_users_own_table(figures: ChipFigures) -> None:
+    best = max(figures.examples_per_second_by_batch, key=lambda pair: pair[1])[0]
+    assert best == figures.best_batch
+    assert prior_speed(metal(figures.chip), model(8)).best_batch == best
 
 
 def test_fewer_gpu_cores_are_slower_in_proportion_and_said_so() -> None:
