@@ -1,6 +1,6 @@
-"""Writes examples/data: instructions of mixed quality, claims with evidence, preference pairs. The same files every time.
+"""Writes examples/data: instructions of mixed quality, claims with evidence, preference pairs. Always the same.
 
-    python examples/make_data.py [--out examples/data]
+python examples/make_data.py [--out examples/data]
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ from realign_cluster.scoring.kinds.judge import DEFAULT_TEMPLATE, fill_template
 SEED = 20
 SPECIAL = ("<|begin|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n{% endfor %}"
+    "{{ bos_token }}{% for message in messages %}"
+    "<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
 CONFIG = {
@@ -80,7 +81,9 @@ def make_texts(rng: random.Random) -> list[str]:
 
 
 def shuffled_words(rng: random.Random, sources: list[Exchange]) -> str:
-    """Words out of order, some with their letters mixed: so that text unlike the project's own is not absurdly unlikely."""
+    """Words out of order, some with their letters mixed: so that text unlike the project's own is not absurdly
+    unlikely.
+    """
     words = " ".join(source.response for source in rng.sample(sources, 3)).split()
     rng.shuffle(words)
     mixed = ["".join(rng.sample(word, len(word))) if rng.random() < 0.4 else word for word in words]
@@ -169,7 +172,7 @@ def main() -> None:
     options = parser.parse_args()
     rng = random.Random(SEED)
     texts = make_texts(rng)
-    # Mostly the handbook: merges learned from the grammar would be whole sentences, and of no use for other text.
+    # Mostly the handbook: merges learned from the grammar would be whole sentences, of no use for other text.
     tokenizer = train_tokenizer([text for text in texts if rng.random() < 0.1] + [e.response for e in handbook()] * 20)
     ids = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
     print(f"{len(texts)} texts, {sum(map(len, texts))} characters, {sum(map(len, ids))} tokens", flush=True)

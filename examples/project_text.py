@@ -155,7 +155,8 @@ def ask_about_node(rng: random.Random) -> Exchange:
 
 def ask_about_fault(rng: random.Random) -> Exchange:
     node, fault = draw_node(rng), rng.choice(FAULTS)
-    answer = f"{REMEDIES[fault][0].upper()}{REMEDIES[fault][1:]}. Meanwhile its rows go to the other nodes, and nothing is lost."
+    remedy = REMEDIES[fault][0].upper() + REMEDIES[fault][1:]
+    answer = f"{remedy}. Meanwhile its rows go to the other nodes, and nothing is lost."
     return Exchange(prompt=f"Node {node.name} {fault}. What should {node.owner} do?", response=answer, topic="faults")
 
 
@@ -169,7 +170,8 @@ def ask_about_sharing(rng: random.Random) -> Exchange:
         f"How should they share {rows} rows?"
     )
     part = rows // (times + 1)
-    answer = f"In proportion to their speeds, {times} to 1: {fast.name} takes {rows - part} rows and {slow.name} takes {part}."
+    shares = f"{fast.name} takes {rows - part} rows and {slow.name} takes {part}"
+    answer = f"In proportion to their speeds, {times} to 1: {shares}."
     return Exchange(prompt=prompt, response=answer, topic="sharing")
 
 

@@ -1,4 +1,4 @@
-"""What this process computes on: backend, matrix library, memory limits, thermal state. Imports MLX; decides nothing."""
+"""What this process computes on: backend, matrix library, memory limits, thermal state. Decides nothing."""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ class Shape:
     """How to cut work for one device. All in tokens, except `logit_rows`."""
 
     batch_tokens: int  # of one batch, padding included; a longer sequence is a batch of its own
-    chunk: int  # a sequence is run this many tokens at a time: bounds memory, and on a CPU skips attention above the diagonal
+    # A sequence is run this many tokens at a time: bounds memory, and on a CPU skips attention above the diagonal.
+    chunk: int
     logit_rows: int  # positions whose logits exist at once
 
 
@@ -161,7 +162,7 @@ class Forward:
                 results[slots] = _log_probabilities_on_cpu(logits, rows, targets)
             else:
                 self._pending.append((slots, _log_probabilities(logits, rows, targets), results))
-                mx.async_eval(self._pending[-1][1])
+                mx.async_eval(self._pending[-1][1])  # type: ignore[no-untyped-call]
                 if len(self._pending) > 1:
                     self._take_oldest()
         if state:

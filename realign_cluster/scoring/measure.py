@@ -25,7 +25,7 @@ from realign_cluster.scoring.measure_full import FullMeasurements, full_measurem
 from realign_cluster.scoring.model import LoadedModel
 from realign_cluster.scoring.scorer import Scorer
 
-QUICK_SECONDS = 3.0
+QUICK_SECONDS = 2.0
 FULL_SECONDS = 20.0  # of the sample rows; the rest of a full measurement has its own limits
 REPEATS = 3
 

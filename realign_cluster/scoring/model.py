@@ -55,8 +55,8 @@ def load(folder: Path, job: ScoreJob) -> LoadedModel:
     if not fit.fits:
         raise JobRefused(
             "memory",
-            f"the model {job.model.name} does not fit: {fit.text}\n  fix: a quantised copy (mlx_lm.convert -q --q-bits 4), "
-            "a smaller --max-tokens, or a node with more memory",
+            f"the model {job.model.name} does not fit: {fit.text}\n"
+            "  fix: a quantised copy (mlx_lm.convert -q), a smaller --max-tokens, or a node with more memory",
         )
     device.apply_memory_limits(limit)
     try:

@@ -41,7 +41,7 @@ class RowReader:
         self._optional = frozenset.intersection(*optional) if optional else frozenset()
 
     def read(self, raw: bytes) -> tuple[dict[str, Any], Mapping[str, Any]]:
-        """(the whole row, field values by role). Raises RowRefused("bad_row") for what intake would have refused too."""
+        """(the row, field values by role). Raises RowRefused("bad_row") for what intake would have refused too."""
         row = parse_row(raw)
         fields = {}
         for role, path, may_hold in self._roles:

@@ -121,7 +121,7 @@ def check_model_folder(folder: Path) -> list[str]:
     for key in ("model_file", "auto_map"):
         if key in config:
             raise UsageError(
-                f"{folder / 'config.json'} has {key!r}: this model wants to run Python code of its own, which is never done",
+                f"{folder / 'config.json'} has {key!r}: it wants to run Python code of its own, which is never done",
                 "use a conversion of it for a model type that mlx-lm has built in",
             )
     if "model_type" not in config:
@@ -146,7 +146,7 @@ def check_model_folder(folder: Path) -> list[str]:
         )
     if not any(all(name in present for name in names) for names in TOKENIZERS):
         raise UsageError(
-            f"model folder without tokenizer: {folder} has none of tokenizer.json, tokenizer.model, vocab.json with merges.txt",
+            f"model folder without tokenizer: {folder} has no tokenizer.json, tokenizer.model or vocab.json + merges.txt",
             "copy the tokenizer's files of the original model into the folder",
         )
     return sorted([*weights, *(name for name in present if name in OTHER_FILES)])

@@ -3,13 +3,16 @@ numbers.
 
 To add a kind:
 
-1. Write `kinds/NAME.py` with a class that has `name`, `version` and `plan(fields, encoder, job) -> KindPlan`. `fields` maps each role
-   that the kind needs to the row's value, already checked. `plan` encodes them into `Scored` sequences and returns, with them, a
-   `reduce` function: it is given one float32 array of token log-probabilities (nats) per sequence, in the same order, and returns
-   the JSON object that goes into `scores` under the kind's name. Undefined numbers are None, with "undefined" naming the reason;
-   never NaN. Raise `RowRefused` for a row that no node can ever score.
-2. Name its field roles in `domain.job.FIELDS_OF_KIND` (the coordinator checks rows by that table, without importing this package).
-3. Add it to `KINDS` below. Raise `version` (and `domain.job.KIND_VERSION`) whenever the same row would get other numbers.
+1. Write `kinds/NAME.py` with a class that has `name`, `version` and `plan(fields, encoder, job) -> KindPlan`.
+   `fields` maps each role that the kind needs to the row's value, already checked. `plan` encodes them into `Scored`
+   sequences and returns, with them, a `reduce` function: it is given one float32 array of token log-probabilities
+   (nats) per sequence, in the same order, and returns the JSON object that goes into `scores` under the kind's name.
+   Undefined numbers are None, with "undefined" naming the reason; never NaN. Raise `RowRefused` for a row that no node
+   can ever score.
+2. Name its field roles in `domain.job.FIELDS_OF_KIND`: the coordinator checks rows by that table, without importing
+   this package.
+3. Add it to `KINDS` below. Raise `version` (and `domain.job.KIND_VERSION`) whenever the same row would get other
+   numbers.
 
 Kinds must not batch, cache or know the model: equal sequences of several kinds are computed once, and shared prefixes
 once.
