@@ -142,7 +142,7 @@ def paired_bars(rows: Sequence[tuple[str, float | None, float, str]]) -> str:
             width = x(expected) - gutter
             parts.append(f'<rect class="hollow {style}" x="{gutter}" y="{y + 16}" width="{width:.1f}" height="10"/>')
             parts.append(
-                f'<text class="value dim" x="{x(expected) + 6:.1f}" y="{y + 25:.1f}">{expected:.1%} calibrated</text>'
+                f'<text class="value dim" x="{x(expected) + 6:.1f}" y="{y + 25:.1f}">{expected:.1%} expected</text>'
             )
     return _svg(lane * len(rows) + 4, parts, "share against calibration")
 

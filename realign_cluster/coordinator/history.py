@@ -112,10 +112,21 @@ class History:
         return self.duplicate_cost / self.committed_cost if self.committed_cost else 0.0
 
     def calibrated_shares(self) -> dict[str, float]:
-        """Shares by the speed each node had when it joined."""
-        speeds = {name: counts.first_speed for name, counts in self.counts.items() if counts.first_speed}
-        total = sum(speeds.values())
-        return {name: speed / total for name, speed in speeds.items()}
+        """Shares by the speed each node had when it joined, as if all had been there all the time."""
+        return _fractions({name: counts.first_speed or 0.0 for name, counts in self.counts.items()})
+
+    def expected_shares(self) -> dict[str, float]:
+        """Shares by that speed and by how long each node was there."""
+        present: dict[str, float] = defaultdict(float)
+        for sitting in self.sittings:
+            for presence in sitting.measured.presences:
+                present[presence.node] += min(presence.end, sitting.measured.finished_at) - presence.begin
+        return _fractions({name: (self.counts[name].first_speed or 0.0) * seconds for name, seconds in present.items()})
+
+
+def _fractions(amounts: dict[str, float]) -> dict[str, float]:
+    total = sum(amounts.values())
+    return {name: amount / total for name, amount in amounts.items() if amount > 0}
 
 
 def read_history(ledger: LedgerReader) -> History:

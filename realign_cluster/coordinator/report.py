@@ -55,6 +55,7 @@ NODE_COLUMNS = (
     "node",
     "chip",
     ">share",
+    ">expected",
     ">calibrated",
     ">planned",
     ">rows",
@@ -134,13 +135,14 @@ def _nodes(data: ReportData, colours: Mapping[str, str]) -> str:
     )  # fmt: skip
     bars = charts.paired_bars(
         [
-            (node.name, node.calibrated_share, node.summary.share if node.summary else 0.0, colours[node.name])
+            (node.name, node.expected_share, node.summary.share if node.summary else 0.0, colours[node.name])
             for node in data.nodes
         ]
     )
     text = (
-        '<p class="dim">Share is the fraction of the committed work (cost). The hollow bar is what the calibration at '
-        "join promised; the plan's share may rest on a prior.</p>"
+        '<p class="dim">Share is the fraction of the committed work (cost). The hollow bar is what was to be expected: '
+        "the speed calibrated at join, for as long as the node was there. Calibrated and planned shares take all nodes "
+        "as there from beginning to end; the plan may rest on a prior.</p>"
     )
     return section("Nodes: share against calibration", f"{bars}{text}{figures}")
 
@@ -153,6 +155,7 @@ def _node_cells(node: NodeReport, rates: Mapping[str, Any]) -> list[str]:
         f"<b>{escape(node.name)}</b>",
         escape(node.chip) or "-",
         f"{summary.share:.1%}" if summary else "-",
+        share_cell(node.expected_share),
         share_cell(node.calibrated_share),
         share_cell(node.planned_share),
         f"{summary.rows:,}" if summary else "0",

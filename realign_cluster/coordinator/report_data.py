@@ -47,7 +47,8 @@ class FailedRow:
 class NodeReport:
     name: str
     chip: str
-    calibrated_share: float | None
+    calibrated_share: float | None  # by speed at join
+    expected_share: float | None  # by that speed and the time it was there
     planned_share: float | None
     summary: NodeSummary | None  # None: it committed nothing
     counts: NodeCounts
@@ -125,7 +126,7 @@ def shown_environment(environment: Mapping[str, str]) -> dict[str, str]:
 def _nodes(ledger: LedgerReader, history: History, plan: Mapping[str, Any]) -> tuple[NodeReport, ...]:
     summaries = {str(summary.node): summary for summary in ledger.nodes_summary()}
     planned = {node["name"]: node for node in plan.get("nodes") or ()}
-    calibrated = history.calibrated_shares()
+    calibrated, expected = history.calibrated_shares(), history.expected_shares()
     by_share = sorted(summaries, key=lambda name: -summaries[name].share)
     names = [*planned, *by_share, *history.counts]
     return tuple(
@@ -133,6 +134,7 @@ def _nodes(ledger: LedgerReader, history: History, plan: Mapping[str, Any]) -> t
             name=name,
             chip=str(planned.get(name, {}).get("chip", "")),
             calibrated_share=calibrated.get(name),
+            expected_share=expected.get(name),
             planned_share=planned.get(name, {}).get("share"),
             summary=summaries.get(name),
             counts=history.counts.get(name, NodeCounts()),

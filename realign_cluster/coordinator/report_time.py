@@ -8,7 +8,6 @@ from itertools import groupby
 
 from realign_cluster.coordinator import charts
 from realign_cluster.coordinator.charts import Marker, Part, Series, Span
-from realign_cluster.coordinator.dashboard import duration_text
 from realign_cluster.coordinator.history import CommitPoint
 from realign_cluster.coordinator.markup import legend, section, table, wall_clock
 from realign_cluster.coordinator.report_data import ReportData
@@ -23,7 +22,7 @@ USE_TEXT = {
     "duplicates": "duplicates: computed twice at the end",
     "recovery": "recovery: lost with a worker or node",
     "drift": "drift: waiting for a unit that took longer than its node's pace",
-    LOAD: "loading the model",
+    LOAD: "loading the model and measuring",
 }
 
 
@@ -88,7 +87,7 @@ def efficiency_section(data: ReportData) -> str:
         lost = ", ".join(f"{loss} {found.losses[loss]:.2%}" for loss in LOSSES if found.losses[loss] >= 0.00005)
         text = (
             f"{charts.bar(whole)}<p>The nodes, each at the speed it showed, could have done this work in "
-            f"{duration_text(found.ideal_seconds)}; scoring took {duration_text(found.warm_seconds)}: efficiency "
+            f"{found.ideal_seconds:,.1f} s; scoring took {found.warm_seconds:,.1f} s: efficiency "
             f"<b>{found.warm:.2%}</b>. The rest: {lost or 'nothing that could be measured'}. "
             f"With the loading of the model {found.cold:.2%}.</p>"
         )
