@@ -5,6 +5,7 @@ Must not write: `realign runs report` reads the ledger of a run that is going on
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -135,13 +136,15 @@ class LedgerReader:
         if not path.is_file():
             raise UsageError(f"there is no ledger at {path}", "name the folder of a run")
         self.path = path
-        self._reader = open_reader(path)
         self._reading = threading.Lock()
-        try:
-            version = self.meta("schema_version")
-        except sqlite3.DatabaseError as error:
-            self._reader.close()
-            raise UsageError(f"{path} is not the ledger of a run: {error}", "name the folder of a run") from error
+        with contextlib.ExitStack() as opened:
+            try:
+                self._reader = open_reader(path)
+                opened.callback(self._reader.close)
+                version = self.meta("schema_version")
+            except sqlite3.DatabaseError as error:
+                raise UsageError(f"{path} is not the ledger of a run: {error}", "name the folder of a run") from error
+            opened.pop_all()
         if version != SCHEMA_VERSION:
             self._reader.close()
             raise UsageError(
