@@ -77,6 +77,8 @@ class Scheduler:
         if event.at > self._now:
             self._now = event.at
         out: _Out = []
+        if self._finished and not isinstance(event, e.ResultReceived):
+            return e.Decision()
         match event:
             case e.ResultReceived():
                 self._on_result(event, out)
@@ -344,7 +346,7 @@ class Scheduler:
 
     def _on_unit_failed(self, event: e.UnitFailed, out: _Out) -> None:
         attempt = self._attempts.get(event.attempt)
-        if self._finished or attempt is None or attempt.node.name != event.node:
+        if attempt is None or attempt.node.name != event.node:
             return
         self._blame(attempt, f"{event.code}: {event.message}", event.code, event.message, out)
 

@@ -142,7 +142,7 @@ class Ledger:
                 self._commit(event, command)
             case e.Discard():
                 if command.attempt in self.live and isinstance(event, e.ResultReceived):
-                    must(not event.valid, f"a good result was discarded: {command}")
+                    must(not event.valid or self.finished is not None, f"a good result was discarded: {command}")
                     must(event.epoch == self.epoch, "an older epoch ended a live attempt")
                     self._end(command.attempt)
             case e.RevokeAttempts():
