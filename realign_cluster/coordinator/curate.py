@@ -10,7 +10,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from realign_cluster.coordinator.admission import Admission
 from realign_cluster.coordinator.cluster import Cluster, NodeLink, connect, open_session
@@ -266,7 +266,7 @@ class _Sitting:
         self._stop.engine_inbox = inbox
         if self._stop.asked:
             inbox.put_nowait(Interrupted())
-        return engine, sessions, opened_epoch
+        return engine, sessions, replace(opened_epoch, planned_cost_per_second=plan.cost_per_second)
 
     async def _drive(self, engine: Engine, sessions: dict[NodeName, Session], opened: RunOpened) -> Outcome:
         tasks = [asyncio.create_task(session.run()) for session in sessions.values()]

@@ -48,17 +48,16 @@ class Speeds:
         return "none" if node in self.known.fresh or not self._job.model.files else "quick"
 
     def speed_of(self, node: NodeName, report: WorkerReport) -> Speed:
-        """From the worker's own measurement if it made one, stored for the next run; else stored; else the prior.
+        """A fresh stored calibration; else the worker's own measurement, stored for the next run; else the prior.
 
-        The worker's cost per second counts its own tokens, so it holds for any rows; rows per second hold for its
-        samples only, and a worker that was kept from an earlier run measured on others.
+        Stored goes first: a worker that stayed warm reports what it measured when it started.
         """
+        if (stored := self.known.fresh.get(node)) is not None:
+            return Speed(cost_per_second=stored.cost_per_second, measured=True)
         if (measured := report.calibration) is not None and measured.cost_per_second > 0:
             if (info := self._infos.get(node)) is not None:
                 self._store.put(calibration_key(info, self._job.model.hash, self._task), node, measured)
             return Speed(cost_per_second=measured.cost_per_second, measured=True)
-        if (stored := self.known.fresh.get(node)) is not None:
-            return Speed(cost_per_second=stored.cost_per_second, measured=True)
         return Speed(cost_per_second=self._prior(node), measured=False)
 
     def _prior(self, node: NodeName) -> float:

@@ -35,6 +35,7 @@ class RunOpened:
     next_unit: UnitId
     next_attempt: AttemptId
     next_lease: LeaseId
+    planned_cost_per_second: float = 0.0  # of all nodes in the plan: some may be ready later than others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

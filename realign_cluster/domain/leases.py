@@ -14,7 +14,9 @@ from realign_cluster.domain.fleet import Attempt, Node
 from realign_cluster.domain.policy import Policy
 
 
-def lease_seconds(node: Node, ready: Iterable[Node], remaining_cost: float, unit_cost: float, policy: Policy) -> float:
+def lease_seconds(
+    node: Node, ready: Iterable[Node], remaining_cost: float, unit_cost: float, planned_speed: float, policy: Policy
+) -> float:
     """Seconds of compute of the node's next lease: clamp(R / (2 depth), min, max), R = what remains at all live speeds.
 
     `remaining_cost` includes what is in flight; `unit_cost` is a typical next unit's. Tapers towards the end of the
@@ -22,7 +24,7 @@ def lease_seconds(node: Node, ready: Iterable[Node], remaining_cost: float, unit
     right.
     """
     speeds = [other.speed.cost_per_second for other in ready]
-    seconds = remaining_cost / sum(speeds) / (2 * policy.depth)
+    seconds = remaining_cost / max(sum(speeds), planned_speed) / (2 * policy.depth)
     seconds = min(max(seconds, policy.lease_min_seconds), policy.lease_max_seconds)
     if not node.speed.measured:
         seconds = min(seconds, policy.prior_lease_seconds)

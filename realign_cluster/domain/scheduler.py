@@ -60,6 +60,7 @@ class Scheduler:
         self._next_attempt = 0
         self._next_lease = 0
         self._remaining_cost = 0.0
+        self._planned_speed = 0.0
         self._cost_committed = 0.0
         self._exhausted = False
         self._loading = False
@@ -130,6 +131,7 @@ class Scheduler:
         self._next_attempt = event.next_attempt
         self._next_lease = event.next_lease
         self._remaining_cost = event.cost
+        self._planned_speed = event.planned_cost_per_second
         self._exhausted = event.units == 0
 
     def _on_units_loaded(self, event: e.UnitsLoaded) -> None:
@@ -480,7 +482,7 @@ class Scheduler:
         others_seconds = others_finish_in(node, ready, backlog.cost, unit_cost, self._now, policy)
         if self._exhausted and others_seconds < own_seconds + unit_cost / speed:
             return  # the others are done with everything before this node would be with one unit
-        seconds = lease_seconds(node, ready, self._remaining_cost, unit_cost, policy)
+        seconds = lease_seconds(node, ready, self._remaining_cost, unit_cost, self._planned_speed, policy)
         target = seconds * speed + node.rounding
         most_cost = (others_seconds - own_seconds) * speed if self._exhausted else float("inf")
         units, cost = take_units(backlog.fresh, target, most_cost, 2 * policy.lease_max_units)

@@ -9,14 +9,16 @@ import pytest
 
 from tests.cluster.kit import CurateCluster, output_bytes, write_rows
 
-WORDS = "a node may stop at any time and the ledger knows what was done before it did so nothing is lost or scored twice".split()
+TEXT = "a node may stop at any time and the ledger knows what was done before it did so nothing is lost or scored twice"
+WORDS = TEXT.split()
 
 
 def made_rows(count: int) -> list[dict[str, str]]:
     """Questions and answers of very different lengths, none equal."""
     return [
         {
-            "prompt": f"Question {index}: " + " ".join(WORDS[(index + at) % len(WORDS)] for at in range(3 + index % 17)),
+            "prompt": f"Question {index}: "
+            + " ".join(WORDS[(index + at) % len(WORDS)] for at in range(3 + index % 17)),
             "response": " ".join(WORDS[(index * 7 + at) % len(WORDS)] for at in range(4 + (index * 13) % 61)),
             "group": str(index % 3),
         }

@@ -1,4 +1,4 @@
-"""A cluster of real daemons with a coordinator's home and hostfile, and `realign` run on it as a user would: as a process."""
+"""A cluster of real daemons with a coordinator's home and hostfile, and `realign` run on it as a user would."""
 
 from __future__ import annotations
 
@@ -36,9 +36,7 @@ class CurateCluster:
         daemon = DaemonProcess(self.folder / name, name, **options)
         identity = load_or_create_identity(daemon.folder, local_machine(), name)
         asked = request_signature(daemon.folder, identity)
-        signed = self.home.sign_node(
-            NodeRequest(node_id=identity.node_id, name=name, request_pem=asked.request_pem)
-        )
+        signed = self.home.sign_node(NodeRequest(node_id=identity.node_id, name=name, request_pem=asked.request_pem))
         install_certificate(daemon.folder, identity, signed.certificate_pem, signed.authority_pem)
         self.daemons[name] = daemon
         return daemon.start()
@@ -67,7 +65,9 @@ class CurateCluster:
             *("--hostfile", str(hosts or self.hostfile()), *more),
         ]
 
-    def run(self, command: Sequence[str], timeout: float = 120.0, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, command: Sequence[str], timeout: float = 120.0, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """To its end; standard output and error apart."""
         return subprocess.run(
             command, capture_output=True, text=True, timeout=timeout, env=self.environment | environment, check=False
@@ -126,4 +126,13 @@ def committed_units(run: Path) -> int:
         reader.close()
 
 
-__all__ = ["TINY_MODEL", "CurateCluster", "committed_units", "ledger", "output_bytes", "summary", "wait_until", "write_rows"]
+__all__ = [
+    "TINY_MODEL",
+    "CurateCluster",
+    "committed_units",
+    "ledger",
+    "output_bytes",
+    "summary",
+    "wait_until",
+    "write_rows",
+]

@@ -19,7 +19,7 @@ SCORING = ("--model", str(TINY_MODEL), "--score", "loglik,ifd", "--reproducible"
 
 
 def given_to_another(run: Path, victim: str) -> list[tuple[AttemptRecord, AttemptRecord]]:
-    """Attempts that ended on `victim` without a result, each with the one that committed the unit elsewhere or later."""
+    """Attempts that ended on `victim` without a result, each with the one that committed the unit later."""
     reader = ledger(run)
     try:
         attempts = reader.attempts()
@@ -154,7 +154,9 @@ def test_node_leaves_and_another_joins(
     assert set(summary(run)["nodes"]) == {"alpha", "beta"}
 
 
-def test_interrupted_and_resumed(pair: CurateCluster, rows_file: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
+def test_interrupted_and_resumed(
+    pair: CurateCluster, rows_file: Path, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
     expected = undisturbed.of(pair, rows_file, tmp_path / "calm", *SCORING)
     run = tmp_path / "run"
     command = pair.command(rows_file, run, *SCORING)
