@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -80,7 +81,9 @@ def compile_keep_if(text: str, known_kinds: Collection[str]) -> KeepIf:
     if len(text) > MAX_LENGTH:
         raise UsageError(f"--keep-if is {len(text)} characters long, at most {MAX_LENGTH} are allowed")
     try:
-        tree = ast.parse(text.strip(), mode="eval")
+        with warnings.catch_warnings():  # Python's advice on its own syntax is not for this language
+            warnings.simplefilter("ignore")
+            tree = ast.parse(text.strip(), mode="eval")
     except SyntaxError as error:
         column = (error.offset or len(text.strip()) + 1) + len(text) - len(text.lstrip())
         raise UsageError(

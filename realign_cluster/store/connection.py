@@ -59,8 +59,12 @@ def open_reader(path: Path) -> sqlite3.Connection:
         isolation_level=None,
         check_same_thread=False,
     )
-    connection.execute("PRAGMA query_only=1")
-    connection.execute("PRAGMA cache_size=-16384")
+    try:
+        connection.execute("PRAGMA query_only=1")
+        connection.execute("PRAGMA cache_size=-16384")
+    except sqlite3.Error:
+        connection.close()
+        raise
     return connection
 
 
