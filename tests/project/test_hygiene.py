@@ -19,7 +19,7 @@ INDEX_ADDRESS = re.compile(
     r"pypi\." + r"(org|python)|pythonhosted\." + r"org|--(extra-)?index" + r"-url\b.*:|--find" + r"-links\b.*[/:]"
 )
 MACHINE_PATH = re.compile(r"(?<![\w.-])/(wo" + r"rk|ho" + r"me|Use" + r"rs)/[a-z0-9_]+")
-PATHS_OF_NOBODY = re.compile(r"/(Users|home)/(you|name|USER|user|me|alice|realign|admin|ml|runner)\b")
+PATHS_OF_NOBODY = re.compile(r"/(Users|home)/(you|name|USER|user|me|ada|alice|realign|admin|ml|runner)\b")
 
 
 def committed_files() -> list[Path]:
