@@ -33,6 +33,7 @@ BACK_OFF_FIRST_SECONDS = 0.2
 BACK_OFF_LAST_SECONDS = 30.0
 DRAIN_SECONDS = 1.0  # for what a dead worker wrote before it died
 STOP_SECONDS = 3.0
+CHILD_MODULE = "realign_cluster.node.child"
 WORKER_MODULE = "realign_cluster.scoring.worker"
 _PIPE_BYTES = 1024 * 1024
 _READ_LIMIT = 4 * 1024 * 1024
@@ -257,6 +258,8 @@ class Supervisor:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
+                CHILD_MODULE,
+                str(os.getpid()),
                 WORKER_MODULE,
                 "--read-fd",
                 str(to_worker_read),
@@ -367,6 +370,7 @@ class Supervisor:
     def _tell_revoked(self, tickets: list[int]) -> None:
         if tickets:
             self._write({"op": "revoke", "attempts": tickets})
+        self._feed()  # the worker may have nothing left, and then answers nothing that would make us feed it
 
     def _write(self, frame: Mapping[str, Any]) -> None:
         if self._pipe is not None and not self._pipe.is_closing():
