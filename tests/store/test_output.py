@@ -233,7 +233,7 @@ def test_leftovers_of_a_crash_are_cleared(tmp_path):
         assert len(read_parts(run.folder / "output")) == 50
 
 
-# --- Parquet --------------------------------------------------------------------------------------------------------------
+# --- Parquet ---
 
 
 def test_parquet_from_jsonl_has_one_schema_for_all_parts(tmp_path):
