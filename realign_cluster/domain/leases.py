@@ -15,16 +15,17 @@ from realign_cluster.domain.policy import Policy
 
 
 def lease_seconds(
-    node: Node, ready: Iterable[Node], remaining_cost: float, unit_cost: float, planned_speed: float, policy: Policy
+    node: Node, ready: Iterable[Node], remaining_cost: float, unit_cost: float, coming_speed: float, policy: Policy
 ) -> float:
     """Seconds of compute of the node's next lease: clamp(R / (2 depth), min, max), R = what remains at all live speeds.
 
-    `remaining_cost` includes what is in flight; `unit_cost` is a typical next unit's. Tapers towards the end of the
+    `remaining_cost` includes what is in flight; `unit_cost` is a typical next unit's; `coming_speed` is that of planned
+    nodes that are not ready yet, so that the first to be ready does not take their share. Tapers towards the end of the
     run. The bound on units is applied to the fastest node and shortens everybody's lease alike, so that shares stay
     right.
     """
     speeds = [other.speed.cost_per_second for other in ready]
-    seconds = remaining_cost / max(sum(speeds), planned_speed) / (2 * policy.depth)
+    seconds = remaining_cost / (sum(speeds) + coming_speed) / (2 * policy.depth)
     seconds = min(max(seconds, policy.lease_min_seconds), policy.lease_max_seconds)
     if not node.speed.measured:
         seconds = min(seconds, policy.prior_lease_seconds)

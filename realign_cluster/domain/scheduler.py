@@ -482,7 +482,8 @@ class Scheduler:
         others_seconds = others_finish_in(node, ready, backlog.cost, unit_cost, self._now, policy)
         if self._exhausted and others_seconds < own_seconds + unit_cost / speed:
             return  # the others are done with everything before this node would be with one unit
-        seconds = lease_seconds(node, ready, self._remaining_cost, unit_cost, self._planned_speed, policy)
+        coming = max(0.0, self._planned_speed - sum(known.speed.claimed for known in self._nodes.values()))
+        seconds = lease_seconds(node, ready, self._remaining_cost, unit_cost, coming, policy)
         target = seconds * speed + node.rounding
         most_cost = (others_seconds - own_seconds) * speed if self._exhausted else float("inf")
         units, cost = take_units(backlog.fresh, target, most_cost, 2 * policy.lease_max_units)
