@@ -90,6 +90,8 @@ class Run:
             "valid": True,
             "compute_seconds": self.cost.get(UnitId(unit), 1.0) / 100.0 if seconds is None else seconds,
         }
+        if not changes.get("valid", True):
+            self.live.pop(attempt)
         return self.handle(e.ResultReceived(at=self.now, **(values | changes)))
 
     def fails(self, attempt: int, code: str = "bad", message: str = "cannot be computed") -> list[e.Command]:
