@@ -88,7 +88,8 @@ class Changes:
         self._results: list[tuple[Any, ...]] = []
         self._committed: list[tuple[Any, ...]] = []
         self._closed: dict[int, tuple[Any, ...]] = {}
-        self._lost_nodes: list[tuple[NodeLost, int]] = []  # with the number of grants before it in this batch
+        # nodes that lost all they held: the outcome of that, and how many grants of this batch came before
+        self._emptied: list[tuple[str, str, int]] = []
         self._splits: list[Split] = []
         self._quarantines: list[Quarantine] = []
         self._blames: list[Blame] = []
@@ -122,10 +123,12 @@ class Changes:
         match entry.event:
             case UnitFailed() as event:
                 self._close(event.attempt, f"failed: {event.code}")
-            case WorkerExited() as event if event.computing is not None:
-                self._close(event.computing, f"worker exited: {event.reason}")
+            case WorkerExited() as event:
+                if event.computing is not None:
+                    self._close(event.computing, f"worker exited: {event.reason}")
+                self._emptied.append((event.node, f"worker exited, not to blame: {event.reason}", len(self._grants)))
             case NodeLost() as event:
-                self._lost_nodes.append((event, len(self._grants)))
+                self._emptied.append((event.node, f"node lost: {event.reason}", len(self._grants)))
             case _:
                 pass
 
@@ -170,13 +173,13 @@ class Changes:
                 "UPDATE attempt SET ended_at = ?, outcome = ? WHERE attempt_id = ? AND outcome IS NULL",
                 list(self._closed.values()),
             )
-        for lost, grants_before in self._lost_nodes:
-            # attempt ids rise: what was granted after the loss, to the same node come back, stays live
+        for node, outcome, grants_before in self._emptied:
+            # attempt ids rise: what was granted after that, to the same node come back, stays live
             below = self._grants[grants_before][0] if grants_before < len(self._grants) else _NO_BOUND
             connection.execute(
                 "UPDATE attempt SET ended_at = ?, outcome = ?"
                 " WHERE node = ? AND epoch = ? AND attempt_id < ? AND outcome IS NULL",
-                (self._wall, f"node lost: {lost.reason}", lost.node, self._epoch, below),
+                (self._wall, outcome, node, self._epoch, below),
             )
         for quarantine in self._quarantines:
             _changed(

@@ -199,7 +199,6 @@ def test_attempts_end_with_their_reason(run):
             Entry(event=Tick(at=2), commands=(RevokeAttempts(node="one", attempts=(a,), reason="overdue"),)),
             Entry(event=Tick(at=2), commands=(Discard(node="one", attempt=a, unit=unit_a, reason="revoked"),)),
             Entry(event=UnitFailed(at=3, node="one", attempt=b, unit=units[1].unit, code="boom", message="m")),
-            Entry(event=WorkerExited(at=4, node="one", reason="signal 9", computing=c)),
             Entry(event=Tick(at=5), commands=(Discard(node="one", attempt=d, unit=units[3].unit, reason="invalid"),)),
         ],
         WALL + 3,
@@ -208,13 +207,28 @@ def test_attempts_end_with_their_reason(run):
     assert outcomes(run.ledger) == {
         a: "revoked: overdue",
         b: "failed: boom",
-        c: "worker exited: signal 9",
+        c: "node lost: lease ran out",
         d: "discarded: invalid",
         e: "node lost: lease ran out",
         f: "node lost: lease ran out",
     }
     assert {record.attempt: record.ended_at for record in run.ledger.attempts("one")}[e] == WALL + 4
     assert run.ledger.attempts("two") == []
+
+
+def test_a_dead_worker_ends_what_else_its_node_held(run):
+    units, _ = run.ledger.load_pending(3)
+    mine, held = run.grant(units[:2], "one")
+    other, _ = run.grant(units[2:], "two")
+    computing, waiting = held.values()
+    died = Entry(event=WorkerExited(at=4, node="one", reason="signal 9", computing=computing))
+    run.ledger.record([mine, other, died], WALL)
+    assert list(outcomes(run.ledger).values()) == [
+        "worker exited: signal 9",
+        "worker exited, not to blame: signal 9",
+        None,
+    ]
+    assert waiting not in [record.attempt for record in run.ledger.attempts(live_only=True)]
 
 
 def test_a_node_that_comes_back_in_the_same_batch_keeps_its_new_attempts(run):
