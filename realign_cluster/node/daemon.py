@@ -15,9 +15,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import psutil
@@ -26,7 +27,7 @@ import structlog
 from realign_cluster.domain.errors import RealignError
 from realign_cluster.node.advertise import Advertiser
 from realign_cluster.node.enrolment import enrolled_bundle
-from realign_cluster.node.identity import load_or_create_identity, local_machine
+from realign_cluster.node.identity import Identity, load_or_create_identity, local_machine
 from realign_cluster.node.lock import DaemonLock
 from realign_cluster.node.logs import OutputLog, configure_logging
 from realign_cluster.node.models import ModelStore
@@ -35,6 +36,7 @@ from realign_cluster.node.service import NodeService, Serving
 from realign_cluster.node.spool import Spool
 from realign_cluster.node.state_folder import StateFolder
 from realign_cluster.node.workplace import Workplace
+from realign_cluster.rpc.certificates import CertificateBundle
 from realign_cluster.rpc.channel import SERVER_OPTIONS, own_certificate_days, server_credentials
 from realign_cluster.rpc.pb.common_pb2 import NodeInfo
 from realign_cluster.rpc.pb.node_pb2_grpc import add_NodeServicer_to_server
@@ -86,76 +88,108 @@ async def serve(options: DaemonOptions, ready: Callable[[DaemonFacts], None]) ->
             "enrol it again: realign-launch --hostfile FILE up, or realignd join CODE",
         )
     with DaemonLock(folder.lock):
+        check_port(options.host, options.port)
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        output = OutputLog(folder.worker_log)
-        models = ModelStore(folder.models)
-        workplace = Workplace(
-            node_name=identity.name,
-            models=models,
-            spool=Spool(folder.spool),
-            output=output,
-            cores=options.cores,
-            clock=time.monotonic,
-        )
-        health = HealthSampler(folder.root)
-        device = asyncio.ensure_future(full_device(folder.device))
-        serving = Serving(
-            node_id=identity.node_id,
-            name=identity.name,
-            folder=folder,
-            bundle=bundle,
-            workplace=workplace,
-            models=models,
-            health=health,
-            device=device,
-            versions=local_versions(),
-            pid=os.getpid(),
-            started_at=time.monotonic(),
-        )
-        server = grpc.aio.server(options=SERVER_OPTIONS)
-        add_NodeServicer_to_server(NodeService(serving), server)  # type: ignore[no-untyped-call]
-        check_port(options.host, options.port)
-        try:
-            port = server.add_secure_port(_join_address(options.host, options.port), server_credentials(bundle))
-        except RuntimeError as error:
-            raise RealignError(
-                f"cannot listen on {options.host}:{options.port}: {error}", "choose another --port"
-            ) from error
-        await server.start()
-        facts = DaemonFacts(
-            node_id=identity.node_id,
-            name=identity.name,
-            host=options.host,
-            port=port,
-            pid=os.getpid(),
-            fingerprint=bundle.fingerprint,
-            started=time.time(),
-        )
-        write_private(folder.daemon, json.dumps(asdict(facts)).encode() + b"\n")
-        log.info("serving", port=port, node=identity.node_id, name=identity.name, certificate_days=int(days))
-        _stay_awake()
-        background = [asyncio.create_task(workplace.keep_house()), asyncio.create_task(health.watch()), device]
-        advertiser = await _advertiser(facts) if options.advertise else None
-        ready(facts)
-        try:
+        async with contextlib.AsyncExitStack() as stack:
+            serving = _put_together(options, folder, identity, bundle, stack)
+            server, port = await _listen(options, serving, stack)
+            facts = DaemonFacts(
+                node_id=identity.node_id,
+                name=identity.name,
+                host=options.host,
+                port=port,
+                pid=os.getpid(),
+                fingerprint=bundle.fingerprint,
+                started=time.time(),
+            )
+            write_private(folder.daemon, json.dumps(asdict(facts)).encode() + b"\n")
+            stack.callback(folder.daemon.unlink, missing_ok=True)
+            log.info("serving", port=port, node=identity.node_id, name=identity.name, certificate_days=int(days))
+            _stay_awake()
+            advertiser = Advertiser(await _advertised(facts), port, options.host) if options.advertise else None
+            if advertiser is not None:
+                advertiser.start()
+            ready(facts)
             await stop.wait()
             log.info("stopping")
-            if advertiser is not None:
-                goodbye = asyncio.create_task(advertiser.close())
-            await workplace.finish(options.exit_seconds)
+            goodbye = asyncio.create_task(advertiser.close()) if advertiser is not None else None
+            await serving.workplace.finish(options.exit_seconds)
             await server.stop(grace=1.0)
-            if advertiser is not None:
+            if goodbye is not None:
                 await goodbye
-        finally:
-            for task in background:
-                task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
-            folder.daemon.unlink(missing_ok=True)
-            output.close()
         log.info("stopped")
+
+
+def _put_together(
+    options: DaemonOptions,
+    folder: StateFolder,
+    identity: Identity,
+    bundle: CertificateBundle,
+    stack: contextlib.AsyncExitStack,
+) -> Serving:
+    """The parts that serve, and their background tasks, which end with the stack."""
+    output = OutputLog(folder.worker_log)
+    stack.callback(output.close)
+    models = ModelStore(folder.models)
+    workplace = Workplace(
+        node_name=identity.name,
+        models=models,
+        spool=Spool(folder.spool),
+        output=output,
+        cores=options.cores,
+        clock=time.monotonic,
+    )
+    health = HealthSampler(folder.root)
+    device = asyncio.ensure_future(full_device(folder.device))
+    tasks = [device, asyncio.create_task(workplace.keep_house()), asyncio.create_task(health.watch())]
+    stack.push_async_callback(_cancel, tasks)
+    return Serving(
+        node_id=identity.node_id,
+        name=identity.name,
+        folder=folder,
+        bundle=bundle,
+        workplace=workplace,
+        models=models,
+        health=health,
+        device=device,
+        versions=local_versions(),
+        pid=os.getpid(),
+        started_at=time.monotonic(),
+    )
+
+
+async def _listen(
+    options: DaemonOptions, serving: Serving, stack: contextlib.AsyncExitStack
+) -> tuple[grpc.aio.Server, int]:
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    stack.push_async_callback(server.stop, None)  # also one that never started: otherwise the process does not end
+    add_NodeServicer_to_server(NodeService(serving), server)  # type: ignore[no-untyped-call]
+    address = f"[{options.host}]:{options.port}" if ":" in options.host else f"{options.host}:{options.port}"
+    try:
+        port = server.add_secure_port(address, server_credentials(serving.bundle))
+    except RuntimeError as error:
+        raise RealignError(f"cannot listen on {address}: {error}", "choose another --port") from error
+    await server.start()
+    return server, port
+
+
+async def _cancel(tasks: Sequence[asyncio.Future[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _advertised(facts: DaemonFacts) -> NodeInfo:
+    return NodeInfo(
+        node_id=facts.node_id,
+        name=facts.name,
+        versions=local_versions(),
+        device=await quick_device(),
+        certificate_fingerprint=facts.fingerprint,
+    )
 
 
 def _stay_awake() -> None:
@@ -163,19 +197,6 @@ def _stay_awake() -> None:
     if sys.platform == "darwin":
         with contextlib.suppress(OSError):
             subprocess.Popen(["caffeinate", "-ims", "-w", str(os.getpid())], start_new_session=True)
-
-
-async def _advertiser(facts: DaemonFacts) -> Advertiser:
-    info = NodeInfo(
-        node_id=facts.node_id,
-        name=facts.name,
-        versions=local_versions(),
-        device=await quick_device(),
-        certificate_fingerprint=facts.fingerprint,
-    )
-    advertiser = Advertiser(info, facts.port, facts.host)
-    advertiser.start()
-    return advertiser
 
 
 def check_port(host: str, port: int) -> None:
@@ -209,7 +230,3 @@ def _used_by(port: int) -> str:
             if connection.status == psutil.CONN_LISTEN and here and here.port == port and connection.pid:
                 return f" by pid {connection.pid} ({psutil.Process(connection.pid).name()})"
     return ""
-
-
-def _join_address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

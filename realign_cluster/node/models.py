@@ -42,7 +42,7 @@ class ModelStore:
     def __init__(self, folder: Path, *, keep_free_bytes: int = KEEP_FREE_BYTES) -> None:
         self._folder = folder
         self._keep_free_bytes = keep_free_bytes
-        self._receiving: set[str] = set()
+        self._receiving: dict[str, asyncio.Task[object]] = {}
 
     def names(self) -> list[str]:
         return sorted(path.name for path in self._folder.iterdir() if path.is_dir() and _HASH.fullmatch(path.name))
@@ -74,20 +74,27 @@ class ModelStore:
         if first is None or not first.HasField("manifest"):
             raise ModelRefused("the first chunk of a model carries no manifest", "send it again from the start")
         manifest = first.manifest
+        check_manifest(manifest)
+        this = asyncio.current_task()
+        assert this is not None
+        await self._end_older_transfer(manifest.model_hash)
         progress = self.status(manifest)
         if progress.complete:
             return progress
-        if manifest.model_hash in self._receiving:
-            raise ModelRefused(
-                f"model {manifest.model_hash} is being received already", "wait for that transfer", resumable=True
-            )
-        self._receiving.add(manifest.model_hash)
+        self._receiving[manifest.model_hash] = this
         try:
             self._check_room(manifest, progress)
             await self._write_chunks(manifest, first, chunks)
             return await self._complete(manifest)
         finally:
-            self._receiving.discard(manifest.model_hash)
+            if self._receiving.get(manifest.model_hash) is this:
+                del self._receiving[manifest.model_hash]
+
+    async def _end_older_transfer(self, model_hash: str) -> None:
+        """A sender that begins anew has lost its older call; that one may not have noticed yet."""
+        while (older := self._receiving.get(model_hash)) is not None:
+            older.cancel()
+            await asyncio.wait({older})
 
     def _check_room(self, manifest: ModelManifest, progress: ModelProgress) -> None:
         missing = sum(file.size for file in manifest.files) - sum(progress.received.values())
