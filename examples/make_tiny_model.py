@@ -1,7 +1,7 @@
 """Makes examples/tiny-model: a llama of under a million weights, trained for about two minutes on the project's own
 text.
 
-    python examples/make_tiny_model.py [--steps 400] [--out examples/tiny-model]
+    python examples/make_tiny_model.py [--steps 700] [--out examples/tiny-model]
 
 Its byte-level BPE scores any text. It is a stand-in of the right shape for demos and tests, not a useful model. The
 seed is fixed; the bytes of the weights still depend on the machine's matrix library.
@@ -168,7 +168,7 @@ def save(folder: Path, model: llama.Model, tokenizer: Tokenizer) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "tiny-model")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=700)
     options = parser.parse_args()
     rng = random.Random(SEED)
     texts = make_texts(rng)
