@@ -7,7 +7,7 @@ says nothing of the units it held.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 from typing import Literal
 
 from realign_cluster.domain.events import UnitRef
@@ -64,11 +64,17 @@ def may_try(ref: UnitRef, node: NodeName, others: Iterable[NodeName]) -> bool:
     return node not in ref.failed_on or all(other in ref.failed_on for other in others)
 
 
-def is_bad(node: Node, others_usable: bool, policy: Policy) -> bool:
-    """Whether the node keeps failing on its own account."""
-    if others_usable:
-        return (
-            node.strikes >= policy.failures_to_set_aside
-            or node.strikes + len(node.doubts) >= policy.doubts_to_set_aside
-        )
-    return node.strikes >= policy.failures_to_set_aside_last
+def is_bad(node: Node, others: Sequence[Node], policy: Policy) -> bool:
+    """Whether the node keeps failing on its own account. `others`: those that could take its place.
+
+    Failures that nobody else has looked into yet count too, once there are many of them and the others do not fail as
+    often: a node that refuses at once would go through the whole run before they come round to its first unit.
+    """
+    if not others:
+        return node.strikes >= policy.failures_to_set_aside_last
+    if node.strikes >= policy.failures_to_set_aside:
+        return True
+    doubts = len(node.doubts)
+    return (
+        node.strikes + doubts >= policy.doubts_to_set_aside and max(len(other.doubts) for other in others) < doubts / 2
+    )

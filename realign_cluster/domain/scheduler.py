@@ -203,9 +203,10 @@ class Scheduler:
 
     def _speed(self, event: e.NodeReady) -> RunningSpeed:
         policy = self.policy
-        return RunningSpeed(
-            event.cost_per_second, event.measured, policy.speed_memory_seconds, policy.calibration_seconds
-        )
+        speed, measured = event.cost_per_second, event.measured
+        if not 0 < speed < float("inf"):  # nonsense: begin with anything, the first result replaces it
+            speed, measured = 1.0, False
+        return RunningSpeed(speed, measured, policy.speed_memory_seconds, policy.calibration_seconds)
 
     def _on_node_lost(self, event: e.NodeLost) -> None:
         node = self._nodes.get(event.node)
@@ -253,11 +254,11 @@ class Scheduler:
             out.append(e.RevokeAttempts(node=node.name, attempts=held, reason="its worker is restarted"))
         out.append(e.RestartWorkerOn(node=node.name, reason=reason))
 
-    def _others_usable(self, node: Node) -> list[NodeName]:
+    def _others_usable(self, node: Node) -> list[Node]:
         """Nodes other than this that could take a unit now or soon."""
         patience = self.policy.restart_patience_seconds
         return [
-            other.name
+            other
             for other in self._nodes.values()
             if other is not node
             and (
@@ -274,7 +275,7 @@ class Scheduler:
         self._set_aside_if_bad(node, out)
 
     def _set_aside_if_bad(self, node: Node, out: _Out) -> None:
-        if node.status == "set aside" or not is_bad(node, bool(self._others_usable(node)), self.policy):
+        if node.status == "set aside" or not is_bad(node, self._others_usable(node), self.policy):
             return
         count = node.strikes + len(node.doubts)
         reason = f"{count} failures in a row on units that are not to blame, the last: {node.last_failure}"
@@ -370,7 +371,7 @@ class Scheduler:
                     self._nodes[name].doubts.pop(ref.unit, None)
         elif not ref.suspected:
             node.doubts[ref.unit] = None
-        usable = {*self._others_usable(node), node.name}
+        usable = {node.name, *(other.name for other in self._others_usable(node))}
         match judge_unit(work.ref, usable, self.policy):
             case "retry":
                 self._give_back(work)
@@ -452,7 +453,9 @@ class Scheduler:
 
     def _assign_to(self, node: Node, ready: list[Node], out: _Out) -> None:
         backlog = self._backlog
-        others = self._others_usable(node) if backlog.suspects or backlog.blamed else []
+        others: list[NodeName] = []
+        if backlog.suspects or backlog.blamed:
+            others = [other.name for other in self._others_usable(node)]
         if backlog.suspects and (node.proven or not backlog.fresh):
             # A node that has just failed first shows on an unsuspected unit that it works at all.
             if node.queue:

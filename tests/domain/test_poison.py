@@ -262,6 +262,28 @@ def test_a_node_with_a_result_now_and_then_is_kept() -> None:
     assert not run.all(e.SetAside)
 
 
+def test_a_node_that_refuses_everything_at_once_does_not_go_through_the_whole_run() -> None:
+    run = Run(units(3000))
+    run.ready("good", "bad")
+    for _ in range(200):
+        for attempt in run.held_by("bad")[:1]:
+            run.fails(attempt)
+    assert [command.node for command in run.all(e.SetAside)] == ["bad"]
+    assert len(run.all(e.Blame)) == POLICY.doubts_to_set_aside
+    run.compute_all()
+    assert run.all(e.Finish)[0].complete
+    assert not run.all(e.Split)
+
+
+def test_two_nodes_that_both_refuse_most_are_both_kept() -> None:
+    run = Run(units(3000))
+    run.ready("a", "b")
+    for _ in range(15):
+        for node in ("a", "b"):
+            run.fails(run.held_by(node)[0])
+    assert not run.all(e.SetAside)
+
+
 def test_results_that_are_garbled_set_a_node_aside() -> None:
     run = Run(units(3000))
     run.ready("good", "bad")

@@ -118,6 +118,14 @@ def test_an_unmeasured_node_gets_short_leases_until_its_first_result() -> None:
     assert run.all(e.Grant)[-1].expected_seconds == pytest.approx(20.0, abs=1.0)
 
 
+@pytest.mark.parametrize("nonsense", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_calibration_that_is_nonsense_is_replaced_by_the_first_result(nonsense: float) -> None:
+    run = Run(units(1000))
+    run.ready("a", speed=nonsense)
+    run.result(run.held_by("a")[0], seconds=1.0)
+    assert run.view("a").cost_per_second == pytest.approx(100.0)
+
+
 def test_a_commit_is_of_a_live_attempt_and_once() -> None:
     run = Run(units(10))
     run.ready("a")
