@@ -28,6 +28,7 @@ from realign_cluster.coordinator.inbox import (
     Inbox,
     Incoming,
     Interrupted,
+    Left,
     Loaded,
     ModelProgress,
 )
@@ -203,6 +204,11 @@ class Engine:
                 self.roster.connected(node, info)
             case Disconnected(reason=reason):
                 self.roster.disconnected(node, reason)
+            case Left(reason=reason):
+                self._note(f"{node} leaves: {reason}", "info")
+                self.roster.lost(node, reason)
+                self._liveness.forget(node)
+                return self._decide(NodeLost(at=now, node=node, reason=reason, clean=True))
             case Barred(message=message):
                 self._note(message, "error")
                 self.roster.barred(node, message)

@@ -23,6 +23,13 @@ class Disconnected:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """The daemon was told to stop and said goodbye: it may come back, what it holds will not."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Barred:
     """The node will not serve this run however often it is asked; `message` ends with the fix."""
 
@@ -36,7 +43,7 @@ class ModelProgress:
     total: int
 
 
-Report = pb.NodeMessage | Connected | Disconnected | Barred | ModelProgress
+Report = pb.NodeMessage | Connected | Disconnected | Left | Barred | ModelProgress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

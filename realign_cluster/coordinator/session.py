@@ -14,7 +14,16 @@ import grpc
 import grpc.aio
 import structlog
 
-from realign_cluster.coordinator.inbox import Barred, Connected, Disconnected, Inbox, Incoming, ModelProgress, Report
+from realign_cluster.coordinator.inbox import (
+    Barred,
+    Connected,
+    Disconnected,
+    Inbox,
+    Incoming,
+    Left,
+    ModelProgress,
+    Report,
+)
 from realign_cluster.coordinator.model_transfer import ModelSource, send_model
 from realign_cluster.coordinator.node_address import NodeAddress
 from realign_cluster.domain.errors import RealignError
@@ -172,6 +181,9 @@ class Session:
                         self._welcomed = False
                         return None
                     if message.HasField("refusal"):
+                        if message.refusal.code == pb.Refusal.STOPPING:
+                            self._outstanding.clear()
+                            await self._tell(Left(reason=message.refusal.message))
                         return self._barred(message.refusal)
                     if message.HasField("model_needed"):
                         uploads.start(self._upload(channel))
