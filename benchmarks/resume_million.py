@@ -56,7 +56,7 @@ def make(path: Path, units: int) -> None:
 
 
 def evict(path: Path) -> bool:
-    """Drops this ledger, and nothing else, from the operating system's file cache. False where there is no call for it."""
+    """Drops this ledger, and nothing else, from this system's file cache. False where there is no call for it."""
     if not hasattr(os, "posix_fadvise"):
         return False
     for file in path.parent.glob(path.name + "*"):
@@ -108,7 +108,8 @@ def main() -> None:
         began = time.perf_counter()
         make(path, arguments.units)
         print(
-            f"{arguments.units:,} units made in {time.perf_counter() - began:.1f} s, {path.stat().st_size / 1e6:,.0f} MB"
+            f"{arguments.units:,} units made in {time.perf_counter() - began:.1f} s,"
+            f" {path.stat().st_size / 1e6:,.0f} MB"
         )
         for cached in (True, False):
             if not cached and not evict(path):
