@@ -7,6 +7,7 @@ attempt that is not live) is a bug of the caller and raises LedgerConflict, with
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -68,13 +69,24 @@ class Entry:
     result: ResultRecord | None = None
 
 
+class _Zstd(threading.local):
+    """One pair for each thread: making them costs more than a unit's payload, and they may not be shared."""
+
+    def __init__(self) -> None:
+        self.compressor = zstandard.ZstdCompressor(level=1)
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_zstd = _Zstd()
+
+
 def pack_blob(data: bytes) -> bytes:
     """`data`, compressed where that pays."""
-    return zstandard.ZstdCompressor(level=1).compress(data) if len(data) >= COMPRESS_FROM else data
+    return _zstd.compressor.compress(data) if len(data) >= COMPRESS_FROM else data
 
 
 def unpack_blob(blob: bytes) -> bytes:
-    return zstandard.ZstdDecompressor().decompress(blob) if blob[:4] == _ZSTD_MAGIC else blob
+    return _zstd.decompressor.decompress(blob) if blob[:4] == _ZSTD_MAGIC else blob
 
 
 class Changes:
