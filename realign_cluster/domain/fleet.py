@@ -7,6 +7,7 @@ State only: decisions are in `leases`, `poison` and `scheduler`. Mutable, becaus
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -124,6 +125,21 @@ class Node:
         speed = self.speed.cost_per_second
         done = min((now - self.head_since) * speed, head.work.ref.cost)
         return max(0.0, (self.outstanding_cost - done) / speed)
+
+
+def usable_besides(node: Node, nodes: Iterable[Node], now: float, patience_seconds: float) -> list[Node]:
+    """Nodes other than this that could take a unit now, or soon: their worker restarts, and not for longer than
+    that.
+    """
+    return [
+        other
+        for other in nodes
+        if other is not node
+        and (
+            other.status == "ready"
+            or (other.status == "restarting" and now - other.restarting_since <= patience_seconds)
+        )
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

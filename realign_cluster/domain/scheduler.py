@@ -14,10 +14,10 @@ from dataclasses import replace
 from typing import assert_never
 
 from realign_cluster.domain import events as e
-from realign_cluster.domain.backlog import Backlog
-from realign_cluster.domain.fleet import Attempt, Node, NodeView, Work, view_of
-from realign_cluster.domain.ids import AttemptId, Epoch, LeaseId, NodeName, UnitId
-from realign_cluster.domain.leases import choose_duplicate, lease_seconds, others_finish_in, take_units
+from realign_cluster.domain.assignment import Assigner
+from realign_cluster.domain.fleet import Attempt, Node, NodeView, usable_besides, view_of
+from realign_cluster.domain.flight import Flight
+from realign_cluster.domain.ids import Epoch, NodeName, UnitId
 from realign_cluster.domain.poison import (
     DIED_CODE,
     DIED_MESSAGE,
@@ -26,7 +26,6 @@ from realign_cluster.domain.poison import (
     halves,
     is_bad,
     judge_unit,
-    may_try,
 )
 from realign_cluster.domain.policy import Policy
 from realign_cluster.domain.speed import RunningSpeed
@@ -41,24 +40,20 @@ _Out = list[e.Command]
 class Scheduler:
     """One sitting of a run.
 
-    Invariants: a unit handed over by the ledger is in `_backlog`, in `_flight` (with at least one live attempt), or
-    done; an attempt in `_attempts` is live, and only such an attempt commits; no node holds more than `depth` leases.
+    Invariants: a unit handed over by the ledger is in `_flight` (waiting, or with a live attempt) or done; only a live
+    attempt commits; no node holds more than `depth` leases.
     """
 
     def __init__(self, policy: Policy | None = None) -> None:
         self.policy = policy or Policy()
         self._now = 0.0
         self._nodes: dict[NodeName, Node] = {}  # in the order they first became ready
-        self._backlog = Backlog()
-        self._flight: dict[UnitId, Work] = {}
-        self._attempts: dict[AttemptId, Attempt] = {}
+        self._flight = Flight()
         # of the run
         self._opened = False
         self._epoch = Epoch(0)
         self._next_unit = 0
         self._first_child = 0  # unit ids from here on are children made in this sitting, or will be
-        self._next_attempt = 0
-        self._next_lease = 0
         self._remaining_cost = 0.0
         self._planned_speed = 0.0
         self._cost_committed = 0.0
@@ -128,8 +123,8 @@ class Scheduler:
         self._opened = True
         self._epoch = event.epoch
         self._next_unit = self._first_child = event.next_unit
-        self._next_attempt = event.next_attempt
-        self._next_lease = event.next_lease
+        self._flight.next_attempt = event.next_attempt
+        self._flight.next_lease = event.next_lease
         self._remaining_cost = event.cost
         self._planned_speed = event.planned_cost_per_second
         self._exhausted = event.units == 0
@@ -138,20 +133,20 @@ class Scheduler:
         self._loading = False
         self._exhausted = event.exhausted
         # Children made in this sitting are here already, whether or not the ledger offers them.
-        self._backlog.load(ref for ref in event.units if ref.unit < self._first_child)
+        self._flight.backlog.load(ref for ref in event.units if ref.unit < self._first_child)
 
     def _ask_for_units(self, event: e.Event, out: _Out) -> None:
         if self._exhausted or self._loading or self._drain_until is not None:
             return
         if isinstance(event, e.UnitsLoaded) and not event.units:
             return  # there are none yet: ask again at the next look, not in a loop
-        if len(self._backlog.fresh) < self.policy.page // 2:
+        if len(self._flight.backlog.fresh) < self.policy.page // 2:
             self._loading = True
             out.append(e.LoadUnits(count=self.policy.page))
 
     def _finish_if_over(self, out: _Out) -> None:
-        in_flight = len(self._flight)
-        waiting = len(self._backlog)
+        in_flight = len(self._flight.works)
+        waiting = len(self._flight.backlog)
         if self._exhausted and not waiting and not in_flight:
             self._finish(out, complete=True, reason="every unit is committed or quarantined")
         elif self._drain_until is not None and not in_flight:
@@ -176,7 +171,7 @@ class Scheduler:
         if not self._granted_any and self._first_ready_at is not None:
             return max(0.001, min(_LOOK_SECONDS, self._settled_at() - self._now))
         seconds = _LOOK_SECONDS
-        if self._flight and any(node.status == "ready" and not node.queue for node in self._nodes.values()):
+        if self._flight.works and any(node.status == "ready" and not node.queue for node in self._nodes.values()):
             seconds = _LOOK_SECONDS_WHEN_IDLE
         if self._drain_until is not None:
             seconds = max(0.001, min(seconds, self._drain_until - self._now))
@@ -214,7 +209,7 @@ class Scheduler:
             return
         node.status = "lost"
         node.stale = () if event.clean else tuple(node.queue)
-        self._give_back_all(node)
+        self._flight.give_back_all(node, self._now)
 
     def _on_worker_exited(self, event: e.WorkerExited, out: _Out) -> None:
         node = self._nodes.get(event.node)
@@ -224,7 +219,7 @@ class Scheduler:
             node.status = "restarting"
             node.restarting_since = self._now
         if event.asked:
-            self._give_back_all(node)
+            self._flight.give_back_all(node, self._now)
             return
         attempt = node.queue.get(event.computing) if event.computing is not None else None
         if attempt is not None:
@@ -232,7 +227,7 @@ class Scheduler:
             self._blame(attempt, reason, DIED_CODE, DIED_MESSAGE, out)
         elif event.computing is None:
             self._strike(node, f"its worker died while computing nothing: {event.reason}", out)
-        self._give_back_all(node)
+        self._flight.give_back_all(node, self._now)
 
     def _on_worker_stalled(self, event: e.WorkerStalled, out: _Out) -> None:
         node = self._nodes.get(event.node)
@@ -249,23 +244,13 @@ class Scheduler:
             self._blame(attempt, reason, STALLED_CODE, STALLED_MESSAGE, out)
         elif event.attempt is None or restarted_already:
             self._strike(node, reason, out)
-        self._give_back_all(node)
+        self._flight.give_back_all(node, self._now)
         if held:
             out.append(e.RevokeAttempts(node=node.name, attempts=held, reason="its worker is restarted"))
         out.append(e.RestartWorkerOn(node=node.name, reason=reason))
 
     def _others_usable(self, node: Node) -> list[Node]:
-        """Nodes other than this that could take a unit now or soon."""
-        patience = self.policy.restart_patience_seconds
-        return [
-            other
-            for other in self._nodes.values()
-            if other is not node
-            and (
-                other.status == "ready"
-                or (other.status == "restarting" and self._now - other.restarting_since <= patience)
-            )
-        ]
+        return usable_besides(node, self._nodes.values(), self._now, self.policy.restart_patience_seconds)
 
     def _strike(self, node: Node, reason: str, out: _Out) -> None:
         """A failure that is the node's own."""
@@ -282,7 +267,7 @@ class Scheduler:
         held = tuple(node.queue)
         node.status = "set aside"
         node.last_failure = reason
-        self._give_back_all(node)
+        self._flight.give_back_all(node, self._now)
         if held:
             out.append(e.RevokeAttempts(node=node.name, attempts=held, reason="the node is set aside"))
         out.append(e.SetAside(node=node.name, reason=reason))
@@ -290,7 +275,7 @@ class Scheduler:
     # --- attempts ---------------------------------------------------------------------------------------------------
 
     def _on_result(self, event: e.ResultReceived, out: _Out) -> None:
-        attempt = self._attempts.get(event.attempt)
+        attempt = self._flight.attempts.get(event.attempt)
         why_not = self._why_not(event, attempt)
         if why_not:
             out.append(e.Discard(node=event.node, attempt=event.attempt, unit=event.unit, reason=why_not))
@@ -299,19 +284,19 @@ class Scheduler:
         node, work = attempt.node, attempt.work
         ref = work.ref
         if not event.valid:
-            self._drop(attempt)
-            self._give_back(work)
+            self._flight.drop(attempt, self._now)
+            self._flight.give_back(work)
             reason = "a result whose checksum or row count is wrong"
             out.append(e.Discard(node=node.name, attempt=event.attempt, unit=ref.unit, reason=reason))
             self._strike(node, reason, out)
             return
         out.append(e.Commit(node=node.name, attempt=event.attempt, unit=ref.unit))
-        self._drop(attempt)
+        self._flight.drop(attempt, self._now)
         if work.attempts:
-            for other in tuple(work.attempts):
+            for other in work.attempts:
                 other.node.duplicates_lost += 1
-                self._revoke(other, f"{node.name} was first", out)
-        del self._flight[ref.unit]
+            out += self._flight.revoke_all(work, f"{node.name} was first", self._now)
+        self._flight.land(work)
         self._remaining_cost = max(0.0, self._remaining_cost - ref.cost)
         self._cost_committed += ref.cost
         self._failures_in_a_row = 0
@@ -348,7 +333,7 @@ class Scheduler:
                 self._set_aside_if_bad(other, out)
 
     def _on_unit_failed(self, event: e.UnitFailed, out: _Out) -> None:
-        attempt = self._attempts.get(event.attempt)
+        attempt = self._flight.attempts.get(event.attempt)
         if attempt is None or attempt.node.name != event.node:
             return
         self._blame(attempt, f"{event.code}: {event.message}", event.code, event.message, out)
@@ -360,7 +345,7 @@ class Scheduler:
         elsewhere = set(ref.failed_on) - {node.name}
         work.ref = replace(ref, failed_on=(*ref.failed_on, node.name))
         out.append(e.Blame(unit=ref.unit, node=node.name, attempt=attempt.attempt, reason=reason))
-        self._drop(attempt)
+        self._flight.drop(attempt, self._now)
         self._failures_in_a_row += 1
         node.failures += 1
         node.last_failure = reason
@@ -374,19 +359,19 @@ class Scheduler:
         usable = {node.name, *(other.name for other in self._others_usable(node))}
         match judge_unit(work.ref, usable, self.policy):
             case "retry":
-                self._give_back(work)
+                self._flight.give_back(work)
             case "split":
-                self._revoke_all(work, "the unit is split", out)
+                out += self._flight.revoke_all(work, "the unit is split", self._now)
+                self._flight.land(work)
                 self._split(work.ref, out)
             case "quarantine":
-                self._revoke_all(work, "the unit is quarantined", out)
-                del self._flight[ref.unit]
+                out += self._flight.revoke_all(work, "the unit is quarantined", self._now)
+                self._flight.land(work)
                 self._remaining_cost = max(0.0, self._remaining_cost - ref.cost)
                 out.append(e.Quarantine(unit=ref.unit, code=code, message=message))
         self._set_aside_if_bad(node, out)
 
     def _split(self, ref: e.UnitRef, out: _Out) -> None:
-        del self._flight[ref.unit]
         children = halves(ref, UnitId(self._next_unit))
         self._next_unit += len(children)
         rows: list[tuple[UnitId, int, int]] = []
@@ -396,37 +381,7 @@ class Scheduler:
             first += child.rows
         where = ", ".join(dict.fromkeys(ref.failed_on))
         out.append(e.Split(unit=ref.unit, children=tuple(rows), reason=f"failed on {where}"))
-        self._backlog.give_back(children)
-
-    def _revoke_all(self, work: Work, reason: str, out: _Out) -> None:
-        for attempt in tuple(work.attempts):
-            self._revoke(attempt, reason, out)
-
-    def _revoke(self, attempt: Attempt, reason: str, out: _Out) -> None:
-        self._drop(attempt)
-        out.append(e.RevokeAttempts(node=attempt.node.name, attempts=(attempt.attempt,), reason=reason))
-
-    def _drop(self, attempt: Attempt) -> None:
-        """The attempt is live no more. Its unit is the caller's to place."""
-        del self._attempts[attempt.attempt]
-        attempt.work.attempts.remove(attempt)
-        attempt.node.release(attempt, self._now)
-
-    def _give_back(self, work: Work) -> None:
-        """To the front of the backlog, unless another attempt of it is live."""
-        if not work.attempts:
-            del self._flight[work.ref.unit]
-            self._backlog.give_back((work.ref,))
-
-    def _give_back_all(self, node: Node) -> None:
-        """Everything the node holds, in its order, to the front."""
-        refs: list[e.UnitRef] = []
-        for attempt in tuple(node.queue.values()):
-            self._drop(attempt)
-            if not attempt.work.attempts:
-                del self._flight[attempt.work.ref.unit]
-                refs.append(attempt.work.ref)
-        self._backlog.give_back(refs)
+        self._flight.backlog.give_back(children)
 
     # --- leases -----------------------------------------------------------------------------------------------------
 
@@ -437,92 +392,24 @@ class Scheduler:
         )
 
     def _assign(self, out: _Out) -> None:
-        """Give every ready node that has room a lease, the emptiest first."""
-        depth = self.policy.depth
         if not self._writable or self._drain_until is not None:
             return
-        ready = [node for node in self._nodes.values() if node.status == "ready"]
+        depth = self.policy.depth
+        ready = tuple(node for node in self._nodes.values() if node.status == "ready")
         if not any(len(node.leases) < depth for node in ready):
             return
         if not self._granted_any and (self._first_ready_at is None or self._now < self._settled_at()):
             return
-        for level in range(depth):
-            for node in ready:
-                if len(node.leases) == level and not node.alone:
-                    self._assign_to(node, ready, out)
-
-    def _assign_to(self, node: Node, ready: list[Node], out: _Out) -> None:
-        backlog = self._backlog
-        others: list[NodeName] = []
-        if backlog.suspects or backlog.blamed:
-            others = [other.name for other in self._others_usable(node)]
-        if backlog.suspects and (node.proven or not backlog.fresh):
-            # A node that has just failed first shows on an unsuspected unit that it works at all.
-            if node.queue:
-                if any(may_try(ref, node.name, others) for ref in backlog.suspects):
-                    return  # it takes one alone as soon as it is empty
-            else:
-                suspect = backlog.take_suspect(lambda ref: may_try(ref, node.name, others))
-                if suspect is not None:
-                    self._grant(node, (suspect,), "suspected, alone", out)
-                    node.alone = True
-                    return
-        if backlog.blamed:
-            blamed = backlog.take_blamed(lambda ref: may_try(ref, node.name, others))
-            if blamed is not None:
-                self._grant(node, (blamed,), f"failed on {', '.join(dict.fromkeys(blamed.failed_on))}", out)
-                return
-        if backlog.fresh:
-            self._assign_fresh(node, ready, out)
-        elif self._exhausted and not backlog and not node.queue:
-            self._assign_duplicate(node, ready, out)
-
-    def _assign_fresh(self, node: Node, ready: list[Node], out: _Out) -> None:
-        backlog, policy = self._backlog, self.policy
-        unit_cost = backlog.fresh[0].cost
-        speed = node.speed.cost_per_second
-        own_seconds = node.seconds_to_drain(self._now)
-        others_seconds = others_finish_in(node, ready, backlog.cost, unit_cost, self._now, policy)
-        if self._exhausted and others_seconds < own_seconds + unit_cost / speed:
-            return  # the others are done with everything before this node would be with one unit
-        coming = max(0.0, self._planned_speed - sum(known.speed.claimed for known in self._nodes.values()))
-        seconds = lease_seconds(node, ready, self._remaining_cost, unit_cost, coming, policy)
-        target = seconds * speed + node.rounding
-        most_cost = (others_seconds - own_seconds) * speed if self._exhausted else float("inf")
-        units, cost = take_units(backlog.fresh, target, most_cost, 2 * policy.lease_max_units)
-        backlog.took(units)
-        limit = seconds * speed
-        node.rounding = min(max(target - cost, -limit), limit) if backlog.fresh else 0.0
-        self._grant(node, tuple(units), "longest first", out)
-
-    def _assign_duplicate(self, node: Node, ready: list[Node], out: _Out) -> None:
-        duplicate = choose_duplicate(node, ready, self._now, self.policy)
-        if duplicate is not None:
-            self._grant(node, (duplicate.attempt.work.ref,), duplicate.reason, out)
-
-    def _grant(self, node: Node, refs: tuple[e.UnitRef, ...], reason: str, out: _Out) -> None:
-        self._granted_any = True
-        lease = LeaseId(self._next_lease)
-        self._next_lease += 1
-        granted: list[tuple[AttemptId, UnitId]] = []
-        cost = 0.0
-        for ref in refs:
-            work = self._flight.get(ref.unit)
-            if work is None:
-                work = self._flight[ref.unit] = Work(ref)
-            attempt = Attempt(AttemptId(self._next_attempt), work, node, lease)
-            self._next_attempt += 1
-            work.attempts.append(attempt)
-            self._attempts[attempt.attempt] = attempt
-            node.hold(attempt, self._now)
-            granted.append((attempt.attempt, ref.unit))
-            cost += ref.cost
-        out.append(
-            e.Grant(
-                node=node.name,
-                lease=lease,
-                attempts=tuple(granted),
-                expected_seconds=cost / node.speed.cost_per_second,
-                reason=reason,
-            )
-        )
+        grants = Assigner(
+            policy=self.policy,
+            flight=self._flight,
+            nodes=tuple(self._nodes.values()),
+            ready=ready,
+            now=self._now,
+            exhausted=self._exhausted,
+            remaining_cost=self._remaining_cost,
+            planned_speed=self._planned_speed,
+        ).assign()
+        if grants:
+            self._granted_any = True
+            out += grants
