@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import tomllib
 from collections import Counter
 from collections.abc import Mapping
@@ -104,7 +105,7 @@ def report_data(run_folder: Path) -> ReportData:
             history=history,
             plan=plan,
             request=record.get("request") or {},
-            command=str(record.get("command", "")),
+            command=shown_command(str(record.get("command", ""))),
             versions=summary.get("versions") or {},
             environment=shown_environment(os.environ),
             host=platform.node(),
@@ -121,6 +122,14 @@ def shown_environment(environment: Mapping[str, str]) -> dict[str, str]:
         if name.startswith(ENVIRONMENT_SHOWN)
         and not any(word in name for word in ("TOKEN_", "_TOKEN", "SECRET", "KEY"))
     }
+
+
+def shown_command(command: str) -> str:
+    """The command as a user types it: the program by its name, wherever it was installed."""
+    words = shlex.split(command)
+    if words and Path(words[0]).name in ("main.py", "realign"):
+        words[0] = "realign"
+    return shlex.join(words)
 
 
 def _nodes(ledger: LedgerReader, history: History, plan: Mapping[str, Any]) -> tuple[NodeReport, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from realign_cluster.coordinator.report_data import shown_command
 from realign_cluster.domain.errors import RealignError, UsageError
 from realign_cluster.domain.suggest import did_you_mean
 from realign_cluster.store.ledger_reader import Counters, EpochRecord, LedgerReader, NodeSummary
@@ -108,7 +109,7 @@ def run_status(folder: Path) -> RunStatus:
             outcomes=dict(outcomes.most_common()),
             summary=summary,
             request=record.get("request") or {},
-            command=str(record.get("command", "")),
+            command=shown_command(str(record.get("command", ""))),
         )
     finally:
         ledger.close()

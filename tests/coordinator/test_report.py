@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from realign_cluster.coordinator.report import render_report, write_report
-from realign_cluster.coordinator.report_data import report_data, shown_environment
+from realign_cluster.coordinator.report_data import report_data, shown_command, shown_environment
 from realign_cluster.domain.errors import UsageError
 from realign_cluster.store.run_folder import to_toml
 
@@ -156,3 +156,9 @@ def test_secrets_of_the_environment_are_not_shown():
         "PATH": "x",
     }
     assert shown_environment(environment) == {"TOKENIZERS_PARALLELISM": "false"}
+
+
+def test_the_command_is_shown_as_it_is_typed():
+    assert shown_command("/opt/venv/bin/realign curate 'a b.jsonl'") == "realign curate 'a b.jsonl'"
+    assert shown_command("/x/realign_cluster/cli/main.py plan") == "realign plan"
+    assert shown_command("") == ""
