@@ -19,7 +19,7 @@ from realign_cluster.coordinator.home import ClusterHome
 from realign_cluster.domain.errors import RealignError
 from realign_cluster.domain.hostfile import Host, Hostfile
 from realign_launcher import commands
-from realign_launcher.host_steps import DaemonStatus, HostSteps
+from realign_launcher.host_steps import DaemonStatus, HostSteps, Venv
 from realign_launcher.progress import Progress
 from realign_launcher.shells import Shell, names_of_this_machine, shell_for
 from realign_launcher.wheel import build_wheel
@@ -62,7 +62,7 @@ class Fleet:
 
     def __init__(self, hostfile: Hostfile, home: ClusterHome, progress: Progress) -> None:
         own_names = names_of_this_machine()
-        locks: dict[str, asyncio.Lock] = {}
+        venvs: dict[str, Venv] = {}
         progress.widen([host.name for host in hostfile.hosts])
         self._progress = progress
         self._home = home
@@ -75,7 +75,7 @@ class Fleet:
                 pythons=pythons_for(host, own_names),
                 installs=installs_on(host, own_names),
                 hostfile=hostfile.name,
-                venv_lock=locks.setdefault("" if host.is_local(own_names) else host.ssh, asyncio.Lock()),
+                venv=venvs.setdefault("" if host.is_local(own_names) else host.ssh, Venv()),
             )
             for host in hostfile.hosts
         ]

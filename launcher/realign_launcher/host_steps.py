@@ -11,7 +11,7 @@ import datetime
 import json
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -51,6 +51,7 @@ class DaemonStatus(BaseModel):
     port: int | None = None
     node_id: str | None = None
     trouble: str = ""
+    held_by: dict[str, Any] | None = None  # the run that has it
     last_log: tuple[str, ...] = ()
 
     @property
@@ -81,6 +82,14 @@ class FoundPython:
         return bool(self.packages.get("realign-cluster"))
 
 
+@dataclass(slots=True)
+class Venv:
+    """A machine's private environment, which its nodes share."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    updated: bool = False  # by this launch
+
+
 class HostSteps:
     """The steps for one host. `started` and `start_asked` tell whether its daemon is ours to stop."""
 
@@ -94,7 +103,7 @@ class HostSteps:
         pythons: tuple[str, ...],
         installs: bool,
         hostfile: str,
-        venv_lock: asyncio.Lock,
+        venv: Venv,
     ) -> None:
         self.host = host
         self.start_asked = False
@@ -104,13 +113,15 @@ class HostSteps:
         self._pythons = pythons
         self.installs = installs
         self._hostfile = hostfile
-        self._venv_lock = venv_lock
+        self._venv = venv
         self._python = pythons[0]
 
     async def up(self, wheel: Wheel | None) -> Described:
         """All steps until the daemon serves this cluster. Raises RealignError."""
         await self._choose_python(wheel)
-        status = await self._enrol_if_needed(await self._look())
+        found = await self._look()
+        ran_before = found.status.running
+        status = await self._restart_if_updated(await self._enrol_if_needed(found))
         node_id = status.node_id
         if status.running:
             if status.port != self.host.port:
@@ -121,6 +132,8 @@ class HostSteps:
             self._progress.step(self.host.name, f"daemon runs already, pid {status.pid}")
         else:
             node_id = await self._start()
+            if ran_before:
+                self.start_asked = False  # it was there before us, and stays
         if not node_id:
             raise self._wrong("its daemon does not say which node it is", "see: realignd status --json there")
         described = await self._wait_until_it_serves(node_id)
@@ -187,7 +200,7 @@ class HostSteps:
 
     async def _install(self, base: str, wheel: Wheel) -> None:
         self._python = commands.VENV_PYTHON
-        async with self._venv_lock:  # nodes of one machine share its private environment
+        async with self._venv.lock:
             before = await self._shell.run(commands.installed_wheel())
             if wheel.digest in before.output.split():
                 self._progress.step(self.host.name, f"{wheel.name} is installed already")
@@ -205,6 +218,20 @@ class HostSteps:
                     installed,
                     "see what pip says; the host needs whatever pip there fetches from",
                 )
+            self._venv.updated = True
+
+    async def _restart_if_updated(self, status: DaemonStatus) -> DaemonStatus:
+        """A daemon that ran through an update still is the old code."""
+        if not (self._venv.updated and status.running):
+            return status
+        if status.held_by is not None:
+            holder = status.held_by.get("coordinator", "a run")
+            self._progress.step(
+                self.host.name, f"its daemon is held by {holder}: it takes the update when restarted", "yellow"
+            )
+            return status
+        await self.stop()
+        return status.model_copy(update={"state": "stopped"})
 
     async def _look(self) -> Found:
         finished = await self._shell.run(commands.status(self.host, self._python))
@@ -239,7 +266,7 @@ class HostSteps:
         enrolled = await self._shell.run(commands.enrol(self.host, self._python), stdin=json.dumps(answer).encode())
         if enrolled.status:
             raise self._failed("it did not take its certificate", enrolled)
-        return (await self._look()).status
+        return status.model_copy(update={"state": "stopped", "node_id": str(reply["node_id"])})
 
     def _why_enrol(self, found: Found) -> str:
         """Empty when its certificate will do. Raises RealignError when it must not be enrolled."""

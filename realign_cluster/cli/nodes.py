@@ -92,10 +92,13 @@ async def _ask(hostfile: Hostfile, home: ClusterHome) -> list[NodeLine]:
 async def _ask_one(host: Host, home: ClusterHome) -> NodeLine:
     entry = home.find(host.name, host.target)
     if entry is None:
-        fix = "realign-launch --hostfile FILE up"
-        return NodeLine(
-            name=host.name, address=host.target, standing="not enrolled", detail=f"to enrol and start it: {fix}"
-        )
+        if any(known.name == host.name for known in home.nodes()):
+            detail = (
+                "its certificate was revoked; to admit it: realign cluster join-code, then there realignd join CODE"
+            )
+            return NodeLine(name=host.name, address=host.target, standing="revoked", detail=detail)
+        detail = "to enrol and start it: realign-launch --hostfile FILE up"
+        return NodeLine(name=host.name, address=host.target, standing="not enrolled", detail=detail)
     address = NodeAddress(
         name=NodeName(host.name),
         node_id=NodeId(entry.node_id),

@@ -1,0 +1,214 @@
+"""Daemons of a hostfile on this machine, started, used, joined by code, revoked and stopped as real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.launcher.station import Station, wait_for
+
+pytestmark = pytest.mark.cluster
+
+
+def serving(said_events: list[dict[str, object]]) -> dict[str, bool]:
+    return {str(event["name"]): bool(event["serving"]) for event in said_events if event["event"] == "host"}
+
+
+def add_host(hostfile: Path, host: dict[str, object]) -> Path:
+    data = json.loads(hostfile.read_text())
+    data["hosts"].append(host)
+    hostfile.write_text(json.dumps(data))
+    return hostfile
+
+
+def test_up_status_down(station: Station) -> None:
+    hostfile = station.hostfile("alpha", "beta")
+    down = station.launch("--hostfile", hostfile, "status", "--json")
+    assert (down.status, serving(down.events)) == (3, {"alpha": False, "beta": False})
+
+    up = station.launch("--hostfile", hostfile, "up", "--json")
+    assert up.status == 0, up.err
+    assert serving(up.events) == {"alpha": True, "beta": True}
+    assert up.events[-1] == {"event": "summary", "hosts": 2, "serving": 2, "ok": True, "missing": []}
+    assert "starting realignd" in up.err
+    pids = station.daemons()
+    assert sorted(pids) == ["alpha", "beta"]
+
+    again = station.launch("--hostfile", hostfile, "up", "--json")
+    assert [event.get("started") for event in again.events[:-1]] == [False, False]
+    assert station.daemons() == pids
+
+    assert station.launch("--hostfile", hostfile, "status").status == 0
+    assert station.launch("--hostfile", hostfile, "down").status == 0
+    assert station.daemons() == {}
+    assert station.launch("--hostfile", hostfile, "down").status == 0
+
+
+def test_a_command_runs_on_the_cluster_and_what_was_started_is_stopped(station: Station) -> None:
+    both = station.hostfile("alpha", "beta")
+    first = station.home / "first.json"
+    first.write_text(json.dumps({"hosts": json.loads(both.read_text())["hosts"][:1]}))
+    assert station.launch("--hostfile", first, "up").status == 0
+    said = station.launch("--hostfile", both, "nodes", "--json")
+    assert said.status == 0, said.err
+    assert {e["name"]: e["standing"] for e in said.events[:-1]} == {"alpha": "serving", "beta": "serving"}
+    assert sorted(station.daemons()) == ["alpha"]  # it ran before, so it runs on
+    assert station.launch("--hostfile", both, "--keep", "nodes").status == 0
+    assert sorted(station.daemons()) == ["alpha", "beta"]
+
+
+def test_the_exit_status_is_the_commands(station: Station) -> None:
+    assert station.launch("--hostfile", station.hostfile("alpha"), "nodes", "--no-such-option").status == 2
+    assert station.daemons() == {}
+
+
+def test_a_host_that_is_missing_ends_the_launch_with_3(station: Station) -> None:
+    hostfile = add_host(station.hostfile("alpha"), {"ssh": "no-such-host.invalid", "realign": {"name": "ghost"}})
+    said = station.launch("--hostfile", hostfile, "nodes", "--json")
+    assert said.status == 3
+    assert re.search(r"ghost +unknown host: ssh cannot resolve no-such-host\.invalid", said.err)
+    assert "fix: correct" in said.err
+    assert "--min-nodes" in said.err
+    assert station.daemons() == {}  # nothing half done
+
+    said = station.launch("--hostfile", hostfile, "--min-nodes", "1", "nodes", "--json")
+    assert said.status == 0, said.err
+    assert "going on without ghost" in said.err
+    assert {e["name"]: e["standing"] for e in said.events[:-1]} == {"alpha": "serving", "ghost": "not enrolled"}
+    assert station.daemons() == {}
+
+
+def test_a_port_in_use_is_named(station: Station) -> None:
+    hostfile = station.hostfile("alpha")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", json.loads(hostfile.read_text())["hosts"][0]["realign"]["port"]))
+        taken.listen()
+        said = station.launch("--hostfile", hostfile, "up")
+    assert said.status == 3
+    assert re.search(r"port \d+", said.err)
+    assert "fix:" in said.err
+    assert station.daemons() == {}
+
+
+@pytest.mark.parametrize(
+    ("python", "reason", "fix"),
+    [
+        ("/no/such/python", "no Python at /no/such/python", "install Python 3.11 or later there"),
+        ("OLD", "is Python 3.9.6, 3.11 or later is needed", '"python": "/path/to/python3"'),
+        ("BARE", "realign-cluster is not installed for", "--install up"),
+    ],
+)
+def test_what_a_hosts_python_lacks_is_said(station: Station, python: str, reason: str, fix: str) -> None:
+    stand_in = station.home / python.strip("/").replace("/", "-")
+    answer = {"index": 0, "python": "3.9.6" if python == "OLD" else "3.13.1", "packages": {"realign-cluster": ""}}
+    stand_in.write_text(f"#!/bin/sh\necho '{json.dumps(answer)}'\n")
+    stand_in.chmod(0o755)
+    path = python if python.startswith("/") else str(stand_in)
+    said = station.launch("--hostfile", station.hostfile("alpha", python=path), "up")
+    assert said.status == 3
+    assert reason in said.err
+    assert fix in said.err
+
+
+def test_a_daemon_of_another_cluster_is_left_alone(station: Station, tmp_path: Path) -> None:
+    hostfile = station.hostfile("alpha")
+    assert station.launch("--hostfile", hostfile, "up").status == 0
+    before = station.daemons()
+    (station.home / ".realign/cluster").rename(station.home / ".realign/theirs")
+    said = station.launch("--hostfile", hostfile, "up")
+    assert said.status == 3
+    assert "a daemon of another cluster runs in" in said.err
+    assert station.daemons() == before
+    assert station.launch("--hostfile", hostfile, "down").status == 0
+    said = station.launch("--hostfile", hostfile, "up")  # stopped, it may be taken over
+    assert said.status == 0, said.err
+    assert "its certificate is of another cluster" in said.err
+
+
+def test_an_interrupted_command_is_waited_for_and_the_daemons_are_stopped(station: Station) -> None:
+    # `realign cluster join-code` waits for ten minutes: a command that is interrupted in the middle.
+    process = station.start("realign_launcher.main", "--hostfile", station.hostfile("alpha"), "cluster", "join-code")
+    assert process.stdout is not None
+    wait_for(station.home / "nodes/alpha/daemon.json", 60)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0, err
+    assert station.daemons() == {}
+
+
+def test_join_by_code_then_revoke(station: Station) -> None:
+    assert station.realign("cluster", "init").status == 0
+    waiting = station.start("realign_cluster.cli.main", "cluster", "join-code", "--address", "127.0.0.1", "--json")
+    assert waiting.stdout is not None
+    code = json.loads(waiting.stdout.readline())["code"]
+    state = station.home / "nodes" / "alpha"
+    joined = station.realignd("join", code, "--state", state, "--name", "alpha")
+    assert joined.status == 0, joined.err
+    out, err = waiting.communicate(timeout=30)
+    assert waiting.returncode == 0, err
+    assert json.loads(out.splitlines()[-1])["name"] == "alpha"
+    again = station.realignd("join", code, "--state", state)
+    assert again.status != 0
+    assert "join-code" in again.err
+
+    hostfile = station.hostfile("alpha")
+    up = station.launch("--hostfile", hostfile, "up")  # enrolled already
+    assert up.status == 0, up.err
+    assert "enrolling" not in up.err
+    assert station.realign("nodes", "--hostfile", hostfile).status == 0
+
+    revoked = station.realign("cluster", "revoke", "alpha", "--json")
+    assert [event["event"] for event in revoked.events] == ["node", "summary"]
+    nodes = station.realign("nodes", "--hostfile", hostfile, "--json")
+    assert (nodes.status, nodes.events[0]["standing"]) == (3, "revoked")
+    up = station.launch("--hostfile", hostfile, "up")
+    assert up.status == 3
+    assert "was revoked" in up.err
+    listed = station.realign("cluster", "nodes", "--json")
+    assert [event.get("standing") for event in listed.events] == ["revoked", None]
+
+
+def test_discovery_shows_who_is_enrolled_and_who_is_not(station: Station, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    theirs = Station(tmp_path / "theirs")
+    ours, foreign = station.hostfile("ours"), theirs.hostfile("foreign")
+    try:
+        assert station.launch("--hostfile", ours, "up").status == 0
+        assert theirs.launch("--hostfile", foreign, "up").status == 0
+        said = station.realign("nodes", "--discover", "--json")
+        assert said.status == 0
+        ids = {
+            json.loads(path.read_text())["node_id"]: path.parent.name
+            for path in tmp_path.glob("*/nodes/*/identity.json")
+        }
+        standing = {ids[e["node_id"]]: e["standing"] for e in said.events if e.get("node_id") in ids}
+        assert standing == {"ours": "enrolled", "foreign": "not enrolled"}
+    finally:
+        theirs.launch("--hostfile", foreign, "down")
+
+
+def test_install_puts_this_version_into_a_private_environment(station: Station) -> None:
+    venv = station.home / ".realign/venv"
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    (site,) = venv.glob("lib/python3*/site-packages")
+    here = next(path for path in map(Path, sys.path) if (path / "grpc").is_dir())
+    (site / "what_pip_would_fetch.pth").write_text(f"{here}\n")  # the dependencies, so that no registry is needed
+    hostfile = station.hostfile("alpha", python=sys.executable)
+    said = station.launch("--hostfile", hostfile, "--install", "up")
+    assert said.status == 0, said.err
+    assert (site / "realign_launcher/main.py").exists()
+    command = Path(f"/proc/{station.daemons()['alpha']}/cmdline")
+    if command.exists():
+        assert command.read_bytes().split(b"\0")[0].decode().startswith(str(venv))
+    again = station.launch("--hostfile", hostfile, "--install", "up")
+    assert "is installed already" in again.err
+    os.utime(hostfile)
+    assert station.launch("--hostfile", hostfile, "down").status == 0
