@@ -218,16 +218,19 @@ class Scheduler:
         if node.status == "ready":
             node.status = "restarting"
             node.restarting_since = self._now
-        if event.asked:
-            self._flight.give_back_all(node, self._now)
-            return
         attempt = node.queue.get(event.computing) if event.computing is not None else None
-        if attempt is not None:
+        others = tuple(held for held in node.queue if held != event.computing)
+        if event.asked:
+            pass  # nobody's fault, or blamed when the worker stalled
+        elif attempt is not None:
             reason = f"its worker died while computing this unit: {event.reason}"
             self._blame(attempt, reason, DIED_CODE, DIED_MESSAGE, out)
         elif event.computing is None:
             self._strike(node, f"its worker died while computing nothing: {event.reason}", out)
         self._flight.give_back_all(node, self._now)
+        if others:  # leases that are still on their way must not reach its next worker
+            reason = f"worker exited, not to blame: {event.reason}"
+            out.append(e.RevokeAttempts(node=node.name, attempts=others, reason=reason))
 
     def _on_worker_stalled(self, event: e.WorkerStalled, out: _Out) -> None:
         node = self._nodes.get(event.node)

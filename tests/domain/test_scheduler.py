@@ -205,6 +205,7 @@ def test_only_the_unit_in_the_hand_of_a_dead_worker_is_blamed() -> None:
     held = run.held_by("a")
     run.worker_dies("a", computing=held[0])
     assert [(command.unit, command.node) for command in run.all(e.Blame)] == [(0, "a")]
+    assert [command.attempts for command in run.all(e.RevokeAttempts)] == [tuple(held[1:])]
     assert run.view("a").status == "restarting"
     run.tick(1.0)
     assert not run.held_by("a")
