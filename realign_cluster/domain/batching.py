@@ -39,6 +39,26 @@ def row_costs(text_bytes: npt.ArrayLike, tokens_per_byte: float) -> npt.NDArray[
     return result
 
 
+def costs_in_order(
+    lengths: npt.ArrayLike,
+    tokens_per_byte: float,
+    groups: npt.ArrayLike | None = None,
+    prefixes: npt.ArrayLike | None = None,
+) -> npt.NDArray[np.float64]:
+    """What each row adds when rows are computed in this order, shape (rows,), float64.
+
+    A row of the same group as the one before it needs no prefill of the `prefixes` text bytes that they share.
+    """
+    costs = row_costs(lengths, tokens_per_byte)
+    if groups is None or prefixes is None or len(costs) < 2:
+        return costs
+    group = np.asarray(groups)
+    shared = np.minimum(np.asarray(prefixes, dtype=np.int64), np.asarray(lengths, dtype=np.int64) - 1)
+    again = np.flatnonzero((group[1:] == group[:-1]) & (shared[1:] > 0)) + 1
+    costs[again] -= row_costs(shared[again], tokens_per_byte)
+    return costs
+
+
 def cut_window(
     lengths: Sequence[int] | npt.NDArray[Any],
     tokens_per_byte: float,
@@ -48,26 +68,38 @@ def cut_window(
     *,
     sizes: Sequence[int] | npt.NDArray[Any] | None = None,
     groups: Sequence[int] | npt.NDArray[Any] | None = None,
+    prefixes: Sequence[int] | npt.NDArray[Any] | None = None,
 ) -> list[Positions]:
     """Units of one window, each an int64 array of positions in the window, longest rows first.
 
-    `lengths` are the text bytes of each row, `sizes` its raw bytes (default: `lengths`), `groups` a number shared by
-    rows that have the same long prefix (default: none do). Rows of a group stay next to each other, in the place of
-    the group's longest row, so that one prefill can serve them. Sorting is stable, so equal inputs give equal units.
-    Every row is in exactly one unit. A unit ends before `unit_cost`, `max_rows` or `max_bytes` would be passed; a
-    single row that passes one alone is a unit of its own.
+    `lengths` are the text bytes of each row, `sizes` its raw bytes (default: `lengths`). `groups` is a number shared by
+    rows that begin with the same text, `prefixes` the bytes of that text (default: none is shared). Rows of a group
+    stay next to each other, in the place of the group's longest row, and only the first of them in a unit pays for
+    the prefix. Sorting is stable, so equal inputs give equal units. Every row is in exactly one unit. A unit ends
+    before `unit_cost`, `max_rows` or `max_bytes` would be passed; a single row that passes one alone is a unit of its
+    own.
     """
     length = np.asarray(lengths, dtype=np.int64)
     if not len(length):
         return []
     size = length if sizes is None else np.asarray(sizes, dtype=np.int64)
-    order = _order(length, None if groups is None else np.asarray(groups, dtype=np.int64))
-    cost_until = np.cumsum(row_costs(length[order], tokens_per_byte))
+    group = None if groups is None else np.asarray(groups, dtype=np.int64)
+    order = _order(length, group)
+    ordered = length[order]
+    in_company = costs_in_order(
+        ordered,
+        tokens_per_byte,
+        None if group is None else group[order],
+        None if prefixes is None else np.asarray(prefixes, dtype=np.int64)[order],
+    )
+    alone = row_costs(ordered, tokens_per_byte)
+    cost_until = np.cumsum(in_company)
     bytes_until = np.cumsum(size[order])
     units: list[Positions] = []
     start, cost_before, bytes_before = 0, 0.0, 0
     while start < len(order):
-        by_cost = int(np.searchsorted(cost_until, cost_before + unit_cost, side="right"))
+        budget = unit_cost - float(alone[start] - in_company[start])  # the first row of a unit has nobody before it
+        by_cost = int(np.searchsorted(cost_until, cost_before + budget, side="right"))
         by_bytes = int(np.searchsorted(bytes_until, bytes_before + max_bytes, side="right"))
         end = max(start + 1, min(by_cost, by_bytes, start + max_rows, len(order)))
         units.append(order[start:end])

@@ -137,6 +137,10 @@ def text_bytes(value: Any) -> int:
     return 0
 
 
+def _joined(value: list[Any]) -> str:
+    return "\n".join(value) if value and isinstance(value[0], str) else repr(value)
+
+
 class RowCheck:
     """Checks rows against the roles that `kinds` need and measures their text; made once, called for each row.
 
@@ -185,7 +189,7 @@ class RowCheck:
                 size = text_bytes(value)
             total += size
             if at == self._shared_at:
-                shared, prefix = size, value if type(value) is str else repr(value)
+                shared, prefix = size, value if type(value) is str else _joined(value)
         return total, prefix if 2 * shared >= total and shared else None
 
     def _check_implicit(self, row: dict[str, Any], prompt_path: str) -> None:

@@ -90,8 +90,9 @@ class Ledger(LedgerReader):
         return LedgerReader(path)
 
     def close(self) -> None:
-        self._writer.close()
+        """The writer last: whoever closes a database last clears its write-ahead log, which a reader cannot."""
         super().close()
+        self._writer.close()
 
     def __enter__(self) -> Ledger:
         return self

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from realign_cluster.domain.batching import cut_window, row_costs
+from realign_cluster.domain.batching import costs_in_order, cut_window
 from realign_cluster.domain.errors import UsageError
 from realign_cluster.store.ledger import Ledger, encode_meta
 from realign_cluster.store.ledger_schema import INDEXES
 from realign_cluster.store.positions import MAX_LENGTH, Positions, pack
 from realign_cluster.store.row_problem import RowProblem
 
+_KEPT_PREFIX: Final = 64
 WINDOW_WRITE_BYTES: Final = 4 * 1024 * 1024
 
 
@@ -35,7 +37,7 @@ class CutUnit(NamedTuple):
 class Window:
     """Up to WINDOW_ROWS consecutive rows, good and bad, possibly of several files."""
 
-    __slots__ = ("_good", "_groups", "_texts", "_unshared", "bad", "hashes", "rows", "text_bytes")
+    __slots__ = ("_good", "_groups", "_known", "_prefixes", "_texts", "bad", "hashes", "rows", "text_bytes")
 
     def __init__(self) -> None:
         self.rows = 0
@@ -45,7 +47,8 @@ class Window:
         self._good: list[Positions] = []
         self._texts: list[npt.NDArray[np.int64]] = []
         self._groups: list[int] = []
-        self._unshared: dict[str, int] = {}
+        self._prefixes: list[int] = []  # text bytes that a row shares with its group, about
+        self._known: dict[str | bytes, int] = {}
 
     def add(
         self, file: int, rows: Any, offsets: Any, sizes: Any, texts: Any, prefixes: Sequence[str | None], hashes: bytes
@@ -55,15 +58,25 @@ class Window:
         text = np.asarray(texts, dtype=np.int64)
         self._texts.append(text)
         self.text_bytes += int(text.sum())
-        known = self._unshared
-        at = len(self._groups)
-        # a row without a shared prefix is a group of its own, numbered apart from the shared ones
-        self._groups += [
-            -at - offset - 1 if prefix is None else known.setdefault(prefix, len(known))
-            for offset, prefix in enumerate(prefixes)
-        ]
+        if any(prefixes):
+            self._add_groups(prefixes)
+        else:
+            first = len(self._groups)
+            self._groups += range(-first - 1, -first - len(text) - 1, -1)
+            self._prefixes += [0] * len(text)
         self.hashes.append(hashes)
         self.rows += len(text)
+
+    def _add_groups(self, prefixes: Sequence[str | None]) -> None:
+        for prefix in prefixes:
+            if prefix is None:  # a group of its own, numbered apart from the shared ones
+                self._groups.append(-len(self._groups) - 1)
+                self._prefixes.append(0)
+                continue
+            # long texts are not kept: a window of them would not fit in memory
+            key = prefix if len(prefix) <= _KEPT_PREFIX else blake2b(prefix.encode("utf-8", "surrogatepass")).digest()
+            self._groups.append(self._known.setdefault(key, len(self._known)))
+            self._prefixes.append(len(prefix))
 
     def add_bad(self, problem: RowProblem, file: int, row: int, offset: int, length: int) -> None:
         self.bad.append((pack(file, [row], [offset], [min(length, MAX_LENGTH)]), problem))
@@ -74,19 +87,27 @@ class Window:
         if not self._good:
             return []
         positions, texts = np.concatenate(self._good), np.concatenate(self._texts)
-        shared = len(self._unshared) < sum(group >= 0 for group in self._groups)
-        costs = row_costs(texts, tokens_per_byte)
+        shared = len(self._known) < sum(group >= 0 for group in self._groups)
+        groups = np.array(self._groups) if shared else None
+        prefixes = np.array(self._prefixes) if shared else None
+        units = cut_window(
+            texts, tokens_per_byte, unit_cost, max_rows, max_bytes,
+            sizes=positions["length"], groups=groups, prefixes=prefixes,
+        )  # fmt: skip
         return [
-            CutUnit(float(costs[unit].sum()), int(texts[unit].max()), positions[unit])
-            for unit in cut_window(
-                texts,
-                tokens_per_byte,
-                unit_cost,
-                max_rows,
-                max_bytes,
-                sizes=positions["length"],
-                groups=self._groups if shared else None,
+            CutUnit(
+                float(
+                    costs_in_order(
+                        texts[unit],
+                        tokens_per_byte,
+                        None if groups is None else groups[unit],
+                        None if prefixes is None else prefixes[unit],
+                    ).sum()
+                ),
+                int(texts[unit].max()),
+                positions[unit],
             )
+            for unit in units
         ]
 
 

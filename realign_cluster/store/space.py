@@ -14,11 +14,10 @@ RESERVE_BYTES = 64 * 1024 * 1024  # left free for the system, logs and the ledge
 class StorageFull(RealignError):
     """Nothing was written: `needed_bytes` must become free at `path` before the same call can succeed."""
 
-    def __init__(self, path: Path, needed_bytes: int) -> None:
-        super().__init__(
-            f"the disk that holds {path} is full: {needed_bytes:,} bytes are needed",
-            "free some room there; the run goes on by itself",
-        )
+    def __init__(
+        self, path: Path, needed_bytes: int, fix: str = "free some room there; the run goes on by itself"
+    ) -> None:
+        super().__init__(f"the disk that holds {path} is full: {needed_bytes:,} bytes are needed", fix)
         self.path = path
         self.needed_bytes = needed_bytes
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from realign_cluster.domain.batching import cut_window, row_cost, row_costs
+from realign_cluster.domain.batching import costs_in_order, cut_window, row_cost, row_costs
 
 LENGTHS = st.lists(st.integers(0, 20_000), max_size=300)
 
@@ -48,6 +48,33 @@ def test_rows_of_a_group_stay_together_at_the_place_of_the_longest():
     groups = [0, 1, 2, 3, 1]
     order = [int(at) for unit in cut_window(lengths, 1.0, unit_cost=1e9, groups=groups) for at in unit]
     assert order == [1, 4, 3, 2, 0]
+
+
+def test_only_the_first_row_of_a_group_pays_for_the_shared_prefix():
+    # four claims of 40 bytes on each of 30 evidences of 1,960 bytes
+    groups = [at // 4 for at in range(120)]
+    lengths, prefixes = [2000] * 120, [1960] * 120
+    whole, claim = row_cost(2000, 1.0), row_cost(2000, 1.0) - row_cost(1960, 1.0)
+    units = cut_window(lengths, 1.0, unit_cost=whole + 3 * claim, groups=groups, prefixes=prefixes)
+    assert [sorted(unit.tolist()) for unit in units] == [list(range(at, at + 4)) for at in range(0, 120, 4)]
+    assert costs_in_order([2000] * 4, 1.0, [7] * 4, [1960] * 4).sum() < 1.3 * whole
+    assert costs_in_order([2000] * 4, 1.0, [1, 2, 3, 4], [1960] * 4).sum() == 4 * whole
+
+
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3000), st.integers(0, 3000)), max_size=120),
+    unit_cost=st.floats(1, 20_000),
+)
+def test_units_with_shared_prefixes_keep_their_bound(rows, unit_cost):
+    groups, prefixes = [group for group, *_ in rows], [prefix for _, prefix, _ in rows]
+    lengths = [prefix + rest for _, prefix, rest in rows]
+    units = cut_window(lengths, 0.5, unit_cost, groups=groups, prefixes=prefixes)
+    assert sorted(int(at) for unit in units for at in unit) == list(range(len(rows)))
+    for unit in units:
+        chosen = [[column[at] for at in unit] for column in (lengths, groups, prefixes)]
+        costs = costs_in_order(chosen[0], 0.5, chosen[1], chosen[2])
+        assert (costs >= 0).all()
+        assert len(unit) == 1 or costs.sum() <= unit_cost * (1 + 1e-9)
 
 
 def test_a_row_beyond_every_bound_is_a_unit_of_its_own():
