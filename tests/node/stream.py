@@ -69,19 +69,24 @@ class Stream:
 
     async def expect(self, kind: str, timeout: float = WAIT_SECONDS) -> Any:
         """The next message that is news, which must be of this kind ("end" for the end of the stream)."""
+        message = await self.news(timeout)
+        if message is None:
+            assert kind == "end", f"the stream ended before {kind}"
+            return None
+        found = message.WhichOneof("body")
+        assert found == kind, f"expected {kind}, got {str(message)[:500]}"
+        return getattr(message, found)
+
+    async def news(self, timeout: float = WAIT_SECONDS) -> pb.NodeMessage | None:
+        """The next message that is neither a beat nor about measuring; None at the end of the stream."""
         async with asyncio.timeout(timeout):
             while True:
                 message = await self.next(timeout)
-                if message is None:
-                    assert kind == "end", f"the stream ended before {kind}"
-                    return None
-                found = message.WhichOneof("body")
-                if found not in ("beat", "measuring"):
-                    assert found == kind, f"expected {kind}, got {message}"
-                    return getattr(message, found)
+                if message is None or message.WhichOneof("body") not in ("beat", "measuring"):
+                    return message
 
     async def until_beat(self, **wanted: object) -> pb.NodeBeat:
-        """A beat that says so."""
+        """A beat that says so (any without `wanted`)."""
         async with asyncio.timeout(WAIT_SECONDS):
             while True:
                 message = await self.next()
@@ -90,6 +95,13 @@ class Stream:
                     getattr(message.beat, key) == value for key, value in wanted.items()
                 ):
                     return message.beat
+
+    async def settled_computing_attempt(self) -> int:
+        """What a stopped worker computes, once two beats in a row say the same: its last frames have been read."""
+        before = -1
+        while (now := (await self.until_beat()).computing_attempt) != before:
+            before = now
+        return now
 
     async def prepare(self, job: ScoreJob = NOOP, **more: Any) -> Any:
         await self.send(prepare=pb.Prepare(job=job.model_dump_json().encode(), measure="none", **more))

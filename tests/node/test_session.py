@@ -189,18 +189,23 @@ async def test_the_unit_in_hand_is_finished_and_what_waited_is_dropped(
 ) -> None:
     async with session(daemon, shared_cluster.coordinator) as stream:
         ready = await stream.prepare()
-        await stream.assign(1, rows(count=300_000))  # so many that the signal arrives while it computes
-        await until_worker_is(daemon, shared_cluster.coordinator, WorkerState.WORKER_COMPUTING)
         os.kill(ready.pid, signal.SIGSTOP)
-        for attempt in (2, 3):
-            await stream.assign(attempt)
-        await stream.until_beat(computing_attempt=1)
+        for attempt in range(1, 9):
+            await stream.assign(attempt, rows(count=100_000))
+        in_hand = await stream.settled_computing_attempt()
+        while not in_hand:  # stopped between two units it has none
+            os.kill(ready.pid, signal.SIGCONT)
+            await until_worker_is(daemon, shared_cluster.coordinator, WorkerState.WORKER_COMPUTING)
+            os.kill(ready.pid, signal.SIGSTOP)
+            in_hand = await stream.settled_computing_attempt()
         stream.close()
     os.kill(ready.pid, signal.SIGCONT)
     async with session(daemon, shared_cluster.coordinator) as stream:
-        await stream.assign(4)
-        computed = [(await stream.expect("result")).attempt for _ in range(2)]
-        assert computed == [1, 4]
+        await stream.assign(9)
+        computed = []
+        while 9 not in computed:
+            computed.append((await stream.expect("result")).attempt)
+        assert computed == [*range(1, in_hand + 1), 9]
         await stream.release()
 
 
