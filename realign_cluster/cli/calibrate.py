@@ -29,10 +29,10 @@ from realign_cluster.domain.skew import parse_allowed
 from realign_cluster.store.calibrations import StoredLink, task_of
 
 EPILOG = """
+\b
 Examples:
-
-  realign calibrate --model mlx-community/Qwen3-30B-A3B-4bit --score loglik,ifd --hostfile hosts.json
-
+  realign calibrate --score loglik,ifd --hostfile hosts.json \\
+      --model mlx-community/Qwen3-30B-A3B-4bit
   realign calibrate data/*.jsonl --model models/small --score judge --quick --discover
 
 Exit codes: 0 measured; 1 a node computes wrongly; 2 bad input; 3 nodes missing.

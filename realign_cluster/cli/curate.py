@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import sys
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -17,10 +17,12 @@ from realign_cluster.domain.job import Fields
 from realign_cluster.domain.skew import parse_allowed
 
 EXAMPLE = """
+\b
 Example:
-
-  realign curate data/*.jsonl --out runs/ifd --model mlx-community/Qwen3-0.6B-4bit --score loglik,ifd
-      --prompt-field question --response-field answer --keep-if "scores.ifd.value < 1" --hostfile hosts.json
+  realign curate data/*.jsonl --out runs/ifd --hostfile hosts.json \\
+      --model mlx-community/Qwen3-0.6B-4bit --score loglik,ifd \\
+      --prompt-field question --response-field answer \\
+      --keep-if "scores.ifd.value < 1"
 
 Exit codes: 0 complete; 1 incomplete or failed; 2 usage or bad input; 3 nodes missing; 130 interrupted (resumable).
 """
@@ -31,6 +33,7 @@ def register(app: typer.Typer) -> None:
 
 
 def command(
+    context: typer.Context,
     inputs: Annotated[
         list[str],
         typer.Argument(
@@ -112,13 +115,13 @@ def command(
         min_nodes=min_nodes,
         allow_skew=tuple(sorted(parse_allowed(allow_skew))),
     )
-    return start(request, json=json)
+    return start(request, command=_as_typed(context), json=json)
 
 
-def start(request: CurateRequest, *, json: bool = False) -> int:
-    """Runs a request in the foreground; returns its exit code."""
+def start(request: CurateRequest, *, command: str | None = None, json: bool = False) -> int:
+    """Runs a request in the foreground; returns its exit code. `command` is noted in run.toml, if it is given."""
     dashboard = make_dashboard(json_lines=json)
-    return asyncio.run(curate(request, dashboard=dashboard, command_line=sys.argv))
+    return asyncio.run(curate(request, dashboard=dashboard, command=command))
 
 
 def resume(run_folder: Path, *, json: bool = False) -> int:
@@ -126,6 +129,12 @@ def resume(run_folder: Path, *, json: bool = False) -> int:
     from realign_cluster.coordinator.run_record import read_request
 
     return start(read_request(run_folder), json=json)
+
+
+def _as_typed(context: typer.Context) -> str | None:
+    """The command line for a shell, as the user would repeat it."""
+    arguments = context.find_root().obj
+    return shlex.join(["realign", *arguments]) if arguments else None
 
 
 def _names(text: str) -> tuple[str, ...]:

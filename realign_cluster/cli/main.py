@@ -5,14 +5,22 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
+import orjson
 import typer
 
 from realign_cluster import __version__
 from realign_cluster.domain.errors import RealignError
 
+EPILOG = """
+\b
+Example:
+  realign curate data/*.jsonl --out runs/ifd --model models/small --score ifd --hostfile hosts.json
+"""
+
 app = typer.Typer(
     name="realign",
     help="Curate data for language models on a cluster of unequal Macs.",
+    epilog=EPILOG,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -40,10 +48,9 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """The exit code of one command line, as the contract has them: 0, 1, 2, 3 or 130."""
     try:
-        result = app(arguments, standalone_mode=False)
+        result = app(arguments, standalone_mode=False, obj=tuple(arguments))
     except RealignError as error:
-        typer.echo(f"error: {error}", err=True)
-        return error.exit_code
+        return _refused(arguments, error.message, error.fix, error.exit_code)
     except typer.Exit as stop:
         return stop.exit_code
     except (typer.Abort, KeyboardInterrupt):
@@ -51,10 +58,18 @@ def run(arguments: list[str]) -> int:
         return 130
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
-            typer.echo(f"error: {error.format_message()}", err=True)
-            return 2
+            return _refused(arguments, error.format_message(), "", 2)
         raise
     return result if isinstance(result, int) else 0
+
+
+def _refused(arguments: list[str], message: str, fix: str, exit_code: int) -> int:
+    """Says what was wrong, to people on standard error; with --json also to scripts: their last line is a summary."""
+    typer.echo(f"error: {message}\n  fix: {fix}" if fix else f"error: {message}", err=True)
+    if "--json" in arguments:
+        error = {"message": message, "fix": fix}
+        typer.echo(orjson.dumps({"event": "summary", "error": error, "exit_code": exit_code}).decode())
+    return exit_code
 
 
 if __name__ == "__main__":

@@ -30,9 +30,10 @@ from realign_cluster.domain.skew import parse_allowed
 from realign_cluster.store.calibrations import task_of
 
 EPILOG = """
+\b
 Example:
-
-  realign plan data/*.jsonl --model mlx-community/Qwen3-30B-A3B-4bit --score loglik,ifd --hostfile hosts.json
+  realign plan data/*.jsonl --score loglik,ifd --hostfile hosts.json \\
+      --model mlx-community/Qwen3-30B-A3B-4bit
 
 Exit codes: 0 it would run; 2 bad input, or the model fits nowhere (with the arithmetic); 3 nodes missing.
 """

@@ -18,6 +18,7 @@ from realign_cluster.node.state_folder import StateFolder, default_state
 app = typer.Typer(
     name="realignd",
     help="The daemon that every machine of a cluster runs. It serves over mTLS and decides nothing.",
+    epilog="Example:  realignd run --name m3ultra --detach",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -22,7 +22,11 @@ TROUBLES_SHOWN = 12
 STATE_STYLE = {"complete": "green", "running": "cyan", "incomplete": "yellow", "failed": "red"}
 
 app = typer.Typer(
-    help="List, show, resume and report runs.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
+    help="List, show, resume and report runs.",
+    epilog="Example:  realign runs list",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
 )
 
 Root = Annotated[Path, typer.Option(help="Folder in which runs are looked for.")]

@@ -29,7 +29,7 @@ from realign_cluster.coordinator.session import Session
 from realign_cluster.coordinator.snapshot import Snapshots
 from realign_cluster.coordinator.speeds import Speeds
 from realign_cluster.coordinator.tokens import tokens_per_byte
-from realign_cluster.domain.errors import NodesMissing, RealignError
+from realign_cluster.domain.errors import NodesMissing, RealignError, UsageError
 from realign_cluster.domain.events import RunOpened
 from realign_cluster.domain.ids import NodeName
 from realign_cluster.domain.job import ScoreJob
@@ -37,7 +37,7 @@ from realign_cluster.domain.plan import Plan
 from realign_cluster.domain.plan_facts import WorkFacts
 from realign_cluster.domain.report import WorkerReport
 from realign_cluster.store.intake import ScanProgress, scan_into_ledger
-from realign_cluster.store.space import RESERVE_BYTES, free_bytes
+from realign_cluster.store.space import RESERVE_BYTES, StorageFull, free_bytes
 
 SAMPLE_ROWS = 256
 ROOM_BYTES = 32 << 20  # beyond the reserve: below it no lease is given out
@@ -68,10 +68,13 @@ class Stop:
 
 
 async def curate(
-    request: CurateRequest, *, dashboard: Dashboard, command_line: list[str], home: ClusterHome | None = None
+    request: CurateRequest, *, dashboard: Dashboard, command: str | None = None, home: ClusterHome | None = None
 ) -> int:
-    """Runs or continues the run; returns the exit code. Raises RealignError for what must stop it before it starts."""
-    run = await asyncio.to_thread(open_run, request, command_line)
+    """Runs or continues the run; returns the exit code. Raises RealignError for what must stop it before it starts.
+
+    `command` is what the user typed, for run.toml.
+    """
+    run = await asyncio.to_thread(open_run, request, command)
     stop = Stop()
     with contextlib.closing(run), _signals(stop):
         if run.finished_summary is not None:
@@ -84,11 +87,12 @@ async def curate(
         try:
             return await _Sitting(request, run, dashboard, stop, home or ClusterHome()).run()
         except RealignError:
-            if not run.ledger.scanned:
-                run.abandon()  # nothing was started: nothing stays behind
+            if not run.started:
+                run.abandon()
             raise
         except StopAsked:
             dashboard.note("interrupted: run the same command again to go on", "warning")
+            dashboard.event("summary", {"state": "incomplete", "reason": "interrupted"})
             return INTERRUPTED
         finally:
             dashboard.stop()
@@ -107,6 +111,10 @@ class _Sitting:
         self._node_versions: dict[str, dict[str, str]] = {}
 
     async def run(self) -> int:
+        with contextlib.closing(self._desk):
+            return await self._run_to_the_end()
+
+    async def _run_to_the_end(self) -> int:
         if (warning := self._run.ledger.warning) is not None:
             self._dashboard.note(warning, "warning")
         sample = await asyncio.to_thread(first_rows, self._run.sources, SAMPLE_ROWS)
@@ -299,15 +307,20 @@ class _Sitting:
             self._stop.raise_if_asked()
             self._show_phase("writing", rows, None, "writing the output in input order")
 
+        if outcome.no_nodes and not self._run.started:
+            raise _why_not_started(outcome)
         if outcome.interrupted:
             self._stop.asked = False  # that one was heard; the next one stops the writing of the summary
         try:
             summary = await asyncio.to_thread(
                 finish_run, self._run, outcome, progress=progress, node_versions=self._node_versions
             )
+        except StorageFull as full:
+            fix = "free some room there, then run the same command again: no row is scored twice"
+            raise StorageFull(full.path, full.needed_bytes, fix) from full
         finally:
-            await self._desk.do(lambda: self._run.ledger.close_epoch(time.time()))
-            self._desk.close()
+            with contextlib.suppress(StorageFull):  # it then reads like a sitting that was killed
+                await self._desk.do(lambda: self._run.ledger.close_epoch(time.time()))
         for line in summary.notes:
             self._dashboard.note(line, "warning" if summary.failed_rows else "info")
         self._dashboard.event("summary", summary.body)
@@ -315,11 +328,19 @@ class _Sitting:
             self._dashboard.note("interrupted: run the same command again to go on", "warning")
             return INTERRUPTED
         if outcome.no_nodes:
-            raise NodesMissing(outcome.reason, "see realign doctor; the same command goes on where it stopped")
+            fix = "see realign doctor; the same command goes on where it stopped"
+            self._dashboard.note(f"{outcome.reason}\n  fix: {fix}", "error")
+            return NODES_MISSING
         return 0 if summary.body["state"] == "complete" else FAILED
 
     def _show_phase(self, phase: Phase, rows: int, total: int | None, message: str) -> None:
         self._dashboard.update(ProgressSnapshot(phase=phase, rows_done=rows, rows_total=total, message=message))
+
+
+def _why_not_started(outcome: Outcome) -> RealignError:
+    if outcome.fault_of_the_job is not None:
+        return UsageError(outcome.fault_of_the_job)
+    return NodesMissing(outcome.reason, "see realign doctor")
 
 
 def _versions_of(link: NodeLink) -> dict[str, str]:

@@ -85,6 +85,7 @@ class Outcome:
     reason: str
     interrupted: bool = False
     no_nodes: bool = False
+    fault_of_the_job: str | None = None  # every node refuses the model or the options for this reason, with the fix
 
 
 class Engine:
@@ -163,6 +164,7 @@ class Engine:
             reason=self._finish.reason,
             interrupted=self._interrupts > 0 and not self._finish.complete,
             no_nodes=no_nodes,
+            fault_of_the_job=self.roster.fault_of_the_job() if no_nodes else None,
         )
 
     # --- what came in ---

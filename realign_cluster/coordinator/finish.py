@@ -121,6 +121,8 @@ def _notes(run: Run, body: Mapping[str, Any]) -> tuple[str, ...]:
         f"{rows['in']:,} rows in = {rows['kept']:,} kept + {rows['dropped']:,} dropped + {rows['failed']:,} failed"
         f" in {body['wall_seconds']:.1f} s ({body['rows_per_second'] or 0:,.1f} rows/s)"
     ]
+    if body["duplicate_rows"]:
+        lines.append(f"{body['duplicate_rows']:,} rows are equal to an earlier one; they are kept")
     if body["state"] == "failed":
         lines.append("the rows do not add up: this run cannot be trusted, start it again in a new folder")
     if rows["failed"]:

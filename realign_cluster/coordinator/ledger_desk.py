@@ -70,5 +70,5 @@ class LedgerDesk:
                 await asyncio.sleep(RETRY_SECONDS)
 
     def close(self) -> None:
-        self._thread.submit(self.ledger.close).result()
+        """Returns once nobody uses the ledger here any more; who opened it closes it."""
         self._thread.shutdown()

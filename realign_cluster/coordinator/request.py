@@ -105,6 +105,18 @@ class CurateRequest(BaseModel):
             )
         return self
 
+    def anchored(self) -> CurateRequest:
+        """The same request with absolute paths: what run.toml holds can be taken up from any folder."""
+        model = Path(self.model).expanduser()
+        return self.model_copy(
+            update={
+                "inputs": tuple(str(Path(item).expanduser().absolute()) for item in self.inputs),
+                "out": self.out.absolute(),
+                "model": str(model.absolute()) if model.is_dir() else self.model,
+                "hostfile": self.hostfile.expanduser().absolute() if self.hostfile is not None else None,
+            }
+        )
+
     def compile_keep_if(self) -> KeepIf | None:
         return compile_keep_if(self.keep_if, self.kinds) if self.keep_if else None
 

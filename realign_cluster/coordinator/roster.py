@@ -12,6 +12,7 @@ from realign_cluster.rpc.pb import common_pb2 as common
 State = Literal["connecting", "loading", "measuring", "ready", "restarting", "lost", "set aside", "refused"]
 USABLE: frozenset[State] = frozenset({"loading", "measuring", "ready", "restarting"})
 GONE: frozenset[State] = frozenset({"set aside", "refused"})
+FAULTS_OF_THE_JOB = frozenset({"memory", "load", "chat", "model"})  # refusals that no other node would put right
 
 
 @dataclass(slots=True, kw_only=True)
@@ -106,6 +107,13 @@ class Roster:
 
     def anyone_may_come(self) -> bool:
         return any(line.state not in GONE for line in self.lines.values())
+
+    def fault_of_the_job(self) -> str | None:
+        """What the nodes say against the model or the options, if each that was ever there refuses it for that."""
+        there = [line for line in self.lines.values() if line.info is not None]
+        if not there or any(line.refusal_code not in FAULTS_OF_THE_JOB for line in there):
+            return None
+        return "\n".join(dict.fromkeys(line.detail for line in there))
 
     def why_nobody(self) -> str:
         return "no node is left: " + "; ".join(

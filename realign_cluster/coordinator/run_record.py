@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,20 +50,27 @@ class Run:
     def output_options(self) -> OutputOptions:
         return OutputOptions(format=self.request.format, keep_if=self.keep_if, export_trl=self.request.export_trl)
 
+    @property
+    def started(self) -> bool:
+        """Whether a node was ever given work: then there is something to go on with."""
+        return bool(self.ledger.attempts())
+
     def close(self) -> None:
         self.sources.close()
         self.ledger.close()
         self.folder.close()
 
     def abandon(self) -> None:
-        """The input turned out to be bad: a fresh run leaves nothing behind."""
+        """It cannot be started: a fresh run leaves nothing behind."""
         self.sources.close()
         self.ledger.close()
         self.folder.abandon()
 
 
-def open_run(request: CurateRequest, command_line: list[str]) -> Run:
+def open_run(request: CurateRequest, command: str | None = None) -> Run:
     """Everything that can be checked without a node is checked here, cheapest first; what fails leaves nothing behind.
+
+    `command` is noted as what started the run; without one the note that is there stays.
 
     Raises UsageError for bad input, a bad model folder, a run folder of another run, or one that another process has.
     """
@@ -76,8 +82,7 @@ def open_run(request: CurateRequest, command_line: list[str]) -> Run:
         undo.callback(folder.abandon)
         sources = undo.enter_context(Sources(files, folder.input_cache))
         ledger = undo.enter_context(contextlib.closing(_open_ledger(request, folder, spec)))
-        command = shlex.join(command_line)
-        folder.write_run_toml({"command": command, "request": request.model_dump(mode="json", exclude_none=True)})
+        _note_request(folder, request, command)
         run_id = ledger.meta("run_id")
         if run_id is None:
             run_id = secrets.token_hex(8)
@@ -116,11 +121,22 @@ def first_rows(sources: Sources, count: int) -> list[bytes]:
 
 
 def read_request(path: Path) -> CurateRequest:
-    """What run.toml of this folder asks for. Raises UsageError when it is no run folder."""
+    """What run.toml of this folder asks for, wherever the folder is now. Raises UsageError when it is no run folder."""
     try:
-        return CurateRequest.model_validate(RunFolder.read(path).read_run_toml()["request"])
+        request = CurateRequest.model_validate(RunFolder.read(path).read_run_toml()["request"])
+        return request.model_copy(update={"out": path.absolute()})
     except (KeyError, ValidationError) as error:
         raise UsageError(f"{path}/run.toml cannot be read: {error}", "start the run again with its command") from error
+
+
+def _note_request(folder: RunFolder, request: CurateRequest, command: str | None) -> None:
+    if command is None and folder.run_toml.exists():
+        noted = folder.read_run_toml()
+        command, directory = noted.get("command"), noted.get("directory")
+    else:
+        directory = str(Path.cwd())
+    body = request.anchored().model_dump(mode="json", exclude_none=True)
+    folder.write_run_toml({"command": command, "directory": directory, "request": body})
 
 
 def _model(request: CurateRequest) -> tuple[ModelSpec, ModelSource | None]:
@@ -132,9 +148,24 @@ def _model(request: CurateRequest) -> tuple[ModelSpec, ModelSource | None]:
 
 def _open_ledger(request: CurateRequest, folder: RunFolder, spec: ModelSpec) -> Ledger:
     identity = request.identity(spec)  # the input itself is checked by the intake
-    if folder.ledger.exists():
-        return Ledger.open(folder.ledger, identity)
-    return Ledger.create(folder.ledger, identity)
+    if not folder.ledger.exists():
+        return Ledger.create(folder.ledger, identity)
+    ledger = Ledger.open(folder.ledger)
+    try:
+        recorded = ledger.meta("identity")
+        if _awaits_a_rule(ledger):
+            ledger.check_identity(identity | {"keep-if": recorded["keep-if"]})
+            ledger.set_meta("identity", recorded | {"keep-if": request.keep_if})
+        ledger.check_identity(identity)
+    except BaseException:
+        ledger.close()
+        raise
+    return ledger
+
+
+def _awaits_a_rule(ledger: Ledger) -> bool:
+    """Whether everything is scored and nothing is written, as when --keep-if did not fit a row: it may be corrected."""
+    return ledger.scanned and not ledger.counters().pending_units and ledger.meta("written") is None
 
 
 def _finished_summary(folder: RunFolder, ledger: Ledger) -> dict[str, Any] | None:
