@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 
+from realign_cluster.scoring.cpu_kernels import cpu_kernels
 from realign_cluster.scoring.head import SplitModel
 from realign_cluster.scoring.segments import Segment, flatten, join_trunks
 
@@ -66,19 +68,24 @@ class Forward:
         """
         work, step = Work(), progress or _nothing
         single, branching = self._sort(join_trunks(trees))
-        for batch in self._batches(single):
-            self._run_batch(batch, results, work, step)
-        for tree in branching:
-            self._run_tree(tree, make_prompt_cache(self._split.model), results, work, step)
-        while self._pending:
-            self._take_oldest()
+        with self._kernels():
+            for batch in self._batches(single):
+                self._run_batch(batch, results, work, step)
+            for tree in branching:
+                self._run_tree(tree, make_prompt_cache(self._split.model), results, work, step)
+            while self._pending:
+                self._take_oldest()
         return work
 
     def run_batched(self, trees: list[Segment], results: Floats, progress: Callable[[], None]) -> None:
         """All of `trees`, which have no children and are of one length, in one batch: for measuring."""
-        self._run_batch(trees, results, Work(), progress)
-        while self._pending:
-            self._take_oldest()
+        with self._kernels():
+            self._run_batch(trees, results, Work(), progress)
+            while self._pending:
+                self._take_oldest()
+
+    def _kernels(self) -> AbstractContextManager[None]:
+        return cpu_kernels(self._split.model) if self._on_cpu else nullcontext()
 
     def _sort(self, trees: Sequence[Segment]) -> tuple[list[Segment], list[Segment]]:
         single = [tree for tree in trees if not tree.children]
@@ -212,10 +219,10 @@ def _log_probabilities_on_cpu(logits: mx.array, rows: Integers, targets: Integer
     """
     values = np.array(logits.astype(mx.float32), copy=False)
     highest = values.max(axis=-1, keepdims=True)
-    shifted = np.subtract(values, highest)
-    picked = shifted[rows, targets]
-    np.exp(shifted, out=shifted)
-    result: Floats = picked - np.log(shifted.sum(axis=-1))[rows]
+    values -= highest
+    picked = values[rows, targets]
+    np.exp(values, out=values)
+    result: Floats = picked - np.log(values.sum(axis=-1))[rows]
     return result
 
 

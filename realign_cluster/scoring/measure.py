@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import cycle, zip_longest
 
@@ -51,7 +51,7 @@ def measure_node(
     try:
         for at, budget in enumerate(budgets):
             phase("measure", f"batches of {budget} tokens", at / len(budgets))
-            scorer.forward.shape = Shape(batch_tokens=budget, chunk=kept.chunk, logit_rows=kept.logit_rows)
+            scorer.forward.shape = replace(kept, batch_tokens=budget)
             seconds = allowed / len(budgets) / repeats
             rates[budget] = [speed.run(seconds=seconds).cost_per_second for _ in range(repeats)]
     finally:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 import numpy as np
 
 from realign_cluster.domain.report import ScoringPoint
 from realign_cluster.scoring import device
-from realign_cluster.scoring.forward import Forward, Shape
+from realign_cluster.scoring.forward import Forward
 from realign_cluster.scoring.model import LoadedModel
 from realign_cluster.scoring.segments import Segment
 
@@ -73,7 +73,7 @@ def _score_point(forward: Forward, model: LoadedModel, length: int, batch: int, 
     draw = np.random.default_rng(length)
     half = length // 2
     seconds: list[float] = []
-    forward.shape = Shape(batch_tokens=batch * length, chunk=kept.chunk, logit_rows=kept.logit_rows)
+    forward.shape = replace(kept, batch_tokens=batch * length)
     try:
         for _ in range(REPEATS):
             trees = [

@@ -6,6 +6,7 @@ Puts model, encoder, forward pass and scorer together and reports on them. Must 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -14,6 +15,7 @@ from realign_cluster.domain.job import ScoreJob
 from realign_cluster.domain.report import WorkerReport
 from realign_cluster.scoring import device
 from realign_cluster.scoring.canaries import score_canaries
+from realign_cluster.scoring.cpu_kernels import takes_attention_kernel
 from realign_cluster.scoring.encode import TextEncoder
 from realign_cluster.scoring.forward import Forward, Shape
 from realign_cluster.scoring.measure import measure_node
@@ -30,7 +32,8 @@ from realign_cluster.scoring.session import (
     split_rows,
 )
 
-CPU_SHAPE = Shape(batch_tokens=2048, chunk=128, logit_rows=256)
+CPU_SHAPE = Shape(batch_tokens=2048, chunk=1024, logit_rows=256)
+CPU_CHUNK_WITHOUT_KERNEL = 128  # attention in MLX: short chunks leave out most of what is above the diagonal
 GPU_SHAPE = Shape(batch_tokens=8192, chunk=2048, logit_rows=1024)
 
 
@@ -92,8 +95,10 @@ class ModelSession:
 def shape_for(job: ScoreJob, model: LoadedModel) -> Shape:
     """The device's default within what its memory takes, or the job's batch."""
     default = CPU_SHAPE if device.backend() == "cpu" else GPU_SHAPE
+    if default is CPU_SHAPE and not takes_attention_kernel(model.split.model):
+        default = replace(CPU_SHAPE, chunk=CPU_CHUNK_WITHOUT_KERNEL)
     return with_batch_tokens(default, job.batch_tokens or min(default.batch_tokens, max(model.fit.batch_tokens, 1)))
 
 
 def with_batch_tokens(shape: Shape, batch_tokens: int) -> Shape:
-    return Shape(batch_tokens=batch_tokens, chunk=shape.chunk, logit_rows=shape.logit_rows)
+    return replace(shape, batch_tokens=batch_tokens)
