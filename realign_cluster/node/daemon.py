@@ -32,7 +32,8 @@ from realign_cluster.node.lock import DaemonLock
 from realign_cluster.node.logs import OutputLog, configure_logging
 from realign_cluster.node.models import ModelStore
 from realign_cluster.node.probe import HealthSampler, full_device, quick_device
-from realign_cluster.node.service import NodeService, Serving
+from realign_cluster.node.service import NodeService
+from realign_cluster.node.serving import Serving
 from realign_cluster.node.spool import Spool
 from realign_cluster.node.state_folder import StateFolder
 from realign_cluster.node.workplace import Workplace

@@ -8,23 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import json
-import os
-import platform
-import signal
-import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import structlog
 
-from realign_cluster.domain.job import ScoreJob
-from realign_cluster.node.blas import find_openblas
 from realign_cluster.node.logs import OutputLog
 from realign_cluster.node.work_queue import Held, WorkQueue
-from realign_cluster.rpc.frames import FrameError, encode_frame, read_frame
+from realign_cluster.node.worker_process import WorkerProcess, WorkOrder
+from realign_cluster.rpc.frames import FrameError, read_frame
 from realign_cluster.rpc.pb.common_pb2 import WorkerState
 
 log = structlog.get_logger()
@@ -33,30 +26,6 @@ BACK_OFF_FIRST_SECONDS = 0.2
 BACK_OFF_LAST_SECONDS = 30.0
 DRAIN_SECONDS = 1.0  # for what a dead worker wrote before it died
 STOP_SECONDS = 3.0
-CHILD_MODULE = "realign_cluster.node.child"
-WORKER_MODULE = "realign_cluster.scoring.worker"
-_PIPE_BYTES = 1024 * 1024
-_READ_LIMIT = 4 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkOrder:
-    """What a worker is started for. `job_json` is the job as the coordinator wrote it."""
-
-    job: ScoreJob
-    job_json: bytes
-    model_dir: str
-    measure: str = "none"
-    samples: tuple[bytes, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-    def same_worker(self, other: WorkOrder) -> bool:
-        """Whether a worker for `other` serves this one as it is."""
-        return (self.job, self.model_dir, dict(self.environment)) == (
-            other.job,
-            other.model_dir,
-            dict(other.environment),
-        )
 
 
 class WorkerListener(Protocol):
@@ -86,19 +55,23 @@ class Supervisor:
         self.queue = WorkQueue()
         self.state: WorkerState = WorkerState.WORKER_ABSENT
         self.generation = 0
-        self.pid = 0
         self.progress = 0
         self.phase = ""
         self._order: WorkOrder | None = None
         self._report: bytes | None = None
         self._task: asyncio.Task[None] | None = None
-        self._pipe: asyncio.WriteTransport | None = None
+        self._worker: WorkerProcess | None = None
         self._asked = ""  # why we are killing it, if we are
         self._crashes = 0
         self._wake = asyncio.Event()
         self._last_progress: object = None
         self._calibration: object = None  # of this order, from the first report that had one
         self._ending = False
+
+    @property
+    def pid(self) -> int:
+        """Of the worker process; 0 while there is none."""
+        return self._worker.pid if self._worker is not None else 0
 
     # --- what the run asks ------------------------------------------------------------------------------------------
 
@@ -140,8 +113,8 @@ class Supervisor:
     def restart(self, reason: str) -> None:
         """Kills the worker, which is then started again at once. Also a refused or resting worker is tried again."""
         self._asked = f"restart asked: {reason}"
-        if self.pid:
-            _kill_group(self.pid)
+        if self._worker is not None:
+            self._worker.kill()
         self._wake.set()
 
     async def stop_worker(self, *, kill: bool = False) -> None:
@@ -149,7 +122,7 @@ class Supervisor:
         task, self._task, self._order = self._task, None, None
         if task is not None:
             self._ending = True
-            if self._pipe is not None and not kill:
+            if self._worker is not None and not kill:
                 self._write({"op": "stop"})
                 await asyncio.wait({task}, timeout=STOP_SECONDS)  # _supervise returns when its worker has ended
             task.cancel()
@@ -202,91 +175,37 @@ class Supervisor:
         self.state = WorkerState.WORKER_STARTING
         self.phase = "load"
         self._last_progress = None
-        async with contextlib.AsyncExitStack() as stack:
-            try:
-                process, reader, pipe = await self._start(order, stack)
-            except OSError as error:
-                return False, f"could not be started: {error.strerror or error}"
-            self.pid, self._pipe = process.pid, pipe
-            stack.callback(self._forget_process)
-            # Innermost: whatever happens, also a cancellation, the group is dead and reaped before the pipes close.
-            stack.push_async_callback(_reap, process)
-            self._output.begin_process(f"worker {self.generation}, pid {process.pid}")
-            self._write(
-                {
-                    "op": "prepare",
-                    "job": order.job_json,
-                    "model_dir": order.model_dir,
-                    "measure": measure,
-                    "samples": list(order.samples),
-                    "cores": self._cores,
-                }
-            )
-            frames = asyncio.create_task(self._read_frames(reader))
-            exited = asyncio.create_task(process.wait())
-            try:
-                await asyncio.wait({frames, exited}, return_when=asyncio.FIRST_COMPLETED)
-                self._pipe = None
-                # It died: read what it wrote before. It closed its pipe: it is about to exit, or has to be made to.
-                await asyncio.wait({frames, exited}, timeout=DRAIN_SECONDS)
-                _kill_group(process.pid)
-                code = await exited
-                refused = frames.done() and not frames.cancelled() and frames.exception() is None and frames.result()
-                return bool(refused), _why(code, frames)
-            finally:
-                frames.cancel()
-                exited.cancel()
-
-    async def _start(
-        self, order: WorkOrder, stack: contextlib.AsyncExitStack
-    ) -> tuple[asyncio.subprocess.Process, asyncio.StreamReader, asyncio.WriteTransport]:
-        loop = asyncio.get_running_loop()
-        to_worker_read, to_worker_write = os.pipe()
-        from_worker_read, from_worker_write = os.pipe()
-        output_read, output_write = os.pipe()
-        ours = [
-            os.fdopen(to_worker_write, "wb", 0),
-            os.fdopen(from_worker_read, "rb", 0),
-            os.fdopen(output_read, "rb", 0),
-        ]
-        for file in ours:
-            stack.callback(file.close)
-        theirs = (to_worker_read, from_worker_write, output_write)
         try:
-            _widen(to_worker_write)
-            _widen(from_worker_write)
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                CHILD_MODULE,
-                str(os.getpid()),
-                WORKER_MODULE,
-                "--read-fd",
-                str(to_worker_read),
-                "--write-fd",
-                str(from_worker_write),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output_write,
-                stderr=output_write,
-                pass_fds=(to_worker_read, from_worker_write),
-                start_new_session=True,  # a group of its own, to be killed with all it started
-                env=worker_environment(os.environ, order, self._cores),
-            )
+            worker = await WorkerProcess.start(order, self._cores, self._output)
+        except OSError as error:
+            return False, f"could not be started: {error.strerror or error}"
+        self._worker = worker
+        self._output.begin_process(f"worker {self.generation}, pid {worker.pid}")
+        worker.write(
+            {
+                "op": "prepare",
+                "job": order.job_json,
+                "model_dir": order.model_dir,
+                "measure": measure,
+                "samples": list(order.samples),
+                "cores": self._cores,
+            }
+        )
+        frames = asyncio.create_task(self._read_frames(worker.reader))
+        exited = asyncio.create_task(worker.wait())
+        try:
+            await asyncio.wait({frames, exited}, return_when=asyncio.FIRST_COMPLETED)
+            # It died: read what it wrote before. Or it closed its pipe: it is about to exit, or has to be made to.
+            await asyncio.wait({frames, exited}, timeout=DRAIN_SECONDS)
+            worker.kill()
+            code = await exited
+            refused = frames.done() and not frames.cancelled() and frames.exception() is None and frames.result()
+            return bool(refused), _why(code, frames)
         finally:
-            for descriptor in theirs:
-                os.close(descriptor)
-        reader = asyncio.StreamReader(limit=_READ_LIMIT)
-        frames, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), ours[1])
-        stack.callback(frames.close)
-        prints, _ = await loop.connect_read_pipe(lambda: _OutputProtocol(self._output), ours[2])
-        stack.callback(prints.close)
-        pipe, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, ours[0])
-        stack.callback(_abandon, pipe)
-        return process, reader, pipe
-
-    def _forget_process(self) -> None:
-        self.pid = 0
-        self._pipe = None
+            frames.cancel()
+            exited.cancel()
+            await worker.close()
+            self._worker = None
 
     # --- frames -----------------------------------------------------------------------------------------------------
 
@@ -352,7 +271,7 @@ class Supervisor:
             self.progress += 1
 
     def _feed(self) -> None:
-        if self._report is None or self._pipe is None:
+        if self._report is None:
             return
         for held, rows in self.queue.hand_over():
             self._write(
@@ -373,56 +292,8 @@ class Supervisor:
         self._feed()  # the worker may have nothing left, and then answers nothing that would make us feed it
 
     def _write(self, frame: Mapping[str, Any]) -> None:
-        if self._pipe is not None and not self._pipe.is_closing():
-            self._pipe.write(encode_frame(frame))
-
-
-class _OutputProtocol(asyncio.Protocol):
-    def __init__(self, output: OutputLog) -> None:
-        self._output = output
-
-    def data_received(self, data: bytes) -> None:
-        self._output.write(data)
-
-
-def worker_environment(base: Mapping[str, str], order: WorkOrder, cores: int) -> dict[str, str]:
-    """The daemon's own environment, what the hostfile and the job ask, and what computing needs."""
-    environment = dict(base)
-    environment["OPENBLAS_NUM_THREADS"] = str(order.job.blas_threads or cores)
-    environment.update(order.environment)
-    if order.job.blas_threads:
-        environment["OPENBLAS_NUM_THREADS"] = str(order.job.blas_threads)
-    if order.job.blas_core_type:
-        environment["OPENBLAS_CORETYPE"] = order.job.blas_core_type
-    environment["TOKENIZERS_PARALLELISM"] = "false"
-    environment["HF_HUB_OFFLINE"] = "1"
-    environment["PYTHONUNBUFFERED"] = "1"
-    if library := find_openblas():
-        environment["LD_PRELOAD"] = str(library)
-    return environment
-
-
-def _abandon(pipe: asyncio.WriteTransport) -> None:
-    if not pipe.is_closing():  # it closes itself when the worker dies, and cannot be closed twice
-        pipe.abort()
-
-
-async def _reap(process: asyncio.subprocess.Process) -> None:
-    _kill_group(process.pid)
-    await process.wait()
-
-
-def _kill_group(pid: int) -> None:
-    # PermissionError: on macOS, a group of which only an unreaped zombie is left.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
-
-
-def _widen(descriptor: int) -> None:
-    """Whole units fit into the pipe, so that neither side wakes the other for every 64 KiB."""
-    if platform.system() == "Linux":
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        if self._worker is not None:
+            self._worker.write(frame)
 
 
 def _why(code: int, frames: asyncio.Task[bool]) -> str:

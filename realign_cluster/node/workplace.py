@@ -22,9 +22,10 @@ from realign_cluster.node.logs import OutputLog
 from realign_cluster.node.models import ModelStore
 from realign_cluster.node.outbox import Outbox
 from realign_cluster.node.spool import Spool
-from realign_cluster.node.supervisor import Supervisor, WorkOrder
+from realign_cluster.node.supervisor import Supervisor
 from realign_cluster.node.tenancy import Tenancy, Tenant
 from realign_cluster.node.work_queue import Held, QueueFull
+from realign_cluster.node.worker_process import WorkOrder
 from realign_cluster.rpc.pb import node_pb2 as pb
 
 log = structlog.get_logger()
