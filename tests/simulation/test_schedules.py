@@ -29,6 +29,21 @@ def test_any_schedule_accounts_for_every_row(shard: int) -> None:
         run_seed(seed)
 
 
+@pytest.mark.parametrize(
+    "seed",
+    [
+        # A lease on its way while the worker died reached the next worker, which died of it while nobody was blamed,
+        # with the next lease on its way, and so on for ever.
+        pytest.param(1_052_217, id="a lease on its way outlives its worker"),
+        # The unit in hand hangs, and so many connections break that no stall ever lasts: a reconnect counted as
+        # progress.
+        pytest.param(5_229, id="hanging behind broken connections"),
+    ],
+)
+def test_what_went_wrong_once(seed: int) -> None:
+    run_seed(seed)
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("shard", range(10))
