@@ -123,7 +123,7 @@ class Cluster:
             )
             async with one.address.channel() as channel:
                 try:
-                    report = await pb_grpc.NodeStub(channel).MeasureLink(request, timeout=60.0)
+                    report = await pb_grpc.NodeStub(channel).MeasureLink(request, timeout=60.0)  # type: ignore[no-untyped-call]
                 except grpc.aio.AioRpcError as error:
                     report = pb.LinkReport(error=error.details() or str(error.code()))
             found.append((one.name, other.name, report))
@@ -218,8 +218,9 @@ async def connect(
     needed = min_nodes if min_nodes is not None else (len(parsed.hosts) if parsed is not None else 1)
     if len(links) < max(1, needed):
         reasons = "\n".join(f"  {node.name}: {node.reason}".replace("\n", "\n    ") for node in missing)
+        found = f"{len(links)} of {len(links) + len(missing)} nodes are there, {max(1, needed)} are needed"
         raise NodesMissing(
-            f"{len(links)} of {len(links) + len(missing)} nodes are there, needed {max(1, needed)}:\n{reasons}".rstrip(),
+            f"{found}:\n{reasons}".rstrip(),
             "start them: realign-launch --hostfile FILE up; or go on with fewer: --min-nodes N",
         )
     yield Cluster(nodes=tuple(links), missing=tuple(missing), home=home, hostfile=parsed)

@@ -17,10 +17,11 @@ from realign_cluster.domain.errors import UsageError
 from realign_cluster.domain.expression import KeepIf
 from realign_cluster.domain.ids import RunId
 from realign_cluster.domain.job import NO_MODEL, ModelSpec
+from realign_cluster.domain.rows import RESERVED_COLUMNS
 from realign_cluster.store.intake import ScanOptions
 from realign_cluster.store.ledger import Ledger
 from realign_cluster.store.model_files import describe_model, resolve_model
-from realign_cluster.store.output import OutputOptions
+from realign_cluster.store.output import TRL_COLUMNS, OutputOptions
 from realign_cluster.store.readers import Sources, expand_inputs
 from realign_cluster.store.run_folder import RunFolder
 
@@ -44,7 +45,10 @@ class Run:
 
     def scan_options(self, tokens_per_byte: float) -> ScanOptions:
         return ScanOptions(
-            tokens_per_byte=tokens_per_byte, on_bad_row=self.request.on_bad_row, limit=self.request.limit
+            tokens_per_byte=tokens_per_byte,
+            on_bad_row=self.request.on_bad_row,
+            limit=self.request.limit,
+            reserved=RESERVED_COLUMNS + TRL_COLUMNS if self.request.export_trl else RESERVED_COLUMNS,
         )
 
     def output_options(self) -> OutputOptions:

@@ -147,7 +147,7 @@ class Session:
         hello.CopyFrom(self._hello)
         hello.node_id = self.address.node_id
         async with self.address.channel() as channel:
-            stub = pb_grpc.NodeStub(channel)
+            stub = pb_grpc.NodeStub(channel)  # type: ignore[no-untyped-call]
             call = self._call = stub.Session()
             await call.write(pb.CoordinatorMessage(hello=hello))
             first = await asyncio.wait_for(call.read(), timeout=10.0)
@@ -221,7 +221,7 @@ class Session:
             await self._tell(Barred(kind="model", message=f"{self.name} asks for a model, but this run has none"))
             return
         try:
-            async for sent, total in send_model(pb_grpc.NodeStub(channel), self._model):
+            async for sent, total in send_model(pb_grpc.NodeStub(channel), self._model):  # type: ignore[no-untyped-call]
                 await self._tell(ModelProgress(sent=sent, total=total))
         except RealignError as error:
             await self._tell(Barred(kind="model", message=str(error)))

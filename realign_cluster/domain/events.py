@@ -1,7 +1,7 @@
 """What happens to a run (events) and what is to be done about it (commands).
 
-Events are facts with the coordinator's monotonic time `at`, in seconds. Commands carry their reason. Both are written to the
-ledger in order, so that a run can be replayed through `domain.scheduler` and gives the same commands.
+Events are facts with the coordinator's monotonic time `at`, in seconds. Commands carry their reason. Both are written
+to the ledger in order, so that a run can be replayed through `domain.scheduler` and gives the same commands.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class UnitRef:
     failed_on: tuple[NodeName, ...] = ()  # who was computing it when it failed
 
 
-# --- events ---------------------------------------------------------------------------------------------------------------
+# --- events ---
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +93,7 @@ class UnitFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerExited:
-    """The node has no worker until its next NodeReady. Only `computing` is to blame, and not if we asked for the exit."""
+    """The node has no worker until its next NodeReady. Only `computing` is to blame, unless we asked for it."""
 
     at: float
     node: NodeName
@@ -130,7 +130,7 @@ class StorageChanged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrainAsked:
-    """The user interrupted: give out no more, revoke nothing, finish when what is in flight is back or `until` has passed."""
+    """The user interrupted: give out no more, revoke nothing, finish when all is back or `until` has passed."""
 
     at: float
     until: float
@@ -151,7 +151,7 @@ Event = (
 )
 
 
-# --- commands -------------------------------------------------------------------------------------------------------------
+# --- commands ---
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

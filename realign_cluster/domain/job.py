@@ -1,6 +1,7 @@
 """What a scoring run asks of every node: registered kinds with typed parameters, and nothing executable.
 
-Knows no tokenizer and no model: `scoring` gives these names their meaning, the coordinator checks that a row has what they need.
+Knows no tokenizer and no model: `scoring` gives these names their meaning, the coordinator checks that a row has what
+they need.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ FIELDS_OF_KIND: dict[str, dict[str, str]] = {
     "noop": {},  # scores nothing with no model: measures the cluster itself
 }
 OPTIONAL_FIELDS: dict[str, frozenset[str]] = {"preference": frozenset({"prompt"})}
-KIND_VERSION: dict[str, int] = {kind: 1 for kind in FIELDS_OF_KIND}
+KIND_VERSION: dict[str, int] = dict.fromkeys(FIELDS_OF_KIND, 1)
 NO_MODEL = "none"
 
 

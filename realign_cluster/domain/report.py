@@ -22,7 +22,7 @@ class ScoringPoint(Loose):
 
 
 class Calibration(Loose):
-    """Measured on one node for one model and task. `cost_per_second` is in domain.batching.row_cost units, on the run's own rows."""
+    """Measured on one node for one model and task. `cost_per_second` is in domain.batching.row_cost units."""
 
     measured_at: str  # ISO 8601, UTC
     mode: str  # "quick" or "full"

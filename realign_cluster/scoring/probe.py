@@ -10,6 +10,7 @@ import ctypes
 import json
 import platform
 import sys
+from importlib import metadata
 
 
 def blas_core_type() -> str:
@@ -34,7 +35,7 @@ def describe_device() -> dict[str, object]:
         backend = "cpu"
     info = mx.device_info()
     return {
-        "mlx": mx.__version__,
+        "mlx": metadata.version("mlx"),
         "backend": backend,
         "device": str(info.get("device_name", "")),
         "memory_bytes": int(info.get("memory_size", 0) or info.get("total_memory", 0)),
