@@ -46,7 +46,7 @@ class RunStream:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a stream begins with a greeting")
             return
         info = await self._serving.describe()  # before the claim: a lease must not run while MLX is being asked
-        answer = self._admit(first.hello)
+        answer = self.admit(first.hello)
         if isinstance(answer, pb.Refusal):
             log.warning("refused", run=first.hello.run_id, by=first.hello.coordinator, why=answer.message)
             await context.write(pb.NodeMessage(refusal=answer))
@@ -64,7 +64,7 @@ class RunStream:
         if reason and outbox.refusal is None:
             await context.abort(grpc.StatusCode.ABORTED, reason)
 
-    def _admit(self, hello: pb.Hello) -> Tenant | pb.Refusal:
+    def admit(self, hello: pb.Hello) -> Tenant | pb.Refusal:
         serving = self._serving
         codes = pb.Refusal
         if hello.versions.protocol != PROTOCOL_VERSION:
