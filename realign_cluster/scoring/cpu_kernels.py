@@ -1,8 +1,9 @@
-"""Attention and SwiGLU for MLX's CPU backend, with NumPy's vectorised exp: MLX's own takes about 10 ns an element, NumPy half of one.
+"""Attention and SwiGLU for MLX's CPU backend, with NumPy's vectorised exp: MLX's own takes about 10 ns an element,
+NumPy half of one.
 
-In force only within `cpu_kernels(model)`, by replacing two names in the model's module while its forward pass runs. What
-they do not handle (attention sinks, quantised caches, other activations) goes to MLX as before. Results differ from MLX's
-by rounding only.
+In force only within `cpu_kernels(model)`, by replacing two names in the model's module while its forward pass runs.
+What they do not handle (attention sinks, quantised caches, other activations) goes to MLX as before. Results differ
+from MLX's by rounding only.
 """
 
 from __future__ import annotations

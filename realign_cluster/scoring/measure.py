@@ -26,7 +26,7 @@ from realign_cluster.scoring.model import LoadedModel
 from realign_cluster.scoring.scorer import Scorer
 
 QUICK_SECONDS = 2.0
-FULL_SECONDS = 20.0  # of the sample rows; the rest of a full measurement has its own limits
+FULL_SECONDS = 6.0  # of the sample rows; the rest of a full measurement has its own limits
 REPEATS = 3
 
 Phase = Callable[[str, str, float], None]
@@ -58,7 +58,7 @@ def measure_node(
         scorer.forward.shape = kept
     best = max(rates, key=lambda budget: statistics.median(rates[budget]))
     cost_per_second = statistics.median(rates[best])
-    extra = full_measurements(scorer.forward, model, phase) if full else FullMeasurements()
+    extra = full_measurements(scorer.forward, model, scorer.job.max_tokens, phase) if full else FullMeasurements()
     return Calibration(
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         mode="full" if full else "quick",

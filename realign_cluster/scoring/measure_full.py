@@ -37,9 +37,9 @@ class FullMeasurements:
     best_batch: dict[str, int] = field(default_factory=dict)  # length -> batch
 
 
-def full_measurements(forward: Forward, model: LoadedModel, phase: Phase) -> FullMeasurements:
+def full_measurements(forward: Forward, model: LoadedModel, max_tokens: int, phase: Phase) -> FullMeasurements:
     points: list[ScoringPoint] = []
-    longest = min(model.longest_tokens, max(LENGTHS))
+    longest = min(model.longest_tokens, max_tokens)
     lengths = sorted({min(length, longest) for length in LENGTHS})
     for at, length in enumerate(lengths):
         for batch in BATCHES:

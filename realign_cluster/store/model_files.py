@@ -146,7 +146,7 @@ def check_model_folder(folder: Path) -> list[str]:
         )
     if not any(all(name in present for name in names) for names in TOKENIZERS):
         raise UsageError(
-            f"model folder without tokenizer: {folder} has no tokenizer.json, tokenizer.model or vocab.json + merges.txt",
+            f"model folder without tokenizer: {folder} has none of tokenizer.json, tokenizer.model, vocab.json",
             "copy the tokenizer's files of the original model into the folder",
         )
     return sorted([*weights, *(name for name in present if name in OTHER_FILES)])

@@ -36,7 +36,8 @@ def test_attention(case: tuple[int, ...], kind: str) -> None:
         "causal": "causal",
         "bools": causal,
         "addends": mx.where(causal, 0.0, -np.inf),
-        "per row": mx.broadcast_to(causal, (batch, 1, n, m)) & (mx.arange(m) >= mx.arange(batch)[:, None, None, None] % m),
+        "per row": mx.broadcast_to(causal, (batch, 1, n, m))
+        & (mx.arange(m) >= mx.arange(batch)[:, None, None, None] % m),
     }[kind]
     if kind == "per row" and n > m - batch:
         mask = mask | (mx.arange(m)[None] == mx.arange(m - n, m)[:, None])  # a token always sees itself
