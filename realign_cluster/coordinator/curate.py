@@ -212,13 +212,13 @@ class _Sitting:
         )
         folder = self._run.model.folder if self._run.model is not None else None
         plan = plan_for(cluster, facts_of_model(self._run.spec, folder), work, speeds.known)
+        for left_out in plan.left_out:
+            if left_out.name not in {missing.name for missing in cluster.missing}:
+                self._dashboard.note(f"{left_out.name} is left out: {left_out.reason}", "warning")
         plan.raise_if_refused()
         self._run.plan = plan.to_json()
         self._run.folder.write_json(self._run.folder.plan, self._run.plan)
         self._dashboard.event("plan", plan.to_json())
-        for left_out in plan.left_out:
-            if left_out.name not in {missing.name for missing in cluster.missing}:
-                self._dashboard.note(f"{left_out.name} is left out: {left_out.reason}", "warning")
         return plan
 
     async def _open(
@@ -241,6 +241,8 @@ class _Sitting:
                 samples=samples,
                 model=run.model,
                 inbox=inbox,
+                environment=self._request.environment,
+                nice=self._request.nice,
             )
         roster = Roster(sessions)
         counters = run.ledger.counters()

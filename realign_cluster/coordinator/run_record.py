@@ -18,6 +18,7 @@ from realign_cluster.domain.expression import KeepIf
 from realign_cluster.domain.ids import RunId
 from realign_cluster.domain.job import NO_MODEL, ModelSpec
 from realign_cluster.domain.rows import RESERVED_COLUMNS
+from realign_cluster.store.input_check import check_inputs
 from realign_cluster.store.intake import ScanOptions
 from realign_cluster.store.ledger import Ledger
 from realign_cluster.store.model_files import describe_model, resolve_model
@@ -76,7 +77,8 @@ def open_run(request: CurateRequest, command: str | None = None) -> Run:
 
     `command` is noted as what started the run; without one the note that is there stays.
 
-    Raises UsageError for bad input, a bad model folder, a run folder of another run, or one that another process has.
+    Raises UsageError for input that is not there, a bad model folder, and a run folder that was made from something
+    else or that another process has.
     """
     keep_if = request.compile_keep_if()
     files = expand_inputs(request.inputs)
@@ -86,6 +88,8 @@ def open_run(request: CurateRequest, command: str | None = None) -> Run:
         undo.callback(folder.abandon)
         sources = undo.enter_context(Sources(files, folder.input_cache))
         ledger = undo.enter_context(contextlib.closing(_open_ledger(request, folder, spec)))
+        if ledger.files():  # none: the scan has not begun
+            check_inputs(ledger, files)
         _note_request(folder, request, command)
         run_id = ledger.meta("run_id")
         if run_id is None:
