@@ -15,7 +15,7 @@ pytestmark = pytest.mark.testbed
 
 def discovered(bed: Bed) -> dict[str, str]:
     """Name and standing of everything the coordinator finds."""
-    said = bed.python(COORDINATOR, "realign_cluster.cli.main", "nodes", "--discover", "--seconds", "2", "--json").ok()
+    said = bed.python(COORDINATOR, "realign_cluster.cli.main", "nodes", "--discover", "--json").ok()
     events = [json.loads(line) for line in said.out.splitlines()]
     return {event["name"]: event["standing"] for event in events if event["event"] == "node"}
 
