@@ -10,6 +10,7 @@ that both get it. The worker's full task (loglik and ifd) is timed as well.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import statistics
@@ -46,7 +47,7 @@ def load_peer(model: Path) -> Any:
     """
     os.environ["TQDM_DISABLE"] = "1"
     try:
-        import lm_eval  # noqa: F401
+        importlib.import_module("lm_eval")
     except ImportError:
         names = ("lm_eval", "lm_eval.api", "lm_eval.api.model", "lm_eval.api.registry")
         modules: dict[str, Any] = {name: types.ModuleType(name) for name in names}
@@ -156,10 +157,8 @@ def main() -> None:
         print(f"{name:32} {wall:8.2f} s  {processor:8.2f} s of processor  {rate:10,.0f} tokens/s")
     base = statistics.median(wall for wall, _ in seconds["mlx_lm.evaluate"])
     for name in list(runs)[1:3]:
-        ratios = [
-            peer_wall / wall
-            for (peer_wall, _), (wall, _) in zip(seconds["mlx_lm.evaluate"], seconds[name], strict=True)
-        ]
+        turns = zip(seconds["mlx_lm.evaluate"], seconds[name], strict=True)
+        ratios = [theirs / wall for (theirs, _), (wall, _) in turns]
         spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
         wall = statistics.median(wall for wall, _ in seconds[name])
         print(f"ratio {name} / mlx_lm.evaluate: {base / wall:.2f} ({spread})")

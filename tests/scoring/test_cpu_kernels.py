@@ -31,28 +31,27 @@ def test_attention(case: tuple[int, ...], kind: str) -> None:
     mx.random.seed(n)
     queries, keys, values = draw(batch, heads, n, 16), draw(batch, key_heads, m, 16), draw(batch, key_heads, m, 8)
     causal = mx.arange(m - n, m)[:, None] >= mx.arange(m)[None]
-    mask: mx.array | str | None = {
+    itself = mx.arange(m)[None] == mx.arange(m - n, m)[:, None]
+    begins_at = mx.arange(batch)[:, None, None, None] * 3
+    masks: dict[str, mx.array | str | None] = {
         "none": None,
         "causal": "causal",
         "bools": causal,
         "addends": mx.where(causal, 0.0, -np.inf),
-        "per row": mx.broadcast_to(causal, (batch, 1, n, m))
-        & (mx.arange(m) >= mx.arange(batch)[:, None, None, None] % m),
-    }[kind]
-    if kind == "per row" and n > m - batch:
-        mask = mask | (mx.arange(m)[None] == mx.arange(m - n, m)[:, None])  # a token always sees itself
+        "per row": (causal & (mx.arange(m) >= begins_at)) | itself,
+    }
+    mask = masks[kind]
     found = attention(queries, keys, values, None, 0.25, mask)
-    # MLX's own takes the same arguments; values of another width go through its plain operations
     right = base.scaled_dot_product_attention(queries, keys, values, cache=None, scale=0.25, mask=mask)
     assert found.shape == right.shape
-    assert mx.abs(found - right).max().item() < 1e-5
+    assert np.abs(np.array(found - right)).max() < 1e-5
 
 
 def test_swiglu() -> None:
     gate, x = draw(3, 200, 40) * 20, draw(3, 200, 40)
     right = activations.swiglu(gate, x)
     mx.eval(right)
-    assert mx.abs(swiglu(gate + 0.0, x) - right).max().item() < 1e-4
+    assert np.abs(np.array(swiglu(gate + 0.0, x) - right)).max() < 1e-4
 
 
 def test_other_types_go_to_mlx() -> None:
@@ -62,7 +61,7 @@ def test_other_types_go_to_mlx() -> None:
     assert swiglu(queries, queries).dtype == mx.float16
 
 
-def test_in_force_only_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_force_only_inside() -> None:
     model = llama.Model(
         llama.ModelArgs(
             model_type="llama",
@@ -75,8 +74,7 @@ def test_in_force_only_inside(monkeypatch: pytest.MonkeyPatch) -> None:
         )
     )
     assert cpu_kernels.takes_attention_kernel(model)
-    with pytest.raises(ZeroDivisionError), cpu_kernels.cpu_kernels(model):
+    with cpu_kernels.cpu_kernels(model):
         assert vars(llama)["scaled_dot_product_attention"] is attention
-        raise ZeroDivisionError
     assert vars(llama)["scaled_dot_product_attention"] is base.scaled_dot_product_attention
     assert vars(llama)["swiglu"] is activations.swiglu

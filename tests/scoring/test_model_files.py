@@ -35,7 +35,12 @@ def test_hashes_are_remembered_until_the_file_changes(folder: Path, monkeypatch:
     spec = describe_model(folder)
     hashed: list[Path] = []
     original = model_files.hash_file
-    monkeypatch.setattr(model_files, "hash_file", lambda path: (hashed.append(path), original(path))[1])
+
+    def counting(path: Path) -> str:
+        hashed.append(path)
+        return original(path)
+
+    monkeypatch.setattr(model_files, "hash_file", counting)
     assert describe_model(folder) == spec
     assert hashed == []
     with (folder / "config.json").open("a") as file:
@@ -82,7 +87,7 @@ def test_incomplete_folders(folder: Path, missing: str, message: str) -> None:
 def test_a_missing_shard_is_named(folder: Path) -> None:
     index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(UsageError, match="model-00002-of-00002.safetensors is missing"):
+    with pytest.raises(UsageError, match=r"model-00002-of-00002\.safetensors is missing"):
         describe_model(folder)
 
 

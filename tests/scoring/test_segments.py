@@ -45,7 +45,7 @@ def families(draw: st.DrawFn) -> tuple[list[Scored], int]:
         whole = (shared if draw(st.booleans()) else shared[: draw(st.integers(1, len(shared)))]) + own
         start = draw(st.integers(1, len(whole)))
         end = draw(st.integers(start, len(whole)))
-        spans = ((start, end),) if start < end else ()
+        spans: tuple[tuple[int, int], ...] = ((start, end),) if start < end else ()
         if start < end and draw(st.booleans()) and end + 1 < len(whole):
             spans += ((end + 1, len(whole)),)
         sequences.append(Scored(ids=tuple(whole), spans=spans))
@@ -77,7 +77,9 @@ def test_flattened_trees_want_the_same(family: tuple[list[Scored], int]) -> None
 @given(st.lists(families(), min_size=1, max_size=4))
 def test_joined_trunks_want_the_same(rows: list[tuple[list[Scored], int]]) -> None:
     rows = rows + rows  # so that trunks are equal
-    trees, wanted, slot = [], {}, 0
+    trees: list[Segment] = []
+    wanted: Wanted = {}
+    slot = 0
     for sequences, trunk in rows:
         trees += plan_segments(sequences, trunk, slot)
         wanted |= expected(sequences, slot)
