@@ -44,6 +44,10 @@ AllowSkew = Annotated[str, typer.Option(help="Versions that may differ: project,
 Quick = Annotated[
     bool, typer.Option("--quick", help="Seconds instead of minutes: one speed, no batch table, no links.")
 ]
+Environment = Annotated[
+    list[str] | None, typer.Option("--env", metavar="NAME=VALUE", help="For the workers of this job; may be repeated.")
+]
+Nice = Annotated[int | None, typer.Option(min=-20, max=19, help="CPU priority of this job's workers.")]
 Json = Annotated[bool, typer.Option("--json", help="Standard output is JSON lines only.")]
 
 
@@ -60,14 +64,16 @@ def task_request(
     truncate: str,
     limit: int | None = None,
     reproducible: bool,
+    **more: Any,
 ) -> CurateRequest:
-    """The request that `curate` would make of the same options, without a run folder. Raises UsageError."""
-    if truncate not in get_args(Truncate):
-        raise UsageError(f"--truncate: '{truncate}' is not one of {', '.join(get_args(Truncate))}", "--truncate left")
+    """The request that `curate` would make of the same options; without `out` in `more`, one that has no run folder.
+
+    Raises UsageError.
+    """
+    one_of(truncate, get_args(Truncate), "--truncate")
     chosen: Chat = "auto" if chat is None else "chat" if chat else "plain"
     return CurateRequest(
         inputs=tuple(inputs),
-        out=Path("-"),
         model=model,
         kinds=_names(score),
         fields=fields,
@@ -78,7 +84,15 @@ def task_request(
         truncate=truncate,  # type: ignore[arg-type]
         limit=limit,
         reproducible=reproducible,
+        **({"out": Path("-")} | more),
     )
+
+
+def one_of(value: str, allowed: tuple[str, ...], option: str) -> str:
+    """`value` if it is allowed. Raises UsageError."""
+    if value not in allowed:
+        raise UsageError(f"{option}: '{value}' is not one of {', '.join(allowed)}", f"{option} {allowed[0]}")
+    return value
 
 
 def emit(event: str, body: dict[str, Any]) -> None:

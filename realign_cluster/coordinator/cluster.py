@@ -15,6 +15,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import grpc.aio
 
@@ -162,7 +163,10 @@ def open_session(
     samples: Sequence[bytes],
     model: ModelSource | None,
     inbox: Inbox,
+    environment: Mapping[str, str] = MappingProxyType({}),
+    nice: int | None = None,
 ) -> Session:
+    """`environment` and `nice` are the job's: they go before what the hostfile says of the node."""
     limited = (
         job.model_copy(update={"memory_limit_bytes": address.memory_limit_bytes}) if address.memory_limit_bytes else job
     )
@@ -179,7 +183,8 @@ def open_session(
             job=limited.model_dump_json().encode(),
             measure=measure,
             samples=list(samples),
-            environment=dict(address.environment),
+            environment={**address.environment, **environment},
+            nice=nice if nice is not None else address.nice or 0,
         ),
         model=model,
         inbox=inbox,
@@ -244,6 +249,7 @@ def _from_hostfile(hostfile: Hostfile, home: ClusterHome) -> tuple[list[NodeAddr
                 home=home,
                 environment=dict(host.env),
                 memory_limit_bytes=host.memory_limit_bytes,
+                nice=host.nice,
             )
         )
     return addresses, missing

@@ -25,6 +25,7 @@ class NodeAddress:
     home: ClusterHome  # says which certificates were signed here and not revoked
     environment: Mapping[str, str] = field(default_factory=dict)
     memory_limit_bytes: int | None = None
+    nice: int | None = None  # CPU priority of its workers
 
     async def verify(self) -> None:
         """Raises PeerRefused (not listening, expired, foreign, wrong host) or NodesMissing (revoked), with the fix."""

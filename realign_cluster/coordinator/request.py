@@ -59,6 +59,8 @@ class CurateRequest(BaseModel):
     discover: bool = False
     min_nodes: int | None = None
     allow_skew: tuple[str, ...] = ()
+    environment: dict[str, str] = Field(default_factory=dict)  # of the workers
+    nice: int | None = Field(default=None, ge=-20, le=19)
 
     @field_validator("kinds")
     @classmethod

@@ -36,6 +36,15 @@ BEAT_SECONDS = 0.5
 LEASE_SECONDS = 3.0
 RECONNECT_SECONDS = (0.1, 0.25, 0.5, 1.0)
 OUTBOX_LIMIT = 4096
+UPLOAD_RETRY_SECONDS = 1.0
+NOT_TO_BE_HAD = frozenset(  # no room, damaged, not allowed: sending the model again would not help
+    {
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.PERMISSION_DENIED,
+    }
+)
 
 
 class Session:
@@ -220,13 +229,20 @@ class Session:
         if self._model is None:
             await self._tell(Barred(kind="model", message=f"{self.name} asks for a model, but this run has none"))
             return
-        try:
-            async for sent, total in send_model(pb_grpc.NodeStub(channel), self._model):  # type: ignore[no-untyped-call]
-                await self._tell(ModelProgress(sent=sent, total=total))
-        except RealignError as error:
-            await self._tell(Barred(kind="model", message=str(error)))
-        except grpc.aio.AioRpcError as error:
-            log.warning("model transfer broke off, it resumes after the reconnect", node=self.name, why=error.details())
+        while True:
+            try:
+                async for sent, total in send_model(pb_grpc.NodeStub(channel), self._model):  # type: ignore[no-untyped-call]
+                    await self._tell(ModelProgress(sent=sent, total=total))
+                return
+            except RealignError as error:
+                await self._tell(Barred(kind="model", message=f"{self.name}: {error}"))
+                return
+            except grpc.aio.AioRpcError as error:
+                if error.code() in NOT_TO_BE_HAD:
+                    await self._tell(Barred(kind="model", message=f"{self.name}: {error.details()}"))
+                    return
+                log.warning("model transfer broke off, it resumes", node=self.name, why=error.details())
+                await asyncio.sleep(UPLOAD_RETRY_SECONDS)
 
     def _may_wait_out(self, barred: Barred) -> bool:
         """Whether who holds the node may be gone: then its lease ends within LEASE_SECONDS."""

@@ -46,6 +46,7 @@ class Host:
     env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))  # the file's "envs", then its own
     memory_limit_bytes: int | None = None
     cores: int | None = None
+    nice: int | None = None  # CPU priority of its workers
 
     @property
     def target(self) -> str:
@@ -203,6 +204,7 @@ class _Reader:
             env=MappingProxyType({**common, **fields.env}),
             memory_limit_bytes=fields.memory_limit,
             cores=fields.cores,
+            nice=fields.nice,
         )
 
     def _ips(self, at: Path, value: object) -> tuple[str, ...]:

@@ -49,6 +49,7 @@ class RealignFields(BaseModel):
     env: dict[_Variable, str] = Field({}, description='names with strings, such as {"MLX_METAL_FAST_SYNCH": "1"}')
     memory_limit: _Bytes | None = Field(None, description='bytes, or a size such as "96GB"')
     cores: int | None = Field(None, ge=1, description="a number of CPU cores from 1")
+    nice: int | None = Field(None, ge=-20, le=19, description="a CPU priority from -20 (highest, root only) to 19")
     address: str | None = Field(
         None, pattern=f"^{_ADDRESS}$", description='what the coordinator dials, such as "192.168.1.20"'
     )

@@ -13,10 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
+
 from realign_cluster.domain.job import ScoreJob
 from realign_cluster.node.blas import find_openblas
 from realign_cluster.node.logs import OutputLog
 from realign_cluster.rpc.frames import encode_frame
+
+log = structlog.get_logger()
 
 CHILD_MODULE = "realign_cluster.node.child"
 WORKER_MODULE = "realign_cluster.scoring.worker"
@@ -34,13 +38,15 @@ class WorkOrder:
     measure: str = "none"
     samples: tuple[bytes, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    nice: int = 0  # -20 (highest priority) to 19; 0: as the daemon
 
     def same_worker(self, other: WorkOrder) -> bool:
         """Whether a worker for `other` serves this one as it is."""
-        return (self.job, self.model_dir, dict(self.environment)) == (
+        return (self.job, self.model_dir, dict(self.environment), self.nice) == (
             other.job,
             other.model_dir,
             dict(other.environment),
+            other.nice,
         )
 
 
@@ -84,6 +90,8 @@ class WorkerProcess:
             finally:
                 for descriptor in (to_worker_read, from_worker_write, output_write):
                     os.close(descriptor)
+            if order.nice:
+                _prioritise(process.pid, order.nice)
             reader = asyncio.StreamReader(limit=_READ_LIMIT)
             frames, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), frames_file)
             prints, _ = await loop.connect_read_pipe(lambda: _OutputProtocol(output), output_file)
@@ -124,6 +132,18 @@ class _OutputProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._output.write(data)
+
+
+def _prioritise(pid: int, nice: int) -> None:
+    """Sets the CPU priority of the worker; what this user may not do is said, and the worker runs as it is."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, pid, nice)
+    except PermissionError:
+        log.warning(
+            "the worker's priority stays as it is: only root may raise it",
+            asked=nice,
+            fix=f"sudo realignd install --nice {nice}",
+        )
 
 
 def worker_environment(base: Mapping[str, str], order: WorkOrder, cores: int) -> dict[str, str]:

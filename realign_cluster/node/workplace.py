@@ -177,6 +177,7 @@ class Workplace:
             measure=prepare.measure or "none",
             samples=tuple(prepare.samples),
             environment=dict(prepare.environment),
+            nice=max(-20, min(19, prepare.nice)),
         )
         async with self._preparing:
             if not self.stopping:

@@ -8,6 +8,7 @@ import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
 import pytest
 
 from realign_cluster.coordinator.home import ClusterHome
@@ -103,6 +104,22 @@ def test_falsified_calibration_is_seen_and_corrected(pair: CurateCluster, tmp_pa
     nodes = summary(run)["nodes"]
     busy = {name: node["busy_seconds"] for name, node in nodes.items()}
     assert max(busy.values()) / min(busy.values()) < 1.6, "shares did not recover: one node was busy much longer"
+
+
+def test_job_environment_and_priority_reach_the_worker(pair: CurateCluster, rows_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    asked = ("--env", "MLX_METAL_PREALLOCATE=1", "--env", "OMP_WAIT_POLICY=passive", "--nice", "5")
+    process = pair.spawn(pair.command(rows_file, run, *SCORING, *asked))
+    wait_until(lambda: committed_units(run) >= 1, 60, "the first unit")
+    workers = [psutil.Process(pid) for daemon in pair.daemons.values() for pid in daemon.worker_pids()]
+    assert [worker.nice() for worker in workers if _job_of(worker)] == [5, 5]
+    assert all(worker.environ()["MLX_METAL_PREALLOCATE"] == "1" for worker in workers if _job_of(worker))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+
+
+def _job_of(worker: psutil.Process) -> bool:
+    return "OMP_WAIT_POLICY" in worker.environ()
 
 
 def _falsify(home: ClusterHome, factors: dict[str, float]) -> None:

@@ -53,7 +53,7 @@ class Hello(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., epoch: _Optional[int] = ..., coordinator: _Optional[str] = ..., versions: _Optional[_Union[_common_pb2.Versions, _Mapping]] = ..., lease_seconds: _Optional[float] = ..., node_id: _Optional[str] = ...) -> None: ...
 
 class Prepare(_message.Message):
-    __slots__ = ("job", "measure", "samples", "environment")
+    __slots__ = ("job", "measure", "samples", "environment", "nice")
     class EnvironmentEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -65,11 +65,13 @@ class Prepare(_message.Message):
     MEASURE_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     ENVIRONMENT_FIELD_NUMBER: _ClassVar[int]
+    NICE_FIELD_NUMBER: _ClassVar[int]
     job: bytes
     measure: str
     samples: _containers.RepeatedScalarFieldContainer[bytes]
     environment: _containers.ScalarMap[str, str]
-    def __init__(self, job: _Optional[bytes] = ..., measure: _Optional[str] = ..., samples: _Optional[_Iterable[bytes]] = ..., environment: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    nice: int
+    def __init__(self, job: _Optional[bytes] = ..., measure: _Optional[str] = ..., samples: _Optional[_Iterable[bytes]] = ..., environment: _Optional[_Mapping[str, str]] = ..., nice: _Optional[int] = ...) -> None: ...
 
 class Assign(_message.Message):
     __slots__ = ("lease", "attempt", "unit", "rows", "count", "cost")
