@@ -34,7 +34,7 @@ PART_ROWS: Final = 50_000
 BUFFER_BYTES: Final = 1024 * 1024
 ASIDE: Final = ".writing"
 FOLDERS: Final = ("output", "dropped", "failed")
-TRL_COLUMNS: Final = ("reference_chosen_logps", "reference_rejected_logps")
+TRL_COLUMNS: Final = ("ref_chosen_logps", "ref_rejected_logps")  # as DPOTrainer reads them since TRL 0.12
 LARGEST_COPIED: Final = 8 * 1024 * 1024  # a failed row beyond this is named in failed/, not copied
 
 _OPENING, _CLOSING, _SPACE = b"{} "

@@ -194,8 +194,8 @@ def test_trl_reference_columns(tmp_path):
         run.score_all(line)
         write_outputs(run.ledger, run.sources, run.folder, OutputOptions(export_trl=True))
     for row in read_parts(run.folder / "output"):
-        assert row["reference_chosen_logps"] == row["scores"]["preference"]["chosen"]["sum"]
-        assert row["reference_rejected_logps"] == row["scores"]["preference"]["rejected"]["sum"]
+        assert row["ref_chosen_logps"] == row["scores"]["preference"]["chosen"]["sum"]
+        assert row["ref_rejected_logps"] == row["scores"]["preference"]["rejected"]["sum"]
 
 
 def test_input_that_changed_during_the_run_is_noticed_before_anything_is_replaced(tmp_path):
