@@ -8,6 +8,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
+ON_A_CLUSTER = ("curate", "train", "workflow", "calibrate", "plan", "nodes", "doctor")  # those that take --hostfile
+_NO_MIN_NODES = ("doctor",)  # looks at whatever is there
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -15,7 +17,7 @@ def command_line(arguments: Sequence[str], hostfile: str, min_nodes: int | None)
     """`realign ARGUMENTS --hostfile FILE [--min-nodes N]`; what the arguments say themselves is left alone."""
     given = {argument.partition("=")[0] for argument in arguments}
     added = [] if "--hostfile" in given else ["--hostfile", hostfile]
-    if min_nodes is not None and "--min-nodes" not in given:
+    if min_nodes is not None and "--min-nodes" not in given and arguments[0] not in _NO_MIN_NODES:
         added += ["--min-nodes", str(min_nodes)]
     end = arguments.index("--") if "--" in arguments else len(arguments)  # after it all words are input files
     return [sys.executable, "-m", "realign_cluster.cli.main", *arguments[:end], *added, *arguments[end:]]

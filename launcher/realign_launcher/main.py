@@ -15,7 +15,8 @@ from realign_cluster.coordinator.home import ClusterHome
 from realign_cluster.coordinator.hostfile_reader import read_hostfile
 from realign_cluster.domain.errors import RealignError, UsageError
 from realign_cluster.domain.hostfile import Hostfile
-from realign_launcher.child import command_line, run_child
+from realign_cluster.domain.suggest import did_you_mean
+from realign_launcher.child import ON_A_CLUSTER, command_line, run_child
 from realign_launcher.fleet import Fleet, Outcome, dry_run
 from realign_launcher.progress import Progress
 
@@ -23,8 +24,8 @@ VERBS = ("up", "down", "status")
 INTERRUPTED = 130
 
 EPILOG = """\
-COMMAND is a command of `realign` with its arguments (curate, plan, calibrate, nodes, doctor, ...), which is given this
-hostfile, or one of:
+COMMAND is a command of `realign` that works on a cluster (curate, train, workflow, calibrate, plan, nodes, doctor)
+with its arguments; it is given this hostfile. Or one of:
   up       start the daemons that do not run, and leave them running
   down     stop the daemons of the hostfile, whoever started them
   status   say of each host whether its daemon runs and answers
@@ -94,6 +95,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         )
         verb.add_argument("--json", action="store_true", help="standard output is JSON lines only")
         verb.parse_args(options.command[1:], options)
+    elif options.command[0] not in ON_A_CLUSTER:
+        known = (*ON_A_CLUSTER, *VERBS)
+        near = did_you_mean(options.command[0], known)
+        parser.error(f"{options.command[0]!r} is no command for a cluster, those are {', '.join(known)}{near}")
     if options.hostfile is None:
         parser.error("--hostfile FILE is missing, such as --hostfile hostfiles/local.json")
     return options

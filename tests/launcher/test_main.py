@@ -28,7 +28,15 @@ def test_options_of_up_may_come_after_it() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["up"], ["--hostfile", "h"], ["--hostfile", "h", "--min-nodes", "0", "up"], ["--hostfile", "h", "up", "x"]],
+    [
+        [],
+        ["--hostfile", "h", "statsu"],
+        ["--hostfile", "h", "runs", "list"],
+        ["up"],
+        ["--hostfile", "h"],
+        ["--hostfile", "h", "--min-nodes", "0", "up"],
+        ["--hostfile", "h", "up", "x"],
+    ],
 )
 def test_usage_errors_exit_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -40,6 +48,7 @@ def test_the_hostfile_is_given_to_the_command_once() -> None:
     assert command_line(["nodes"], "h", None) == [*REALIGN, "nodes", "--hostfile", "h"]
     assert command_line(["nodes", "--hostfile=x"], "h", 2) == [*REALIGN, "nodes", "--hostfile=x", "--min-nodes", "2"]
     assert command_line(["c", "--", "-odd.jsonl"], "h", None) == [*REALIGN, "c", "--hostfile", "h", "--", "-odd.jsonl"]
+    assert command_line(["doctor"], "h", 1) == [*REALIGN, "doctor", "--hostfile", "h"]
 
 
 def test_help_has_examples(station: Station) -> None:
