@@ -204,14 +204,15 @@ def _report(outcomes: list[Outcome], options: argparse.Namespace, *, wanted: str
 
 def _status_line(outcome: Outcome) -> str:
     host = outcome.host
+    place = f"{host.name:16} {host.target:21}"
     if outcome.described is None:
-        state = "runs, does not answer" if outcome.status and outcome.status.running else "down"
-        state = state if outcome.status else "unreachable"
-        return f"{host.name:16} {host.target:21} {state}: {outcome.error}"
+        error = str(outcome.error).removeprefix(f"{host.name}: ").replace("\n", f"\n{'':39} ")
+        state = "unreachable" if outcome.status is None else "silent" if outcome.status.running else "down"
+        return f"{place} {state}: {error}"
     info = outcome.described.info
     holder = f"held by {info.holder.coordinator}" if info.HasField("holder") else "free"
     serves = f"serves, pid {info.pid}, {info.device.chip}, {holder}, up {info.uptime_seconds:.0f} s"
-    return f"{host.name:16} {host.target:21} {serves}"
+    return f"{place} {serves}"
 
 
 if __name__ == "__main__":
