@@ -6,11 +6,13 @@ Computes what the coordinator compares; the comparison and its bounds are in dom
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
+from realign_cluster.scoring.router import RouterMargin, watch_routers
 from realign_cluster.scoring.scorer import Scorer
 
 
@@ -34,7 +36,11 @@ def score_canaries(scorer: Scorer, rows: Sequence[bytes], *, mixture: bool) -> C
     tokens = []
     for row in rows:
         unit = scorer.prepare([row])
-        alone.append(orjson.loads(scorer.compute(unit)[0]))
+        with watch_routers(scorer.forward.model) if mixture else nullcontext(RouterMargin()) as margin:
+            scores: dict[str, Any] = orjson.loads(scorer.compute(unit)[0])
+        if margin.smallest is not None:
+            scores["router_margin"] = margin.smallest  # beside the kinds: see domain.canary
+        alone.append(scores)
         tokens.append(sum(prepared.slots for prepared in unit.rows))
     batched = orjson.loads(b"[" + scorer.compute(scorer.prepare(rows))[0].replace(b"\n", b",") + b"]") if rows else []
     return Canaries(

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
@@ -61,6 +62,10 @@ class Forward:
         self._on_cpu = on_cpu
         self._one_by_one = one_by_one
         self._pending: deque[tuple[Integers, mx.array, Floats]] = deque()
+
+    @property
+    def model(self) -> nn.Module:
+        return self._split.model
 
     def run(self, trees: Iterable[Segment], results: Floats, progress: Callable[[], None] | None = None) -> Work:
         """Fill `results` at every slot of `trees`. `progress` is called after each piece of work that the device

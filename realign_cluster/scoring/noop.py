@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from realign_cluster.domain.batching import row_cost
+from realign_cluster.domain.batching import NOOP_TOKENS_PER_BYTE, row_cost
 from realign_cluster.domain.job import NO_MODEL
 from realign_cluster.domain.report import Calibration, WorkerReport
 from realign_cluster.scoring.rows import noop_payload
@@ -15,7 +15,7 @@ MEASURED_ROWS = 20_000
 
 
 def report_of_noop(samples: Sequence[bytes], measure: str) -> WorkerReport:
-    """Its rows cost by their bytes, one token each: there is no text of theirs that a model would read."""
+    """Its rows cost by their bytes: there is no text of theirs that a model would read."""
     calibration = None
     if measure != "none" and samples:
         rows = [samples[at % len(samples)] for at in range(MEASURED_ROWS)]
@@ -25,7 +25,7 @@ def report_of_noop(samples: Sequence[bytes], measure: str) -> WorkerReport:
             noop_payload(rows)
             times.append(time.monotonic() - started)
         seconds = sorted(times)[1]
-        cost = sum(row_cost(len(raw), 1.0) for raw in rows)
+        cost = sum(row_cost(len(raw), NOOP_TOKENS_PER_BYTE) for raw in rows)
         calibration = Calibration(
             measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
             mode=measure,
