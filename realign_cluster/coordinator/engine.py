@@ -181,7 +181,6 @@ class Engine:
         for item in came:
             match item:
                 case Incoming(node=node, report=report):
-                    self._liveness.heard_anything(node, now)
                     entries += self._on_report(node, report, now)
                 case Loaded(units=units, exhausted=exhausted):
                     entries += self._decide(UnitsLoaded(at=now, units=units, exhausted=exhausted))
@@ -225,6 +224,7 @@ class Engine:
         return []
 
     def _on_message(self, node: NodeName, message: pb.NodeMessage, now: float) -> list[Entry]:
+        self._liveness.heard_anything(node, now)  # the node itself: what our session says of it is no sign of life
         match message.WhichOneof("body"):
             case "beat":
                 beat = message.beat
