@@ -272,6 +272,7 @@ class _Sitting:
             note=self._dashboard.note,
             show=show,
             room=self._room,
+            stop_asked=lambda: self._stop.asked,
         )
         self._stop.engine_inbox = inbox
         if self._stop.asked:
@@ -325,15 +326,16 @@ class _Sitting:
                 await self._desk.do(lambda: self._run.ledger.close_epoch(time.time()))
         for line in summary.notes:
             self._dashboard.note(line, "warning" if summary.failed_rows else "info")
-        self._dashboard.event("summary", summary.body)
+        code = 0 if summary.body["state"] == "complete" else FAILED
         if outcome.interrupted:
             self._dashboard.note("interrupted: run the same command again to go on", "warning")
-            return INTERRUPTED
-        if outcome.no_nodes:
+            code = INTERRUPTED
+        elif outcome.no_nodes:
             fix = "see realign doctor; the same command goes on where it stopped"
             self._dashboard.note(f"{outcome.reason}\n  fix: {fix}", "error")
-            return NODES_MISSING
-        return 0 if summary.body["state"] == "complete" else FAILED
+            code = NODES_MISSING
+        self._dashboard.event("summary", summary.body)
+        return code
 
     def _show_phase(self, phase: Phase, rows: int, total: int | None, message: str) -> None:
         self._dashboard.update(ProgressSnapshot(phase=phase, rows_done=rows, rows_total=total, message=message))

@@ -5,6 +5,7 @@ Files that are not there (yet) leave their part out. Knows nothing of HTML.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shlex
@@ -175,7 +176,7 @@ def _failed(folder: Path) -> tuple[dict[str, int], tuple[FailedRow, ...]]:
     for part in sorted(folder.glob("*.jsonl")):
         with part.open("rb") as lines:
             for line in lines:
-                row = orjson.loads(line)
+                row = json.loads(line)  # orjson refuses what a failed row may be failed for: lone surrogates, NaN
                 error = row.get("error") or {}
                 codes[error.get("code", "?")] += 1
                 if len(rows) < FAILED_ROWS_SHOWN:
