@@ -102,6 +102,7 @@ class Engine:
         note: Callable[[str, Level], None],
         show: Callable[[Engine], None],
         room: Callable[[], tuple[bool, int]],
+        stop_asked: Callable[[], bool] = lambda: False,
         give_up_seconds: float = 120.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -113,6 +114,7 @@ class Engine:
         self._note = note
         self._show = show
         self._room = room
+        self._stop_asked = stop_asked
         self._give_up_seconds = give_up_seconds
         self._clock = clock
         self.scheduler = Scheduler()
@@ -125,6 +127,7 @@ class Engine:
         self._interrupts = 0
         self._epoch = Epoch(0)
         self._writable = True
+        self._full = False  # the ledger could not be written when it was tried last
         self._room_checked = float("-inf")
         self._look_in = 0.5
         self._idle_since: float | None = None
@@ -140,6 +143,9 @@ class Engine:
         try:
             while True:
                 await self._desk.record([entry for entry in entries if _worth_recording(entry)], self._when_full)
+                if self._full:
+                    self._full = False
+                    self._note("the ledger can be written again: going on", "info")
                 self._carry_out(entries)
                 if self._finish is not None:
                     break
@@ -437,8 +443,12 @@ class Engine:
             self._idle_since = now
         return now - self._idle_since >= self._give_up_seconds
 
-    def _when_full(self, full: StorageFull) -> None:
-        self._note(f"{full}: nothing is handed out or acknowledged until there is room", "error")
+    def _when_full(self, full: StorageFull) -> bool:
+        """Whether to wait for room: what is to be recorded is kept meanwhile. Not when the user wants it to end."""
+        if not self._full:
+            self._full = True
+            self._note(f"{full.message}: nothing is handed out or acknowledged until there is room", "error")
+        return not self._stop_asked()
 
     def _note_room(self, writable: bool, needed: int) -> None:
         if writable:

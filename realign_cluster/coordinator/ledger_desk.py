@@ -59,14 +59,15 @@ class LedgerDesk:
 
         return await self.do(read)
 
-    async def record(self, entries: Sequence[Entry], when_full: Callable[[StorageFull], None]) -> None:
-        """Durable when it returns. A full disk delays it for as long as it is full."""
+    async def record(self, entries: Sequence[Entry], when_full: Callable[[StorageFull], bool]) -> None:
+        """Durable when it returns. A full disk delays it for as long as `when_full` says to wait, else it is raised."""
         while True:
             try:
                 await self.do(lambda: self.ledger.record(entries, time.time()))
                 return
             except StorageFull as full:
-                when_full(full)
+                if not when_full(full):
+                    raise
                 await asyncio.sleep(RETRY_SECONDS)
 
     def close(self) -> None:

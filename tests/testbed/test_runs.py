@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -52,6 +53,10 @@ class Running:
 
     def said(self) -> str:
         return self.errors.read_text(errors="replace") if self.errors.exists() else ""
+
+    def said_to_be_full(self) -> bool:
+        said = self.said()
+        return "nothing is handed out" in said or "no lease is given out" in said
 
     def wait_for(self, condition: Callable[[], Any], what: str) -> Any:
         """The condition's first true value. Fails at once when the run ends meanwhile."""
@@ -259,11 +264,20 @@ def test_a_nodes_disk_is_full(cluster: RunCluster) -> None:
 
 
 def test_the_coordinators_disk_is_full(cluster: RunCluster) -> None:
-    """No lease is given out, nobody is lost for it, and it goes on by itself once there is room."""
+    """No lease is given out, nobody is lost for it, and it goes on by itself once there is room, or ends when told."""
     run = cluster.curate("full")
     run.midway(2)
     cluster.fill(COORDINATOR)
-    run.wait_for(lambda: "no lease is given out until" in run.said(), "word that the disk is full")
+    run.wait_for(run.said_to_be_full, "word that the disk is full")
+    run.process.send_signal(signal.SIGINT)
+    assert run.process.wait(WAIT) in (1, 130), run.said()
+    before = committed_units(run.folder)
+    cluster.bed.unfill(COORDINATOR)
+
+    run = cluster.curate("full")
+    run.midway(before + 2)
+    cluster.fill(COORDINATOR)
+    run.wait_for(run.said_to_be_full, "word that the disk is full")
     full_at = time.time()
     time.sleep(LEASE_SECONDS + 1.0)  # longer than any node may be silent: a coordinator that hangs would lose them
     assert run.process.poll() is None, run.said()
