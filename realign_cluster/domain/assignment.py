@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from realign_cluster.domain.events import Grant
+from realign_cluster.domain.events import Grant, UnitRef
 from realign_cluster.domain.fleet import Node, usable_besides
 from realign_cluster.domain.flight import Flight
 from realign_cluster.domain.ids import NodeName
@@ -29,7 +29,8 @@ class Assigner:
     now: float
     exhausted: bool  # the ledger holds no further pending units
     remaining_cost: float  # in flight, waiting, and still in the ledger
-    planned_speed: float  # cost per second of all nodes in the plan
+    coming_speed: float  # cost per second of planned nodes that were not ready yet
+    someone_may_come: bool  # a planned or lost node is worth waiting for with what failed on all that are here
 
     def assign(self) -> list[Grant]:
         """Leases for the ready nodes that have room, the emptiest first."""
@@ -48,26 +49,39 @@ class Assigner:
         if backlog.suspects or backlog.blamed:
             patience = self.policy.restart_patience_seconds
             others = [other.name for other in usable_besides(node, self.nodes, self.now, patience)]
+
+        def may_take(ref: UnitRef) -> bool:
+            return may_try(ref, node.name, others, self.someone_may_come)
+
         # A node that has just failed first shows on an unsuspected unit that it works at all.
         if backlog.suspects and (node.proven or not backlog.fresh):
             if node.queue:
-                if any(may_try(ref, node.name, others) for ref in backlog.suspects):
+                if any(map(may_take, backlog.suspects)):
                     return None  # it takes one alone as soon as it is empty
             else:
-                suspect = backlog.take_suspect(lambda ref: may_try(ref, node.name, others))
+                suspect = backlog.take_suspect(may_take)
                 if suspect is not None:
                     node.alone = True
                     return self.flight.grant(node, (suspect,), "suspected, alone", self.now)
         if backlog.blamed:
-            blamed = backlog.take_blamed(lambda ref: may_try(ref, node.name, others))
+            blamed = backlog.take_blamed(may_take)
             if blamed is not None:
                 reason = f"failed on {', '.join(dict.fromkeys(blamed.failed_on))}"
                 return self.flight.grant(node, (blamed,), reason, self.now)
         if backlog.fresh:
+            if self._on_probation(node):
+                return None
             return self._fresh_lease(node)
         if self.exhausted and not backlog and not node.queue:
             return self._duplicate(node)
         return None
+
+    def _on_probation(self, node: Node) -> bool:
+        """It fails and fails: before it goes through the whole run, others have a look at what it failed on."""
+        if len(node.doubts) < self.policy.doubts_to_set_aside:
+            return False
+        patience = self.policy.restart_patience_seconds
+        return self.someone_may_come or bool(usable_besides(node, self.nodes, self.now, patience))
 
     def _fresh_lease(self, node: Node) -> Grant | None:
         backlog, policy = self.flight.backlog, self.policy
@@ -80,8 +94,7 @@ class Assigner:
             if others_seconds < own_seconds + unit_cost / speed:
                 return None  # the others are done with everything before this node would be with one unit
             most_cost = (others_seconds - own_seconds) * speed
-        coming_speed = max(0.0, self.planned_speed - sum(known.speed.claimed for known in self.nodes))
-        seconds = lease_seconds(node, self.ready, self.remaining_cost, unit_cost, coming_speed, policy)
+        seconds = lease_seconds(node, self.ready, self.remaining_cost, unit_cost, self.coming_speed, policy)
         target = seconds * speed + node.rounding
         units, cost = take_units(backlog.fresh, target, most_cost, 2 * policy.lease_max_units)
         backlog.took(units)

@@ -36,6 +36,7 @@ def _unpack_units(packed: Any) -> tuple[UnitRef, ...]:
 
 # (class, field) -> how it is written, how it is read. Every field that is not a plain JSON value must be here.
 _SPECIAL: dict[tuple[str, str], tuple[_Convert | None, _Convert]] = {
+    ("RunOpened", "planned_nodes"): (None, tuple),
     ("UnitsLoaded", "units"): (_pack_units, _unpack_units),
     ("Grant", "attempts"): (None, _pairs),
     ("RevokeAttempts", "attempts"): (None, tuple),

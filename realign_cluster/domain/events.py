@@ -36,6 +36,7 @@ class RunOpened:
     next_attempt: AttemptId
     next_lease: LeaseId
     planned_cost_per_second: float = 0.0  # of all nodes in the plan: some may be ready later than others
+    planned_nodes: tuple[NodeName, ...] = ()  # their names; empty: not known, nobody is waited for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

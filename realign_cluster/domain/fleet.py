@@ -46,6 +46,7 @@ class Node:
     """
 
     __slots__ = (
+        "absent_since",
         "alone",
         "cost_committed",
         "doubts",
@@ -54,11 +55,11 @@ class Node:
         "head_since",
         "last_failure",
         "leases",
+        "left",
         "name",
         "outstanding_cost",
         "proven",
         "queue",
-        "restarting_since",
         "rounding",
         "rows_committed",
         "speed",
@@ -79,7 +80,8 @@ class Node:
         self.alone = False  # holds a suspected unit: nothing else until it is back
         self.rounding = 0.0  # cost that earlier leases were short of (above 0) or over (below 0) their target
         self.stale: tuple[AttemptId, ...] = ()  # held when it was lost: revoked when it returns
-        self.restarting_since = 0.0
+        self.absent_since = 0.0  # when it was lost or its worker went; meaningless while ready
+        self.left = False  # it said goodbye: nobody waits for it
         # since its last commit
         self.strikes = 0  # failures that were the node's own
         self.doubts: dict[UnitId, None] = {}  # units that failed here and nowhere else, not yet computed elsewhere
@@ -135,11 +137,15 @@ def usable_besides(node: Node, nodes: Iterable[Node], now: float, patience_secon
         other
         for other in nodes
         if other is not node
-        and (
-            other.status == "ready"
-            or (other.status == "restarting" and now - other.restarting_since <= patience_seconds)
-        )
+        and (other.status == "ready" or (other.status == "restarting" and now - other.absent_since <= patience_seconds))
     ]
+
+
+def may_return(nodes: Iterable[Node], now: float, patience_seconds: float) -> bool:
+    """Whether a lost node is worth waiting for: it did not say goodbye, and not long ago it was there."""
+    return any(
+        node.status == "lost" and not node.left and now - node.absent_since <= patience_seconds for node in nodes
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

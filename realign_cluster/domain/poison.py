@@ -23,9 +23,10 @@ STALLED_CODE = "worker-stalled"
 STALLED_MESSAGE = "the worker made no progress while computing this row alone"
 
 
-def judge_unit(ref: UnitRef, usable: Set[NodeName], policy: Policy) -> Verdict:
-    """What becomes of a unit that has just failed (the failure is in `failed_on`). `usable`: nodes that could try
-    it.
+def judge_unit(ref: UnitRef, usable: Set[NodeName], someone_may_come: bool, policy: Policy) -> Verdict:
+    """What becomes of a unit that has just failed (the failure is in `failed_on`).
+
+    `usable`: nodes that could try it. While `someone_may_come` who could confirm it, one node alone convicts nothing.
     """
     if ref.suspected and ref.rows > 1:
         return "split"
@@ -34,7 +35,8 @@ def judge_unit(ref: UnitRef, usable: Set[NodeName], policy: Policy) -> Verdict:
     enough = len(nodes) >= policy.nodes_to_blame
     if not enough and failures >= policy.nodes_to_blame:
         # Nobody else is there to ask; or somebody is who never gets round to it: a unit may not fail for ever.
-        enough = not usable - nodes or failures >= 2 * policy.nodes_to_blame
+        nobody_else = not usable - nodes and not someone_may_come
+        enough = nobody_else or failures >= 2 * policy.nodes_to_blame
     if not enough:
         return "retry"
     return "quarantine" if ref.suspected else "split"
@@ -59,9 +61,14 @@ def halves(ref: UnitRef, next_unit: UnitId) -> tuple[UnitRef, ...]:
     )
 
 
-def may_try(ref: UnitRef, node: NodeName, others: Iterable[NodeName]) -> bool:
-    """Whether `node` should take a unit that failed before: not if one of `others` has not tried it yet and could."""
-    return node not in ref.failed_on or all(other in ref.failed_on for other in others)
+def may_try(ref: UnitRef, node: NodeName, others: Iterable[NodeName], someone_may_come: bool) -> bool:
+    """Whether `node` should take a unit that failed before: not if one of `others` has not tried it yet and could.
+
+    Nor if it failed here and somebody else may come to try it.
+    """
+    if node not in ref.failed_on:
+        return True
+    return not someone_may_come and all(other in ref.failed_on for other in others)
 
 
 def is_bad(node: Node, others: Sequence[Node], policy: Policy) -> bool:

@@ -33,9 +33,11 @@ class Policy:
     # poison
     nodes_to_blame: int = 2
     restart_patience_seconds: float = 120.0  # how long a failed unit waits for another node whose worker is restarting
+    arrival_patience_seconds: float = 120.0  # the same for planned nodes that are not ready yet, since the first was
+    return_patience_seconds: float = 30.0  # the same for lost nodes
 
     # bad nodes
     failures_to_set_aside: int = 3  # in a row, each of them the node's and not the unit's
     failures_to_set_aside_last: int = 10  # the same for the only usable node
-    doubts_to_set_aside: int = 10  # in a row, unit or node not known yet, while other nodes are usable
+    doubts_to_set_aside: int = 10  # in a row, unit or node not known yet, while others are usable or to be waited for
     failures_to_give_up: int = 100  # in a row over all nodes without one result

@@ -15,7 +15,7 @@ from typing import assert_never
 
 from realign_cluster.domain import events as e
 from realign_cluster.domain.assignment import Assigner
-from realign_cluster.domain.fleet import Attempt, Node, NodeView, usable_besides, view_of
+from realign_cluster.domain.fleet import Attempt, Node, NodeView, may_return, usable_besides, view_of
 from realign_cluster.domain.flight import Flight
 from realign_cluster.domain.ids import Epoch, NodeName, UnitId
 from realign_cluster.domain.poison import (
@@ -56,6 +56,7 @@ class Scheduler:
         self._first_child = 0  # unit ids from here on are children made in this sitting, or will be
         self._remaining_cost = 0.0
         self._planned_speed = 0.0
+        self._planned_nodes: tuple[NodeName, ...] = ()
         self._cost_committed = 0.0
         self._exhausted = False
         self._loading = False
@@ -127,6 +128,7 @@ class Scheduler:
         self._flight.next_lease = event.next_lease
         self._remaining_cost = event.cost
         self._planned_speed = event.planned_cost_per_second
+        self._planned_nodes = event.planned_nodes
         self._exhausted = event.units == 0
 
     def _on_units_loaded(self, event: e.UnitsLoaded) -> None:
@@ -156,7 +158,7 @@ class Scheduler:
         elif self._nodes and all(node.status == "set aside" for node in self._nodes.values()):
             reasons = "; ".join(f"{node.name}: {node.last_failure}" for node in self._nodes.values())
             self._finish(out, complete=False, reason=f"no usable node is left ({reasons})")
-        elif self._failures_in_a_row >= self.policy.failures_to_give_up:
+        elif self._failures_in_a_row >= self.policy.failures_to_give_up and not self._someone_may_come():
             last = max(self._nodes.values(), key=lambda node: node.failures).last_failure
             reason = f"{self._failures_in_a_row} failures in a row without one result, the last: {last}"
             self._finish(out, complete=False, reason=reason)
@@ -208,6 +210,8 @@ class Scheduler:
         if node is None or node.status in ("lost", "set aside"):
             return
         node.status = "lost"
+        node.absent_since = self._now
+        node.left = event.clean
         node.stale = () if event.clean else tuple(node.queue)
         self._flight.give_back_all(node, self._now)
 
@@ -217,7 +221,7 @@ class Scheduler:
             return
         if node.status == "ready":
             node.status = "restarting"
-            node.restarting_since = self._now
+            node.absent_since = self._now
         attempt = node.queue.get(event.computing) if event.computing is not None else None
         others = tuple(held for held in node.queue if held != event.computing)
         if event.asked:
@@ -242,7 +246,7 @@ class Scheduler:
         held = tuple(node.queue)
         restarted_already = node.status == "restarting"
         node.status = "restarting"
-        node.restarting_since = self._now
+        node.absent_since = self._now
         if attempt is not None:
             self._blame(attempt, reason, STALLED_CODE, STALLED_MESSAGE, out)
         elif event.attempt is None or restarted_already:
@@ -254,6 +258,26 @@ class Scheduler:
 
     def _others_usable(self, node: Node) -> list[Node]:
         return usable_besides(node, self._nodes.values(), self._now, self.policy.restart_patience_seconds)
+
+    def _coming_speed(self) -> float:
+        """Cost per second of planned nodes that were not ready yet."""
+        if self._planned_nodes and not self._planned_to_come():
+            return 0.0
+        return max(0.0, self._planned_speed - sum(node.speed.claimed for node in self._nodes.values()))
+
+    def _someone_may_come(self) -> bool:
+        """Whether a planned or a lost node is worth waiting for, before the only one that is there has the last
+        word.
+        """
+        policy = self.policy
+        if may_return(self._nodes.values(), self._now, policy.return_patience_seconds):
+            return True
+        if self._first_ready_at is None or self._now - self._first_ready_at > policy.arrival_patience_seconds:
+            return False
+        return self._planned_to_come()
+
+    def _planned_to_come(self) -> bool:
+        return any(name not in self._nodes for name in self._planned_nodes)
 
     def _strike(self, node: Node, reason: str, out: _Out) -> None:
         """A failure that is the node's own."""
@@ -360,7 +384,7 @@ class Scheduler:
         elif not ref.suspected:
             node.doubts[ref.unit] = None
         usable = {node.name, *(other.name for other in self._others_usable(node))}
-        match judge_unit(work.ref, usable, self.policy):
+        match judge_unit(work.ref, usable, self._someone_may_come(), self.policy):
             case "retry":
                 self._flight.give_back(work)
             case "split":
@@ -411,7 +435,8 @@ class Scheduler:
             now=self._now,
             exhausted=self._exhausted,
             remaining_cost=self._remaining_cost,
-            planned_speed=self._planned_speed,
+            coming_speed=self._coming_speed(),
+            someone_may_come=self._someone_may_come(),
         ).assign()
         if grants:
             self._granted_any = True

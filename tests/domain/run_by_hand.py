@@ -22,6 +22,7 @@ class Run:
         policy: Policy | None = None,
         epoch: int = 1,
         planned_cost_per_second: float = 0.0,
+        planned: Sequence[str] = (),
     ) -> None:
         self.scheduler = Scheduler(policy)
         self.now = 0.0
@@ -42,6 +43,7 @@ class Run:
                 next_attempt=AttemptId(1),
                 next_lease=LeaseId(1),
                 planned_cost_per_second=planned_cost_per_second,
+                planned_nodes=tuple(NodeName(name) for name in planned),
             )
         )
 

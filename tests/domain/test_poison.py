@@ -45,7 +45,7 @@ def ref(*failed_on: str, rows: int = 4, suspected: bool = False) -> e.UnitRef:
     ],
 )
 def test_verdicts(unit: e.UnitRef, usable: str, verdict: str) -> None:
-    assert judge_unit(unit, {NodeName(name) for name in usable}, POLICY) == verdict
+    assert judge_unit(unit, {NodeName(name) for name in usable}, False, POLICY) == verdict
 
 
 @given(rows=st.integers(1, 1000), next_unit=st.integers(1, 10**6))
@@ -60,9 +60,10 @@ def test_halves_cover_the_rows(rows: int, next_unit: int) -> None:
 
 def test_a_failed_unit_prefers_who_has_not_tried() -> None:
     unit = ref("a")
-    assert not may_try(unit, NodeName("a"), [NodeName("b")])
-    assert may_try(unit, NodeName("b"), [NodeName("a")])
-    assert may_try(unit, NodeName("a"), [])
+    assert not may_try(unit, NodeName("a"), [NodeName("b")], False)
+    assert may_try(unit, NodeName("b"), [NodeName("a")], True)
+    assert may_try(unit, NodeName("a"), [], False)
+    assert not may_try(unit, NodeName("a"), [], True)
 
 
 def poisoned(run: Run, bad_rows: set[int], rows_of: dict[int, range], limit: int = 2000) -> None:
@@ -190,6 +191,55 @@ def test_a_failed_unit_waits_a_while_for_a_node_whose_worker_restarts() -> None:
     for attempt in run.held_by("a"):
         run.result(attempt)
     assert 0 in run.units_of("a")
+
+
+@pytest.mark.parametrize(("wait", "convicted"), [(10.0, False), (200.0, True)])
+def test_one_node_alone_convicts_nothing_while_others_are_on_their_way(wait: float, convicted: bool) -> None:
+    """A broken node that is up first must not send innocent rows into quarantine before the others have loaded."""
+    suspect = e.UnitRef(unit=UnitId(0), cost=100.0, longest=1, rows=1, suspected=True)
+    run = Run([suspect], planned=("broken", "good"))
+    run.ready("broken")
+    run.worker_dies("broken", computing=run.held_by("broken")[0])
+    run.ready("broken")
+    run.tick(1.0)
+    assert not run.held_by("broken")
+    run.tick(wait)
+    assert bool(run.held_by("broken")) == convicted
+    if convicted:
+        run.worker_dies("broken", computing=run.held_by("broken")[0])
+        assert run.all(e.Quarantine)
+    else:
+        run.ready("good")
+        assert run.held_by("good")
+
+
+def test_a_failed_unit_waits_a_while_for_a_lost_node_and_not_for_one_that_left() -> None:
+    for clean in (False, True):
+        run = Run(units(1))
+        run.ready("a", "b")
+        attempt = next(iter(run.live))
+        node = run.live[attempt][0]
+        other = "b" if node == "a" else "a"
+        run.lose(other, clean=clean)
+        run.fails(attempt)
+        run.tick(1.0)
+        assert bool(run.held_by(node)) == clean
+        run.tick(40.0)
+        assert run.held_by(node)
+
+
+def test_a_node_alone_that_fails_and_fails_waits_for_others_to_have_a_look() -> None:
+    run = Run(units(3000), planned=("bad", "good"))
+    run.ready("bad")
+    for _ in range(200):
+        for attempt in run.held_by("bad")[:1]:
+            run.fails(attempt)
+    assert not run.all(e.Finish)
+    assert len(run.all(e.Blame)) < 60
+    run.ready("good")
+    run.compute_all()
+    assert run.all(e.Finish)[0].complete
+    assert not run.all(e.Quarantine)
 
 
 def test_losing_a_node_blames_nothing_however_often() -> None:

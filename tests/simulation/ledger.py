@@ -64,7 +64,7 @@ class Ledger:
         self.sidelined: set[str] = set()
         self.finished = None
 
-    def open(self, at: float) -> e.RunOpened:
+    def open(self, at: float, planned: dict[str, float] | None = None) -> e.RunOpened:
         self.epoch += 1
         self._begin_sitting()
         pending = [unit for unit in self.units.values() if unit.state == "pending"]
@@ -76,6 +76,8 @@ class Ledger:
             next_unit=self.next_unit,
             next_attempt=self.next_attempt,
             next_lease=self.next_lease,
+            planned_cost_per_second=sum((planned or {}).values()),
+            planned_nodes=tuple(planned or {}),
         )
 
     def load(self, count: int, at: float) -> e.UnitsLoaded:

@@ -35,7 +35,8 @@ class Coordinator:
         self.last_at = 0.0
 
     def begin(self) -> None:
-        self.handle(self.world.ledger.open(self.clock_now()))
+        planned = {node.name: node.script.claimed for node in self.world.nodes}
+        self.handle(self.world.ledger.open(self.clock_now(), planned))
         self.look()
 
     def clock_now(self) -> float:
