@@ -35,11 +35,10 @@ def test_any_schedule_accounts_for_every_row(shard: int) -> None:
         # A lease on its way while the worker died reached the next worker, which died of it while nobody was blamed,
         # with the next lease on its way, and so on for ever.
         pytest.param(1_052_217, id="a lease on its way outlives its worker"),
-        # The unit in hand hangs, and so many connections break that no stall ever lasts: a reconnect counted as
-        # progress.
         # A broken node, up before the others, was the only one there and sent innocent rows into quarantine.
         pytest.param(2_037_914, id="a broken node alone at first"),
-        # The unit in hand hangs, and so many connections break that no stall ever lasts: a reconnect counted as progress.
+        # The unit in hand hangs, and so many connections break that no stall ever lasts: a reconnect counted as
+        # progress.
         pytest.param(5_229, id="hanging behind broken connections"),
     ],
 )
