@@ -95,7 +95,8 @@ class ModelSession:
 def shape_for(job: ScoreJob, model: LoadedModel) -> Shape:
     """The device's default within what its memory takes, or the job's batch."""
     default = CPU_SHAPE if device.backend() == "cpu" else GPU_SHAPE
-    if default is CPU_SHAPE and not takes_attention_kernel(model.split.model):
+    has_kernel = model.dtype == "float32" and takes_attention_kernel(model.split.model)
+    if default is CPU_SHAPE and not has_kernel:
         default = replace(CPU_SHAPE, chunk=CPU_CHUNK_WITHOUT_KERNEL)
     return with_batch_tokens(default, job.batch_tokens or min(default.batch_tokens, max(model.fit.batch_tokens, 1)))
 

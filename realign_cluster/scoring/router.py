@@ -17,8 +17,8 @@ NAMES = ("gate", "router")
 
 
 class RouterMargin:
-    """`smallest` is the least difference, over tokens and layers, between the probabilities of the last expert chosen and
-    the first one left out; None while no router was seen.
+    """`smallest` is the least difference, over tokens and layers, between the probabilities of the last expert chosen
+    and the first one left out; None while no router was seen.
     """
 
     def __init__(self) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 from tests.fixtures.models import TINY_MODEL, make_model
@@ -23,14 +24,20 @@ def tiny_model() -> Path:
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`model_folder(name, bits=None)`: a random-weight model, made once a session."""
+    """`model_folder(name, bits=None)`: a random-weight model, made once a session; 16 bits are bfloat16, fewer
+    quantised.
+    """
     made: dict[tuple[str, int | None], Path] = {}
 
     def make(name: str, bits: int | None = None) -> Path:
         if name == "tiny":
             return TINY_MODEL
         if (name, bits) not in made:
-            made[name, bits] = make_model(tmp_path_factory.mktemp(f"{name}-{bits}") / name, name, bits=bits)
+            folder = tmp_path_factory.mktemp(f"{name}-{bits}") / name
+            if bits == 16:
+                made[name, bits] = make_model(folder, name, dtype=mx.bfloat16)
+            else:
+                made[name, bits] = make_model(folder, name, bits=bits)
         return made[name, bits]
 
     return make

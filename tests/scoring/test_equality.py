@@ -24,7 +24,7 @@ ROWS = [
     {"prompt": "List five nodes.", "response": "1. amber. 2. basalt. 3. cedar. 4. delta. 5. ember. " * 3},
 ]
 FLOAT32 = 1e-3  # nats per token, the contract's bounds
-QUANTISED = 0.02
+SIXTEEN_BIT_OR_FEWER = 0.02
 MODELS = ("tiny", "llama", "llama-tied", "qwen2", "qwen3", "mixtral", "qwen2_moe", "gemma2")
 
 MakeFolder = Callable[..., Path]
@@ -46,13 +46,13 @@ def test_log_likelihood(name: str, chat: str, model_folder: MakeFolder, referenc
         assert_close(scores["loglik"], right, FLOAT32 / 20)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "qwen2_moe"])
-def test_quantised(name: str, model_folder: MakeFolder, reference: MakeReference) -> None:
-    folder = model_folder(name, 4)
+@pytest.mark.parametrize(("name", "bits"), [("llama", 4), ("qwen3", 8), ("qwen2_moe", 4), ("llama", 16), ("qwen2", 16)])
+def test_quantised_and_half_precision(name: str, bits: int, model_folder: MakeFolder, reference: MakeReference) -> None:
+    folder = model_folder(name, bits)
     found, _ = score(make_scorer(folder, "loglik"), ROWS)
     for row, scores in zip(ROWS, found, strict=True):
-        right = reference(name, 4).completion(row["prompt"], row["response"], chat=True)
-        assert_close(scores["loglik"], right, QUANTISED)
+        right = reference(name, bits).completion(row["prompt"], row["response"], chat=True)
+        assert_close(scores["loglik"], right, SIXTEEN_BIT_OR_FEWER)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "mixtral"])
