@@ -36,7 +36,7 @@ def score_canaries(scorer: Scorer, rows: Sequence[bytes], *, mixture: bool) -> C
     tokens = []
     for row in rows:
         unit = scorer.prepare([row])
-        with watch_routers(scorer.forward.model) if mixture else nullcontext(RouterMargin()) as margin:
+        with watch_routers(scorer.forward.split.model) if mixture else nullcontext(RouterMargin()) as margin:
             scores: dict[str, Any] = orjson.loads(scorer.compute(unit)[0])
         if margin.smallest is not None:
             scores["router_margin"] = margin.smallest  # beside the kinds: see domain.canary

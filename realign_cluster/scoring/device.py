@@ -33,8 +33,7 @@ def backend() -> str:
 
 
 def device_name() -> str:
-    described = mx.device_info().get("device_name") if backend() != "cpu" else None
-    return str(described) if described else platform.processor() or platform.machine()
+    return str(mx.device_info().get("device_name") or platform.processor() or platform.machine())
 
 
 def find_blas() -> Blas:

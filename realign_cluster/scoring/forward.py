@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
@@ -58,14 +57,10 @@ class Forward:
 
     def __init__(self, split: SplitModel, shape: Shape, *, on_cpu: bool, one_by_one: bool) -> None:
         self.shape = shape
-        self._split = split
+        self.split = split
         self._on_cpu = on_cpu
         self._one_by_one = one_by_one
         self._pending: deque[tuple[Integers, mx.array, Floats]] = deque()
-
-    @property
-    def model(self) -> nn.Module:
-        return self._split.model
 
     def run(self, trees: Iterable[Segment], results: Floats, progress: Callable[[], None] | None = None) -> Work:
         """Fill `results` at every slot of `trees`. `progress` is called after each piece of work that the device
@@ -73,11 +68,12 @@ class Forward:
         """
         work, step = Work(), progress or _nothing
         single, branching = self._sort(join_trunks(trees))
+        self._pending.clear()  # of a run that failed
         with self._kernels():
             for batch in self._batches(single):
                 self._run_batch(batch, results, work, step)
             for tree in branching:
-                self._run_tree(tree, make_prompt_cache(self._split.model), results, work, step)
+                self._run_tree(tree, make_prompt_cache(self.split.model), results, work, step)
             while self._pending:
                 self._take_oldest()
         return work
@@ -90,14 +86,14 @@ class Forward:
                 self._take_oldest()
 
     def _kernels(self) -> AbstractContextManager[None]:
-        return cpu_kernels(self._split.model) if self._on_cpu else nullcontext()
+        return cpu_kernels(self.split.model) if self._on_cpu else nullcontext()
 
     def _sort(self, trees: Sequence[Segment]) -> tuple[list[Segment], list[Segment]]:
         single = [tree for tree in trees if not tree.children]
         branching = [tree for tree in trees if tree.children]
         if branching:
             longest = max(_depth(tree) for tree in branching)
-            if not _can_rewind(make_prompt_cache(self._split.model), longest):
+            if not _can_rewind(make_prompt_cache(self.split.model), longest):
                 single += [leaf for tree in branching for leaf in flatten(tree)]
                 branching = []
         single.sort(key=lambda tree: -len(tree.tokens))
@@ -125,10 +121,10 @@ class Forward:
         work.tokens += sum(len(tree.tokens) for tree in batch)
         work.padded += tokens.size
         if length <= self.shape.chunk:
-            self._collect(self._split.hidden(mx.array(tokens)), wanted, 0, results, ())
+            self._collect(self.split.hidden(mx.array(tokens)), wanted, 0, results, ())
             progress()
             return
-        cache = make_prompt_cache(self._split.model)
+        cache = make_prompt_cache(self.split.model)
         self._run_chunks(tokens, cache, wanted, results, progress)
 
     def _run_tree(
@@ -150,7 +146,7 @@ class Forward:
     ) -> None:
         for start in range(0, tokens.shape[1], self.shape.chunk):
             end = min(start + self.shape.chunk, tokens.shape[1])
-            hidden = self._split.hidden(mx.array(tokens[:, start:end]), cache)
+            hidden = self.split.hidden(mx.array(tokens[:, start:end]), cache)
             self._collect(hidden, wanted.between(start, end), start, results, [layer.state for layer in cache])
             progress()
 
@@ -159,14 +155,14 @@ class Forward:
         `state`.
         """
         if not len(wanted.slots):
-            mx.eval(state if state else hidden)
+            self._evaluate(state or hidden)
             return
         flat = wanted.rows * hidden.shape[1] + (wanted.positions - start)
         places, place_of = np.unique(flat, return_inverse=True)
         chosen = hidden.reshape(-1, hidden.shape[-1])[mx.array(places.astype(np.int32))]
         step = self.shape.logit_rows
         for first in range(0, len(places), step):
-            logits = self._split.logits(chosen[first : first + step])
+            logits = self.split.logits(chosen[first : first + step])
             inside = np.flatnonzero((place_of >= first) & (place_of < first + step))
             rows = (place_of[inside] - first).astype(np.int32)
             slots, targets = wanted.slots[inside], wanted.targets[inside]
@@ -178,7 +174,14 @@ class Forward:
                 if len(self._pending) > 1:
                     self._take_oldest()
         if state:
-            mx.eval(state)
+            self._evaluate(state)
+
+    def _evaluate(self, arrays: Any) -> None:
+        """On a GPU only begin: the next piece is put together meanwhile, and MLX itself bounds what is in flight."""
+        if self._on_cpu:
+            mx.eval(arrays)
+        else:
+            mx.async_eval(arrays)  # type: ignore[no-untyped-call]
 
     def _take_oldest(self) -> None:
         slots, values, results = self._pending.popleft()

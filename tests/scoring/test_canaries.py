@@ -54,8 +54,8 @@ def test_canaries_are_trusted(name: str, model_folder: Callable[..., Path]) -> N
 def test_a_wrong_build_is_noticed(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = make_scorer(tiny_model, "loglik")
     right = score_canaries(scorer, ROWS, mixture=False)
-    original = scorer.forward._split.logits
-    monkeypatch.setattr(scorer.forward._split, "logits", lambda hidden: original(hidden) * 1.01)
+    original = scorer.forward.split.logits
+    monkeypatch.setattr(scorer.forward.split, "logits", lambda hidden: original(hidden) * 1.01)
     wrong = score_canaries(scorer, ROWS, mixture=False)
     verdict = check_canaries(
         report_of(wrong, mixture=False),
@@ -69,7 +69,7 @@ def test_a_wrong_build_is_noticed(tiny_model: Path, monkeypatch: pytest.MonkeyPa
 
 def test_watching_changes_nothing(model_folder: Callable[..., Path]) -> None:
     scorer = make_scorer(model_folder("mixtral"), "loglik")
-    model, tokens = scorer.forward.model, mx.array([[1, 2, 3, 4, 5]])
+    model, tokens = scorer.forward.split.model, mx.array([[1, 2, 3, 4, 5]])
     before = model(tokens)
     with watch_routers(model) as margin:
         during = model(tokens)

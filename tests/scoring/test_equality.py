@@ -130,6 +130,24 @@ def test_judge(chat: str, labels: tuple[str, ...], model_folder: MakeFolder, ref
         assert scores["judge"]["label"] == max(right, key=right.__getitem__)
 
 
+def test_a_model_that_cannot_be_split(model_folder: MakeFolder, reference: MakeReference) -> None:
+    """Full logits at every position, from the model as it is."""
+    scorer = make_scorer(model_folder("qwen3"), "loglik", "preference")
+    assert scorer.forward.split.selective
+    scorer.forward.split.selective = False
+    rows = [row | {"chosen": row["response"], "rejected": "No idea."} for row in ROWS]
+    found, _ = score(scorer, rows)
+    for row, scores in zip(ROWS, found, strict=True):
+        right = reference("qwen3").completion(row["prompt"], row["response"], chat=True)
+        assert_close(scores["loglik"], right, FLOAT32 / 20)
+        assert_close(scores["preference"]["chosen"], right, FLOAT32 / 20)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_computed_where_they_are_scored(name: str, model_folder: MakeFolder) -> None:
+    assert make_scorer(model_folder(name), "loglik").forward.split.selective
+
+
 def test_the_device_path_agrees_with_the_cpu_path(model_folder: MakeFolder) -> None:
     """Log-sum-exp by MLX, as on a GPU, against NumPy's; several pieces in flight."""
     rows = ROWS * 3
