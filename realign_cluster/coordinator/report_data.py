@@ -101,7 +101,7 @@ def report_data(run_folder: Path) -> ReportData:
             dropped_by_reason=summary.get("dropped_by_reason") or {},
             failed_by_code=summary.get("failed_by_code") or failed_by_code,
             failed_rows=failed_rows,
-            scores=summary.get("scores") or _scores(ledger),
+            scores=summary.get("scores", {}) if summary.get("state") == "complete" else _scores(ledger),
             nodes=_nodes(ledger, history, plan),
             history=history,
             plan=plan,

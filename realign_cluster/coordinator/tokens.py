@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from tokenizers import Tokenizer
 
 from realign_cluster.coordinator.samples import text_bytes
+from realign_cluster.domain.batching import NOOP_TOKENS_PER_BYTE
 from realign_cluster.domain.job import Fields, roles_needed
 from realign_cluster.domain.rows import MISSING, lookup
 
@@ -25,10 +25,12 @@ def tokens_per_byte(folder: Path | None, rows: Sequence[bytes], kinds: Sequence[
     texts = [text for raw in rows for text in _texts(raw, kinds, fields)]
     size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
     if folder is None:
-        return 1.0  # no tokenizer, no tokens: the cost of a row is its bytes
+        return NOOP_TOKENS_PER_BYTE
     path = folder / "tokenizer.json"
     if not path.is_file() or not size:
         return ENGLISH_TOKENS_PER_BYTE
+    from tokenizers import Tokenizer  # a native library that nothing else of the coordinator needs
+
     tokenizer = Tokenizer.from_file(str(path))
     tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False))
     return tokens / size if tokens else ENGLISH_TOKENS_PER_BYTE

@@ -16,6 +16,7 @@ WINDOW_ROWS = 4096  # rows that are sorted by length together; also what the coo
 UNIT_COST = 2048.0  # token equivalents (row_cost) a unit aims at
 UNIT_ROWS = 256
 UNIT_BYTES = 4 * 1024 * 1024  # raw row bytes; a unit travels in one message
+NOOP_TOKENS_PER_BYTE = 1 / 32  # what a score without a model does to a byte, in a model's tokens: it parses it
 ATTENTION_TOKENS = 16384.0  # length at which attention costs as much as the rest of a forward pass
 
 Positions = npt.NDArray[np.int64]

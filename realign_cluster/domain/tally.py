@@ -162,7 +162,7 @@ def _collect(rows: Sequence[Mapping[str, Any]], prefix: str, columns: dict[str, 
     if not rows:
         return
     keys = rows[0].keys()
-    if any(row.keys() != keys for row in rows):
+    if len(set(map(tuple, rows))) > 1 and any(row.keys() != keys for row in rows):
         alike: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
         for row in rows:
             alike.setdefault(tuple(sorted(row)), []).append(row)

@@ -255,11 +255,14 @@ class _Writer:
         """The scores of all rows, or None unless every one has some and no error."""
         if None in window.results:
             return None
+        joined = b",".join(window.results)  # type: ignore[arg-type]
         try:
-            parsed: list[dict[str, Any]] = orjson.loads(b"[%b]" % b",".join(window.results))  # type: ignore[arg-type]
+            parsed: list[dict[str, Any]] = orjson.loads(b"[%b]" % joined)
         except orjson.JSONDecodeError:
             return None
-        if len(parsed) != len(window.results) or any("error" in score for score in parsed):
+        if len(parsed) != len(window.results):
+            return None
+        if b'"error"' in joined and any("error" in score for score in parsed):
             return None
         return parsed
 

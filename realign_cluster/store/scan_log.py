@@ -17,7 +17,8 @@ from realign_cluster.store.positions import MAX_LENGTH, Positions, pack
 from realign_cluster.store.row_problem import RowProblem
 
 _KEPT_PREFIX: Final = 64
-WINDOW_WRITE_BYTES: Final = 4 * 1024 * 1024
+WINDOWS_PER_WRITE: Final = 8  # in one transaction: a scan that is cut off reads so many again
+WRITE_BYTES: Final = 8 * 1024 * 1024
 
 
 class Cursor(NamedTuple):
@@ -116,6 +117,14 @@ class ScanLog:
         self.ledger = ledger
         self._next_window = 0
         self._next_unit = 1
+        self._begin_write()
+
+    def _begin_write(self) -> None:
+        """Empties what waits to be written, by table."""
+        self._windows: list[tuple[Any, ...]] = []
+        self._units: list[tuple[Any, ...]] = []
+        self._unit_rows: list[tuple[Any, ...]] = []
+        self._bad_rows: list[tuple[Any, ...]] = []
 
     @property
     def registered(self) -> bool:
@@ -151,29 +160,37 @@ class ScanLog:
         return Cursor(*last[1:]), rows, bad
 
     def append(self, window: Window, units: Sequence[CutUnit], next_row: Cursor) -> None:
-        """Records one window durably: after it a scan resumes at `next_row`."""
+        """Adds one window, after which a scan resumes at `next_row`. Durable with the next WINDOWS_PER_WRITE of them,
+        or at the end.
+        """
         first = self._next_unit
         number = self._next_window
-        with self.ledger.writing(WINDOW_WRITE_BYTES) as connection:
-            connection.execute(
-                "INSERT INTO scan_window (window, next_file, next_row, next_offset, rows, text_bytes, row_hashes)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (number, *next_row, window.rows, window.text_bytes, b"".join(window.hashes)),
-            )
-            connection.executemany(
-                "INSERT INTO unit (unit_id, window, row_count, cost, longest) VALUES (?, ?, ?, ?, ?)",
-                [(first + at, number, len(unit.positions), unit.cost, unit.longest) for at, unit in enumerate(units)],
-            )
-            connection.executemany(
-                "INSERT INTO unit_rows (unit_id, rows) VALUES (?, ?)",
-                [(first + at, unit.positions.tobytes()) for at, unit in enumerate(units)],
-            )
-            connection.executemany(
-                "INSERT INTO bad_row (window, position, code, message) VALUES (?, ?, ?, ?)",
-                [(number, position.tobytes(), problem.code, problem.text) for position, problem in window.bad],
-            )
+        self._windows.append((number, *next_row, window.rows, window.text_bytes, b"".join(window.hashes)))
+        self._units += [
+            (first + at, number, len(unit.positions), unit.cost, unit.longest) for at, unit in enumerate(units)
+        ]
+        self._unit_rows += [(first + at, unit.positions.tobytes()) for at, unit in enumerate(units)]
+        self._bad_rows += [(number, position.tobytes(), problem.code, problem.text) for position, problem in window.bad]
         self._next_unit += len(units)
         self._next_window += 1
+        if len(self._windows) >= WINDOWS_PER_WRITE:
+            self._write()
+
+    def _write(self) -> None:
+        with self.ledger.writing(WRITE_BYTES) as connection:
+            connection.executemany(
+                "INSERT INTO scan_window (window, next_file, next_row, next_offset, rows, text_bytes, row_hashes)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                self._windows,
+            )
+            connection.executemany(
+                "INSERT INTO unit (unit_id, window, row_count, cost, longest) VALUES (?, ?, ?, ?, ?)", self._units
+            )
+            connection.executemany("INSERT INTO unit_rows (unit_id, rows) VALUES (?, ?)", self._unit_rows)
+            connection.executemany(
+                "INSERT INTO bad_row (window, position, code, message) VALUES (?, ?, ?, ?)", self._bad_rows
+            )
+        self._begin_write()
 
     def set_content_hash(self, file: int, digest: str) -> None:
         with self.ledger.writing() as connection:
@@ -181,10 +198,12 @@ class ScanLog:
 
     def finish(self) -> None:
         """Counts what was cut and equal rows, makes the indexes, and marks the scan complete."""
-        with self.ledger.writing(WINDOW_WRITE_BYTES) as connection:
+        self._write()
+        with self.ledger.writing(WRITE_BYTES) as connection:
             hashes = [blob for (blob,) in connection.execute("SELECT row_hashes FROM scan_window ORDER BY window")]
-            every = np.frombuffer(b"".join(hashes), dtype=np.uint64)
+            every = np.frombuffer(bytearray().join(hashes), dtype=np.uint64)
             del hashes
+            every.sort()
             rows, text_bytes = connection.execute(
                 "SELECT coalesce(sum(rows), 0), coalesce(sum(text_bytes), 0) FROM scan_window"
             ).fetchone()
@@ -195,7 +214,7 @@ class ScanLog:
                 "bad_rows": bad,
                 "units": units,
                 "cost": cost,
-                "duplicates": len(every) - len(np.unique(every)),
+                "duplicates": int(np.count_nonzero(every[1:] == every[:-1])),
                 "text_bytes": text_bytes,
             }
             for statement in filter(str.strip, INDEXES.split(";")):

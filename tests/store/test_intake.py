@@ -52,6 +52,7 @@ def test_the_cut_does_not_depend_on_where_a_scan_was_interrupted(tmp_path, monke
         whole = units_of(run.ledger)
 
     monkeypatch.setattr("realign_cluster.store.jsonl.BLOCK_BYTES", 50_000)
+    monkeypatch.setattr("realign_cluster.store.scan_log.WINDOWS_PER_WRITE", 1)
     append, written = intake.ScanLog.append, []
 
     def interrupted(self, window, units, next_row):
