@@ -24,7 +24,8 @@ from mlx_lm.models import llama
 from project_text import Exchange, exchanges, handbook, judgements
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from realign_cluster.scoring.kinds.judge import DEFAULT_TEMPLATE, fill_template
+from realign_cluster.domain.job import JUDGE_TEMPLATE
+from realign_cluster.scoring.kinds.judge import fill_template
 
 SEED = 20
 SPECIAL = ("<|begin|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
@@ -73,7 +74,7 @@ def make_texts(rng: random.Random) -> list[str]:
         else:
             texts.append(f"<|begin|><|assistant|>\n{exchange.response}<|end|>\n")
     for judgement in judgements(seed=SEED, texts=250, claims_each=4):
-        question = fill_template(DEFAULT_TEMPLATE, claim=judgement.claim, evidence="\n".join(judgement.evidence))
+        question = fill_template(JUDGE_TEMPLATE, claim=judgement.claim, evidence="\n".join(judgement.evidence))
         texts.append(as_chat(question, judgement.label))
     texts += [f"<|begin|>{shuffled_words(rng, sources)}<|end|>\n" for _ in range(1200)]
     rng.shuffle(texts)

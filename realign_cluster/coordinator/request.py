@@ -17,6 +17,8 @@ from realign_cluster.domain.errors import UsageError
 from realign_cluster.domain.expression import KeepIf, compile_keep_if
 from realign_cluster.domain.job import (
     FIELDS_OF_KIND,
+    JUDGE_LABELS,
+    JUDGE_TEMPLATE,
     KIND_VERSION,
     NO_MODEL,
     Chat,
@@ -26,11 +28,6 @@ from realign_cluster.domain.job import (
     Truncate,
 )
 from realign_cluster.domain.suggest import did_you_mean
-
-DEFAULT_JUDGE_TEMPLATE = (
-    "Evidence:\n{evidence}\n\nClaim: {claim}\n\nIs the claim supported by the evidence? Answer with one word.\nAnswer:"
-)
-DEFAULT_JUDGE_LABELS = ("yes", "no")
 
 
 class CurateRequest(BaseModel):
@@ -90,7 +87,7 @@ class CurateRequest(BaseModel):
         if "judge" in self.kinds:
             if self.labels and len(set(self.labels)) < 2:
                 raise UsageError("--labels needs at least two different labels", "for example --labels yes,no")
-            template = self.template or DEFAULT_JUDGE_TEMPLATE
+            template = self.template or JUDGE_TEMPLATE
             for place in ("{claim}", "{evidence}"):
                 if template.count(place) != 1:
                     raise UsageError(
@@ -129,8 +126,8 @@ class CurateRequest(BaseModel):
             kind_versions={kind: KIND_VERSION[kind] for kind in self.kinds},
             model=model,
             fields=self.fields,
-            template=(self.template or DEFAULT_JUDGE_TEMPLATE) if judge else None,
-            labels=(self.labels or DEFAULT_JUDGE_LABELS) if judge else (),
+            template=(self.template or JUDGE_TEMPLATE) if judge else None,
+            labels=(self.labels or JUDGE_LABELS) if judge else (),
             chat=self.chat,
             max_tokens=self.max_tokens,
             truncate=self.truncate,

@@ -30,6 +30,8 @@ FIELDS_OF_KIND: dict[str, dict[str, str]] = {
 OPTIONAL_FIELDS: dict[str, frozenset[str]] = {"preference": frozenset({"prompt"})}
 KIND_VERSION: dict[str, int] = dict.fromkeys(FIELDS_OF_KIND, 1)
 NO_MODEL = "none"
+JUDGE_TEMPLATE = "{evidence}\n\nClaim: {claim}\n\nDoes the text above support the claim? Answer with one of: {labels}."
+JUDGE_LABELS = ("supported", "not_supported")
 
 
 class Strict(BaseModel):

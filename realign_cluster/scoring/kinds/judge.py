@@ -13,19 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from realign_cluster.domain.job import ScoreJob
+from realign_cluster.domain.job import JUDGE_LABELS, JUDGE_TEMPLATE, ScoreJob
 from realign_cluster.scoring.encode import Scored, TextEncoder, common_prefix
 from realign_cluster.scoring.errors import RowRefused
 from realign_cluster.scoring.kinds.base import NOT_FINITE, KindPlan, LogProbs, total
 
-DEFAULT_TEMPLATE = (
-    "{evidence}\n\nClaim: {claim}\n\nDoes the text above support the claim? Answer with one of: {labels}."
-)
-DEFAULT_LABELS = ("supported", "not_supported")
 _PLACE = re.compile(r"\{(claim|evidence|labels)\}")
 
 
-def fill_template(template: str, *, claim: str, evidence: str, labels: Sequence[str] = DEFAULT_LABELS) -> str:
+def fill_template(template: str, *, claim: str, evidence: str, labels: Sequence[str] = JUDGE_LABELS) -> str:
     """Puts the texts in their places, each once: braces within them stay as they are."""
     values = {"claim": claim, "evidence": evidence, "labels": ", ".join(labels)}
     return _PLACE.sub(lambda place: values[place.group(1)], template)
@@ -38,7 +34,7 @@ class Judge:
     def plan(self, fields: Mapping[str, Any], encoder: TextEncoder, job: ScoreJob) -> KindPlan:
         evidence, claim = fields["evidence"], fields["claim"]
         evidence = evidence if isinstance(evidence, str) else "\n".join(evidence)
-        template, labels = job.template or DEFAULT_TEMPLATE, job.labels or DEFAULT_LABELS
+        template, labels = job.template or JUDGE_TEMPLATE, job.labels or JUDGE_LABELS
         text = encoder.prompt_text(fill_template(template, claim=claim, evidence=evidence, labels=labels))
         ids = encoder.encode_prompt_text(text)
         answers = [encoder.encode_prompt_text(text + label) for label in labels]
