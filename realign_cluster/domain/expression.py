@@ -128,7 +128,9 @@ class _Compiler:
     def error(self, node: ast.AST, message: str, fix: str = "") -> UsageError:
         before = self.text.strip().encode()[: getattr(node, "col_offset", 0)]  # the parser counts bytes
         column = len(before.decode("utf-8", "replace")) + self._indent + 1
-        return UsageError(f"--keep-if, column {column}: {message}\n  {self.text}\n  {' ' * (column - 1)}^", fix or _ALLOWED)
+        return UsageError(
+            f"--keep-if, column {column}: {message}\n  {self.text}\n  {' ' * (column - 1)}^", fix or _ALLOWED
+        )
 
     def value(self, node: ast.expr, depth: int) -> Evaluate:
         """A closure for `node` that raises _Undefined instead of giving null."""
