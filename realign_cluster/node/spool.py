@@ -2,7 +2,7 @@
 
 The fast path (acknowledged within a second) never touches the disk. A file is checked when it is read: a torn or
 altered one is removed and its unit computed again elsewhere, so files are not synced. Bounded by a size and by the
-free disk.
+free disk; what finds no room there stays in memory, which is bounded too.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ log = structlog.get_logger()
 SPILL_AFTER_SECONDS = 1.0
 MAX_BYTES = 4 * 1024**3
 KEEP_FREE_BYTES = 64 * 1024**2
+MAX_MEMORY_BYTES = 256 * 1024**2
 FORGET_AFTER_SECONDS = 7 * 86_400.0
 _MAGIC = b"RLSP0001"
 _DIGEST_BYTES = 16
@@ -44,10 +45,19 @@ class _Entry:
 class Spool:
     """Not thread-safe: one event loop owns it. Times are the caller's monotonic seconds."""
 
-    def __init__(self, folder: Path, *, max_bytes: int = MAX_BYTES, keep_free_bytes: int = KEEP_FREE_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        max_bytes: int = MAX_BYTES,
+        keep_free_bytes: int = KEEP_FREE_BYTES,
+        max_memory_bytes: int = MAX_MEMORY_BYTES,
+    ) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
         self._keep_free_bytes = keep_free_bytes
+        self._max_memory_bytes = max_memory_bytes
+        self._no_room = False  # when it was tried last
         self._runs: dict[str, dict[int, _Entry]] = {}
         self._unspilled: dict[tuple[str, int], None] = {}  # oldest first
         self._disk_bytes = 0
@@ -93,13 +103,24 @@ class Spool:
             entry = self._runs[run_id][attempt]
             if not everything and now - entry.added_at < SPILL_AFTER_SECONDS:
                 return
-            del self._unspilled[(run_id, attempt)]
-            assert entry.result is not None
             if not self._write(run_id, entry):
-                log.error(
-                    "no room for a result: it will be computed again", run=run_id, attempt=attempt, bytes=entry.size
-                )
-                self._remove(run_id, attempt)
+                self._keep_in_memory()
+                return
+            del self._unspilled[(run_id, attempt)]
+            self._no_room = False
+
+    def _keep_in_memory(self) -> None:
+        """For want of room on the disk: as much as memory may hold, the youngest first, until they can be written."""
+        waiting = sum(self._runs[run_id][attempt].size for run_id, attempt in self._unspilled)
+        if not self._no_room:
+            self._no_room = True
+            log.error("no room on the disk: results are kept in memory", count=len(self._unspilled), bytes=waiting)
+        while waiting > self._max_memory_bytes:
+            run_id, attempt = next(iter(self._unspilled))
+            size = self._runs[run_id][attempt].size
+            log.error("no room for a result: it will be computed again", run=run_id, attempt=attempt, bytes=size)
+            self._remove(run_id, attempt)
+            waiting -= size
 
     def _write(self, run_id: str, entry: _Entry) -> bool:
         assert entry.result is not None

@@ -71,14 +71,24 @@ def test_half_written_files_are_removed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_spool_is_bounded(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, max_bytes=1000)
+def test_the_spool_is_bounded_on_disk_and_in_memory(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, max_bytes=1000, max_memory_bytes=700)
     for attempt in range(1, 10):
         spool.add("r", result(attempt, b"x" * 300), now=0.0)
     spool.spill(9.0)
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 1000
-    assert spool.attempts("r") == [1, 2]
-    full = Spool(tmp_path, keep_free_bytes=2**62)
-    full.add("r", result(50), now=0.0)
-    full.spill(9.0)
-    assert not full.holds("r", 50)
+    assert spool.attempts("r") == [1, 2, 8, 9]
+
+
+def test_what_finds_no_room_stays_in_memory_until_there_is(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, max_bytes=500)
+    spool.add("r", result(1, b"x" * 400), now=0.0)
+    spool.add("r", result(2, b"y" * 400), now=0.0)
+    spool.spill(9.0)
+    spool.spill(9.5, everything=True)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert spool.get("r", 2) == result(2, b"y" * 400)
+    spool.acknowledge("r", [1])
+    spool.spill(10.0)
+    assert [path.name.endswith("-2.result") for path in tmp_path.iterdir()] == [True]
+    assert Spool(tmp_path).get("r", 2) == result(2, b"y" * 400)
