@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import grpc.aio
 
 from realign_cluster.domain.errors import RealignError
 from realign_cluster.domain.job import ModelSpec
@@ -60,15 +63,24 @@ async def send_model(stub: pb_grpc.NodeStub, source: ModelSource) -> AsyncIterat
                 if first:
                     chunk.manifest.CopyFrom(manifest)
                     first = False
-                await call.write(chunk)
+                await _write(call, chunk)
                 offset += len(data)
                 sent += len(data)
                 yield sent, total
     if first:  # everything was there but not yet verified
-        await call.write(pb.ModelChunk(model_hash=source.spec.hash, manifest=manifest))
+        await _write(call, pb.ModelChunk(model_hash=source.spec.hash, manifest=manifest))
     await call.done_writing()
     done = await call
     if not done.complete:
         raise RealignError(
             "the model did not arrive whole", "run the command again: the transfer resumes where it stopped"
         )
+
+
+async def _write(call: grpc.aio.StreamUnaryCall, chunk: pb.ModelChunk) -> None:
+    """Raises AioRpcError, with what the node says, also where gRPC only says that the call is over."""
+    try:
+        await call.write(chunk)
+    except asyncio.InvalidStateError:
+        await call
+        raise

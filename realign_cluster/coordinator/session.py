@@ -34,6 +34,7 @@ log = structlog.get_logger()
 
 BEAT_SECONDS = 0.5
 LEASE_SECONDS = 3.0
+GREETING_SECONDS = 10.0
 RECONNECT_SECONDS = (0.1, 0.25, 0.5, 1.0)
 OUTBOX_LIMIT = 4096
 UPLOAD_RETRY_SECONDS = 1.0
@@ -107,8 +108,10 @@ class Session:
             return  # a reconnect starts from `_outstanding`; acks of an older stream mean nothing to the new one
         try:
             self._outbox.put_nowait(message)
-        except asyncio.QueueFull:  # the node has not read for thousands of messages: its lease runs out soon
+        except asyncio.QueueFull:  # the node has not read for thousands of messages: the next stream begins afresh
             log.warning("outbox full", node=self.name)
+            if self._call is not None:
+                self._call.cancel()
 
     # --- life ---
 
@@ -133,6 +136,15 @@ class Session:
                 reason = str(error)
             except grpc.aio.AioRpcError as error:
                 reason = f"{error.code().name.lower()}: {error.details() or 'no details'}"
+            except TimeoutError:
+                reason = f"{self.name} did not answer the greeting within {GREETING_SECONDS:g} s"
+            except asyncio.InvalidStateError:  # gRPC's word for a write to a stream that has just ended
+                reason = "the stream broke"
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                reason = f"{self.name} fell silent: greeting it again"  # `start_over` cut the stream
             if self._welcomed:
                 tries = 0
             self._welcomed = False
@@ -159,7 +171,7 @@ class Session:
             stub = pb_grpc.NodeStub(channel)  # type: ignore[no-untyped-call]
             call = self._call = stub.Session()
             await call.write(pb.CoordinatorMessage(hello=hello))
-            first = await asyncio.wait_for(call.read(), timeout=10.0)
+            first = await asyncio.wait_for(call.read(), timeout=GREETING_SECONDS)
             if first is grpc.aio.EOF:
                 raise RealignError(f"{self.name} closed the stream before it answered")
             if first.HasField("refusal"):
@@ -180,12 +192,7 @@ class Session:
                         await asyncio.wait({reading, writer}, return_when=asyncio.FIRST_COMPLETED)
                         if writer.done():
                             writer.result()  # raises what broke the stream; after a goodbye only reading is left
-                    try:
-                        message = await reading
-                    except asyncio.CancelledError:
-                        if not call.cancelled():
-                            raise
-                        raise RealignError(f"{self.name} fell silent: greeting it again") from None
+                    message = await reading
                     if message is grpc.aio.EOF:
                         self._welcomed = False
                         return None
@@ -234,7 +241,7 @@ class Session:
                 async for sent, total in send_model(pb_grpc.NodeStub(channel), self._model):  # type: ignore[no-untyped-call]
                     await self._tell(ModelProgress(sent=sent, total=total))
                 return
-            except RealignError as error:
+            except (RealignError, OSError) as error:  # OSError: the model's files cannot be read here
                 await self._tell(Barred(kind="model", message=f"{self.name}: {error}"))
                 return
             except grpc.aio.AioRpcError as error:
