@@ -43,6 +43,7 @@ class DaemonProcess:
         port: int = 0,
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        module: str = "realign_cluster.cli.realignd",
     ) -> None:
         self.folder = StateFolder.at(folder)
         self.name = name
@@ -50,7 +51,7 @@ class DaemonProcess:
         self.process: subprocess.Popen[bytes] | None = None
         self._port = port
         self._command = [
-            *(sys.executable, "-m", "realign_cluster.cli.realignd", "run", "--state", str(folder), "--name", name),
+            *(sys.executable, "-m", module, "run", "--state", str(folder), "--name", name),
             *("--host", "127.0.0.1", "--cores", str(cores), *arguments),
         ]
         if "--advertise" in self._command:

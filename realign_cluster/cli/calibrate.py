@@ -15,7 +15,6 @@ from rich.table import Table
 
 from realign_cluster.cli import task_options as options
 from realign_cluster.coordinator.cluster import Cluster, connect
-from realign_cluster.coordinator.estimate import estimate
 from realign_cluster.coordinator.model_transfer import ModelSource
 from realign_cluster.coordinator.planning import calibration_key, open_calibrations, open_model
 from realign_cluster.coordinator.request import CurateRequest
@@ -218,6 +217,8 @@ def judge_reports(
 def _samples(request: CurateRequest, source: ModelSource | None) -> list[bytes]:
     """Rows to measure on: as long as the input's, or of many lengths where there is none."""
     if request.inputs:
+        from realign_cluster.coordinator.estimate import estimate  # loads pyarrow
+
         found = estimate(request, source.folder if source is not None else None)
         lengths = role_lengths(found.first_rows, request.kinds, request.fields)
     else:

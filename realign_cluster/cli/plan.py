@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
@@ -13,7 +14,6 @@ from rich.table import Table
 
 from realign_cluster.cli import task_options as options
 from realign_cluster.coordinator.cluster import connect
-from realign_cluster.coordinator.estimate import Estimate, estimate
 from realign_cluster.coordinator.planning import (
     facts_of_model,
     known_speeds,
@@ -28,6 +28,9 @@ from realign_cluster.domain.plan import NodePlan, Plan
 from realign_cluster.domain.plan_reasons import duration
 from realign_cluster.domain.skew import parse_allowed
 from realign_cluster.store.calibrations import task_of
+
+if TYPE_CHECKING:
+    from realign_cluster.coordinator.estimate import Estimate
 
 EPILOG = """
 \b
@@ -104,6 +107,8 @@ def command(
 async def _plan(
     request: CurateRequest, hostfile: Path | None, *, discover: bool, min_nodes: int | None, allow_skew: frozenset[str]
 ) -> tuple[Plan, Estimate]:
+    from realign_cluster.coordinator.estimate import estimate  # loads pyarrow, which no other command needs
+
     spec, source = await asyncio.to_thread(open_model, request.model)
     folder = source.folder if source is not None else None
     found = await asyncio.to_thread(estimate, request, folder)

@@ -7,7 +7,7 @@ Knows the shapes in `domain.events` and nothing of files, databases or JSON libr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from operator import attrgetter
 from typing import Any, get_args
 
@@ -22,16 +22,25 @@ def _pairs(value: Any) -> tuple[tuple[Any, ...], ...]:
     return tuple(tuple(item) for item in value)
 
 
-def _pack_units(units: tuple[UnitRef, ...]) -> list[list[Any]]:
-    """Positional, since pages of thousands are stored: unit, cost, longest, rows, suspected, failed_on."""
-    return [[u.unit, u.cost, u.longest, u.rows, u.suspected, list(u.failed_on)] for u in units]
+def _pack_units(units: tuple[UnitRef, ...]) -> dict[str, list[Any]]:
+    """By column, since pages of thousands are stored; what hardly any unit has only for those that have it."""
+    return {
+        "unit": [ref.unit for ref in units],
+        "cost": [ref.cost for ref in units],
+        "longest": [ref.longest for ref in units],
+        "rows": [ref.rows for ref in units],
+        "troubled": [
+            [at, ref.suspected, list(ref.failed_on)] for at, ref in enumerate(units) if ref.suspected or ref.failed_on
+        ],
+    }
 
 
 def _unpack_units(packed: Any) -> tuple[UnitRef, ...]:
-    return tuple(
-        UnitRef(unit=unit, cost=cost, longest=longest, rows=rows, suspected=suspected, failed_on=tuple(failed_on))
-        for unit, cost, longest, rows, suspected, failed_on in packed
-    )
+    columns = zip(packed["unit"], packed["cost"], packed["longest"], packed["rows"], strict=True)
+    units = [UnitRef(unit=unit, cost=cost, longest=longest, rows=rows) for unit, cost, longest, rows in columns]
+    for at, suspected, failed_on in packed["troubled"]:
+        units[at] = replace(units[at], suspected=suspected, failed_on=tuple(failed_on))
+    return tuple(units)
 
 
 # (class, field) -> how it is written, how it is read. Every field that is not a plain JSON value must be here.

@@ -25,8 +25,7 @@ from realign_cluster.domain.tally import Tally
 from realign_cluster.store.durable import sync_descriptor, sync_folder
 from realign_cluster.store.input_check import verify_contents
 from realign_cluster.store.ledger_reader import LedgerReader, WindowOutcome
-from realign_cluster.store.parquet_output import PLACES_SUFFIX, convert_parts
-from realign_cluster.store.positions import Positions, row_ids
+from realign_cluster.store.positions import PLACES_SUFFIX, Positions, row_ids
 from realign_cluster.store.readers import Sources
 from realign_cluster.store.space import StorageFull, is_disk_full
 
@@ -82,6 +81,8 @@ def write_outputs(
             writer.close()
             verified.result()
         if options.format == "parquet":
+            from realign_cluster.store.parquet_output import convert_parts  # loads pyarrow
+
             for folder in FOLDERS:
                 convert_parts(aside / folder, sources)
         _put_in_place(aside, run)
@@ -202,10 +203,7 @@ class _Writer:
         ids = row_ids(window.positions, raws)
         scores = self._parse(window)
         if scores is not None and self._options.keep_if is None and not self._options.export_trl:
-            lines = [
-                _scored_line(raw, row_id, line or b"")
-                for raw, row_id, line in zip(raws, ids, window.results, strict=True)
-            ]
+            lines = list(map(_scored_line, raws, ids, window.results))  # type: ignore[arg-type]  # not one is None
             self._tally.kept += len(lines)
             self._tally.add_scores(scores)
             self._writers["output"].add(lines, window.positions)

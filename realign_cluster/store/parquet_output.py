@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from realign_cluster.store.durable import durable_file
+from realign_cluster.store.positions import PLACES_SUFFIX
 from realign_cluster.store.readers import Sources
 from realign_cluster.store.table_rows import TableCursor, common_schema
 
 BATCH_ROWS: Final = 4096
 COMPRESSION: Final = "zstd"
-PLACES_SUFFIX: Final = ".places"  # beside a JSONL part: (file, row) of each line, u64 little-endian
 OWN_COLUMNS: Final = ("row_id", "scores", "reason", "error")
 
 _JSON_TEXT: Final = pa.large_string()  # while types are collected: no common type, so JSON text

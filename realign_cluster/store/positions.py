@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 POSITION: Final = np.dtype([("file", "<u4"), ("row", "<u8"), ("offset", "<u8"), ("length", "<u4")])
 MAX_LENGTH: Final = 2**32 - 1
+PLACES_SUFFIX: Final = ".places"  # beside an output part: (file, row) of each line, u64 little-endian
 
 # what a row id hashes before the row's raw bytes: file index (u32) and row index (u64), little-endian
 _ID_HEADER: Final = np.dtype([("file", "<u4"), ("row", "<u8")])

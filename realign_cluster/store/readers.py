@@ -21,7 +21,6 @@ import numpy as np
 import orjson
 
 from realign_cluster.domain.errors import RunFailed, UsageError
-from realign_cluster.store.conversion import convert
 from realign_cluster.store.positions import Positions
 
 Format = Literal["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "huggingface"]
@@ -253,6 +252,8 @@ class Sources:
             key = blake2b(f"{mark.size} {mark.mtime_ns} {mark.head} {mark.tail}".encode(), digest_size=8).hexdigest()
             path = self._cache / f"{index:05d}-{key}.jsonl"
             if not path.is_file():
+                from realign_cluster.store.conversion import convert  # loads pyarrow, which JSONL has no need of
+
                 convert(
                     file.format,
                     file.parts,
