@@ -224,10 +224,9 @@ async def connect(
     if len(links) < max(1, needed):
         reasons = "\n".join(f"  {node.name}: {node.reason}".replace("\n", "\n    ") for node in missing)
         found = f"{len(links)} of {len(links) + len(missing)} nodes are there, {max(1, needed)} are needed"
-        raise NodesMissing(
-            f"{found}:\n{reasons}".rstrip(),
-            "start them: realign-launch --hostfile FILE up; or go on with fewer: --min-nodes N",
-        )
+        start = "realign-launch --hostfile FILE up" if parsed is not None else "realignd run on each"
+        fewer = "; or go on with fewer: --min-nodes N" if links else ""
+        raise NodesMissing(f"{found}:\n{reasons}" if missing else found, f"start them: {start}{fewer}")
     yield Cluster(nodes=tuple(links), missing=tuple(missing), home=home, hostfile=parsed)
 
 

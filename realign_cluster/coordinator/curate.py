@@ -86,7 +86,7 @@ async def curate(
         dashboard.start(f"curate {run.folder.path}")
         try:
             return await _Sitting(request, run, dashboard, stop, home or ClusterHome()).run()
-        except RealignError:
+        except (RealignError, OSError):
             if not run.started:
                 run.abandon()
             raise
@@ -324,8 +324,8 @@ class _Sitting:
         finally:
             with contextlib.suppress(StorageFull):  # it then reads like a sitting that was killed
                 await self._desk.do(lambda: self._run.ledger.close_epoch(time.time()))
-        for line in summary.notes:
-            self._dashboard.note(line, "warning" if summary.failed_rows else "info")
+        for line, level in summary.notes:
+            self._dashboard.note(line, level)
         code = 0 if summary.body["state"] == "complete" else FAILED
         if outcome.interrupted:
             self._dashboard.note("interrupted: run the same command again to go on", "warning")

@@ -5,13 +5,14 @@ A run is complete when rows in = kept + dropped + failed; anything else is said 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from realign_cluster.coordinator.engine import Outcome
 from realign_cluster.coordinator.events_file import write_events
 from realign_cluster.coordinator.history import History, read_history
+from realign_cluster.coordinator.progress import Level
 from realign_cluster.coordinator.report import write_report
 from realign_cluster.coordinator.run_record import Run
 from realign_cluster.domain.tally import Tally
@@ -23,8 +24,7 @@ from realign_cluster.store.output import write_outputs
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     body: Mapping[str, Any]  # summary.json
-    notes: tuple[str, ...]
-    failed_rows: int
+    notes: tuple[tuple[str, Level], ...]
 
 
 def finish_run(
@@ -46,7 +46,7 @@ def finish_run(
     if tally is not None and tally.accounted:
         run.ledger.set_meta("written", True)
         run.sources.discard_cache()
-    return Summary(body=body, notes=_notes(run, body), failed_rows=int(body["rows"]["failed"]))
+    return Summary(body=body, notes=tuple(_notes(run, body)))
 
 
 def summary_of(
@@ -112,21 +112,23 @@ def _versions(node_versions: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
     }
 
 
-def _notes(run: Run, body: Mapping[str, Any]) -> tuple[str, ...]:
+def _notes(run: Run, body: Mapping[str, Any]) -> Iterator[tuple[str, Level]]:
     rows = body["rows"]
     if body["state"] == "incomplete":
         scored, total = body["scored_rows"], rows["in"]
-        return (f"not complete ({body['reason']}): {scored:,} of {total:,} rows are scored and kept in the ledger",)
-    lines = [
+        why = f"not complete ({body['reason']})"
+        yield f"{why}: {scored:,} of {total:,} rows are scored and kept in the ledger", "warning"
+        return
+    yield (
         f"{rows['in']:,} rows in = {rows['kept']:,} kept + {rows['dropped']:,} dropped + {rows['failed']:,} failed"
-        f" in {body['wall_seconds']:.1f} s ({body['rows_per_second'] or 0:,.1f} rows/s)"
-    ]
+        f" in {body['wall_seconds']:.1f} s ({body['rows_per_second'] or 0:,.1f} rows/s)",
+        "info",
+    )
     if body["duplicate_rows"]:
-        lines.append(f"{body['duplicate_rows']:,} rows are equal to an earlier one; they are kept")
+        yield f"{body['duplicate_rows']:,} rows are equal to an earlier one; they are kept", "info"
     if body["state"] == "failed":
-        lines.append("the rows do not add up: this run cannot be trusted, start it again in a new folder")
+        yield "the rows do not add up: this run cannot be trusted, start it again in a new folder", "error"
     if rows["failed"]:
         codes = ", ".join(f"{count} {code}" for code, count in body["failed_by_code"].items())
-        lines.append(f"{rows['failed']:,} rows could not be scored ({codes}): see {run.folder.failed}")
-    lines.append(f"report: {run.folder.report}")
-    return tuple(lines)
+        yield f"{rows['failed']:,} rows could not be scored ({codes}): see {run.folder.failed}", "warning"
+    yield f"report: {run.folder.report}", "info"

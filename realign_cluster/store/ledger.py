@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import orjson
 
-from realign_cluster.domain.errors import UsageError
+from realign_cluster.domain.errors import RunFailed, UsageError
 from realign_cluster.domain.events import RunOpened, UnitRef
 from realign_cluster.domain.ids import AttemptId, Epoch, LeaseId, UnitId
 from realign_cluster.store.connection import open_writer, transaction
@@ -47,31 +47,34 @@ class Ledger(LedgerReader):
     def create(cls, path: Path, identity: Mapping[str, Any], *, max_pages: int | None = None) -> Ledger:
         """A new ledger at `path`, which must not exist. `identity`: what must be equal for the run to be resumed.
 
-        Appears whole or not at all. Raises FileExistsError if there is one.
+        Appears whole or not at all. Raises FileExistsError if there is one, RunFailed if it cannot be written.
         """
         if path.exists():
             raise FileExistsError(path)
         temporary = path.with_name(path.name + ".part")
         for leftover in (temporary, Path(f"{temporary}-wal"), Path(f"{temporary}-shm")):
             leftover.unlink(missing_ok=True)
-        connection = sqlite3.connect(temporary, isolation_level=None)
         try:
-            connection.execute("PRAGMA synchronous=FULL")
-            connection.execute("BEGIN")
-            for statement in SCHEMA.split(";"):
-                connection.execute(statement)
-            meta = {"schema_version": SCHEMA_VERSION, "identity": identity}
-            connection.executemany(
-                "INSERT INTO meta (key, value) VALUES (?, ?)",
-                [(key, encode_meta(value)) for key, value in meta.items()],
-            )
-            connection.execute("COMMIT")
-            connection.execute("PRAGMA journal_mode=WAL")
-        finally:
-            connection.close()
+            with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
+                connection.execute("PRAGMA synchronous=FULL")
+                connection.execute("BEGIN")
+                for statement in SCHEMA.split(";"):
+                    connection.execute(statement)
+                meta = {"schema_version": SCHEMA_VERSION, "identity": identity}
+                connection.executemany(
+                    "INSERT INTO meta (key, value) VALUES (?, ?)",
+                    [(key, encode_meta(value)) for key, value in meta.items()],
+                )
+                connection.execute("COMMIT")
+                connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.Error as error:
+            raise _cannot_be_made(path, error) from error
         temporary.rename(path)
         sync_folder(path.parent)
-        return cls(path, max_pages=max_pages)
+        try:
+            return cls(path, max_pages=max_pages)
+        except sqlite3.Error as error:
+            raise _cannot_be_made(path, error) from error
 
     @classmethod
     def open(cls, path: Path, identity: Mapping[str, Any] | None = None, *, max_pages: int | None = None) -> Ledger:
@@ -228,3 +231,9 @@ def _shown(value: Any) -> str:
         return "nothing"
     text = encode_meta(value)
     return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def _cannot_be_made(path: Path, error: sqlite3.Error) -> RunFailed:
+    return RunFailed(
+        f"the ledger {path} cannot be made: {error}", "see whether that disk is full, of bytes or of files"
+    )

@@ -18,7 +18,7 @@ from typing import Any, Final
 import orjson
 
 from realign_cluster.domain.errors import UsageError
-from realign_cluster.store.durable import sync_folder, write_durably
+from realign_cluster.store.durable import TEMPORARY_SUFFIX, sync_folder, write_durably
 
 LOCK_NAME: Final = ".lock"
 KNOWN: Final = frozenset(
@@ -65,8 +65,17 @@ class RunFolder:
         made_folder = not path.exists()
         if not made_folder:
             _refuse_strangers(path)
-        path.mkdir(parents=True, exist_ok=True)
-        lock = _take_lock(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = _take_lock(path)
+        except OSError as error:
+            if made_folder:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+            raise UsageError(
+                f"{path} cannot be made a run folder: {error.strerror or error}",
+                "choose another --out, or see whether that disk is full and whether you may write there",
+            ) from error
         return cls(path, fresh=not (path / "ledger.sqlite").exists(), lock=lock, made_folder=made_folder)
 
     @classmethod
@@ -95,7 +104,7 @@ class RunFolder:
             self.close()
             return
         for entry in self.path.iterdir():
-            if entry.name in KNOWN and entry.name != LOCK_NAME:
+            if entry.name.removesuffix(TEMPORARY_SUFFIX) in KNOWN and entry.name != LOCK_NAME:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         (self.path / LOCK_NAME).unlink(missing_ok=True)
         self.close()
