@@ -155,13 +155,16 @@ class Scheduler:
             self._finish(out, complete=False, reason="interrupted: nothing is in flight any more")
         elif self._drain_until is not None and self._now >= self._drain_until:
             self._finish(out, complete=False, reason=f"interrupted: gave up waiting for {in_flight} units in flight")
-        elif self._nodes and all(node.status == "set aside" for node in self._nodes.values()):
+        elif self._nobody_usable() and not self._someone_may_come():
             reasons = "; ".join(f"{node.name}: {node.last_failure}" for node in self._nodes.values())
             self._finish(out, complete=False, reason=f"no usable node is left ({reasons})")
         elif self._failures_in_a_row >= self.policy.failures_to_give_up and not self._someone_may_come():
             last = max(self._nodes.values(), key=lambda node: node.failures).last_failure
             reason = f"{self._failures_in_a_row} failures in a row without one result, the last: {last}"
             self._finish(out, complete=False, reason=reason)
+
+    def _nobody_usable(self) -> bool:
+        return bool(self._nodes) and all(node.status == "set aside" for node in self._nodes.values())
 
     def _finish(self, out: _Out, complete: bool, reason: str) -> None:
         self._finished = True

@@ -356,6 +356,18 @@ def test_the_only_node_gets_more_patience_and_then_the_run_ends() -> None:
     assert run.all(e.Finish)[0].reason.startswith("no usable node is left (a: ")
 
 
+def test_no_end_while_a_planned_node_may_come() -> None:
+    run = Run(units(300), planned=("bad", "good"))
+    run.ready("bad")
+    for _ in range(10):
+        run.result(run.held_by("bad")[0], valid=False)
+    assert [command.node for command in run.all(e.SetAside)] == ["bad"]
+    run.tick(60.0)
+    assert not run.all(e.Finish)
+    run.tick(61.0)
+    assert [finish.complete for finish in run.all(e.Finish)] == [False]
+
+
 def test_no_end_while_a_lost_node_may_return() -> None:
     run = Run(units(300))
     run.ready("good", "bad")

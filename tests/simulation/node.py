@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any
 
 from .script import NodeScript
@@ -41,6 +41,8 @@ class Node:
         self.link = 0  # generation of the connection; 0 is none
         self.links = 0
         self.clear_down = self.clear_up = 0.0  # a message may not overtake the one before
+        self.down: deque[tuple[float, int, tuple[Any, ...]]] = deque()  # on the way: when due, connection, message
+        self.up_way: deque[tuple[float, int, tuple[Any, ...]]] = deque()
         self.spool: OrderedDict[int, tuple[int, int, float]] = OrderedDict()  # attempt -> unit, epoch, seconds
         self.epoch = 0
         self.queue: OrderedDict[int, int] = OrderedDict()

@@ -116,6 +116,8 @@ class World:
         if node.link:
             self.say(f"connection to {node.name} is gone")
             node.link = 0
+            node.down.clear()
+            node.up_way.clear()
 
     def _delay(self) -> float:
         script = self.script
@@ -135,34 +137,45 @@ class World:
     def send_down(self, node: Node, message: tuple[Any, ...]) -> None:
         if self._sent(node):
             node.clear_down = max(node.clear_down, self.clock.now + self._delay())
-            self.clock.at(node.clear_down, self.deliver_down, node, node.link, message)
-            if self.script.repeats and self.rng.random() < self.script.repeats:
-                self.clock.at(node.clear_down, self.deliver_down, node, node.link, message)
+            for _ in range(1 + self._comes_again()):
+                node.down.append((node.clear_down, node.link, message))
+                self.clock.at(node.clear_down, self.deliver_down, node)
 
     def send_up(self, node: Node, message: tuple[Any, ...]) -> None:
         if self._sent(node):
             node.clear_up = max(node.clear_up, self.clock.now + self._delay())
-            self.clock.at(node.clear_up, self.deliver_up, node, node.link, message)
-            if self.script.repeats and message[0] == "result" and self.rng.random() < self.script.repeats:
-                self.clock.at(node.clear_up, self.deliver_up, node, node.link, message)
+            for _ in range(1 + (message[0] == "result" and self._comes_again())):
+                node.up_way.append((node.clear_up, node.link, message))
+                self.clock.at(node.clear_up, self.deliver_up, node)
 
-    def deliver_down(self, node: Node, link: int, message: tuple[Any, ...]) -> None:
-        if node.link != link or not node.up:
+    def _comes_again(self) -> bool:
+        return bool(self.script.repeats) and self.rng.random() < self.script.repeats
+
+    def deliver_down(self, node: Node) -> None:
+        """Whatever is due, in order. During a cut it is sent again until it comes through or the connection is given
+        up.
+        """
+        now = self.clock.now
+        if now < node.cut_until:
+            self.clock.at(node.cut_until, self.deliver_down, node)
             return
-        if self.clock.now < node.cut_until:  # sent again until it comes through, or the connection is given up
-            self.clock.at(node.cut_until, self.deliver_down, node, link, message)
-        else:
-            node.receive(message)
+        while node.down and node.down[0][0] <= now:
+            _, link, message = node.down.popleft()
+            if node.link == link and node.up:
+                node.receive(message)
 
-    def deliver_up(self, node: Node, link: int, message: tuple[Any, ...]) -> None:
+    def deliver_up(self, node: Node) -> None:
+        now = self.clock.now
         coordinator = self.coordinator
-        if node.link != link or coordinator is None or not coordinator.alive:
+        later = max(node.cut_until, coordinator.paused_until if coordinator is not None and coordinator.alive else 0.0)
+        if now < later:
+            self.clock.at(later, self.deliver_up, node)
             return
-        later = max(coordinator.paused_until, node.cut_until)
-        if self.clock.now < later:
-            self.clock.at(later, self.deliver_up, node, link, message)
-        else:
-            coordinator.receive(node, message)
+        while node.up_way and node.up_way[0][0] <= now:
+            _, link, message = node.up_way.popleft()
+            coordinator = self.coordinator
+            if node.link == link and coordinator is not None and coordinator.alive:
+                coordinator.receive(node, message)
 
     # --- faults
 
