@@ -76,9 +76,12 @@ class Supervisor:
     # --- what the run asks ------------------------------------------------------------------------------------------
 
     async def prepare(self, order: WorkOrder) -> None:
-        """Makes a worker for this order be there. A running one that fits is kept, and reported ready again at once."""
+        """Makes a worker for this order be there. A running one that fits is kept, and reported ready again at once.
+
+        One that refused the same job is started once more: whoever asks now has to be told, or it fits by now.
+        """
         current = self._order
-        alive = self._task is not None and not self._task.done()
+        alive = self._task is not None and not self._task.done() and self.state != WorkerState.WORKER_REFUSED
         if current is not None and alive and order.same_worker(current):
             if self._report is None:
                 return  # starting, or backing off: it will be reported when it is ready
@@ -234,6 +237,7 @@ class Supervisor:
                     self._ready(bytes(frame["report"]))
                 case "refused":
                     refused = True
+                    self.state = WorkerState.WORKER_REFUSED
                     self._listener.worker_refused(str(frame.get("code", "refused")), str(frame.get("message", "")))
                 case other:
                     raise FrameError(f"an unknown op {other!r}")

@@ -99,7 +99,9 @@ class Workplace:
     # --- what the coordinator says ----------------------------------------------------------------------------------
 
     async def obey(self, message: pb.CoordinatorMessage, tenant: Tenant) -> None:
-        """One message of the current stream, beats excepted."""
+        """One message of the current stream, beats excepted. What an older one still says comes too late."""
+        if tenant is not self._tenant:
+            return
         match message.WhichOneof("body"):
             case "assign":
                 self._assign(message.assign, tenant)

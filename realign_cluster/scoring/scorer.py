@@ -74,7 +74,7 @@ class Scorer:
                 unit.rows.append(self._prepare_row(raw, at, unit.asked_faults))
             except RowRefused as refusal:
                 unit.rows.append(PreparedRow(error={"code": refusal.code, "message": refusal.message}))
-            except Exception as error:  # noqa: BLE001  # a tokenizer's failure is reported with its row, on the main thread
+            except BaseException as error:  # noqa: BLE001  # reported with its row, on the main thread; a panic in Rust is no Exception
                 unit.fault = RowFault(at, error)
                 return unit
         return unit

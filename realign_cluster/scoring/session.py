@@ -6,6 +6,7 @@ or processes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 
 from realign_cluster.domain.job import ScoreJob
 from realign_cluster.domain.report import WorkerReport
-from realign_cluster.scoring.errors import JobRefused
+from realign_cluster.scoring.errors import JobRefused, RowRefused
 from realign_cluster.scoring.kinds import KINDS
 from realign_cluster.scoring.rows import RowFault, asked_fault, noop_payload, parse_row
 
@@ -100,8 +101,10 @@ class NoopSession:
     def prepare(self, rows: bytes, count: int) -> Prepared:
         asked: dict[int, str] = {}
         if self._faults_allowed and b"__realign_fault__" in rows:
-            found = {at: asked_fault(parse_row(row)) for at, row in enumerate(rows.split(b"\n"))}
-            asked = {at: fault for at, fault in found.items() if fault is not None}
+            for at, row in enumerate(rows.split(b"\n")):
+                with contextlib.suppress(RowRefused):  # it gets its error when it is computed
+                    if (fault := asked_fault(parse_row(row))) is not None:
+                        asked[at] = fault
         return Prepared(count=count, content=rows, asked_faults=asked)
 
     def compute(self, prepared: Prepared, progress: Progress) -> Result:

@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,17 @@ class Inbox:
 
 
 def read_frames(reader: FrameReader, inbox: Inbox, session: Future[Session]) -> None:
-    """Until the pipe closes, which ends the process. Before the session is open only an order to stop is expected."""
+    """Until the pipe closes, which ends the process; so does a failure here: nobody else would hear the daemon."""
+    try:
+        _read_frames(reader, inbox, session)
+    except BaseException:  # noqa: BLE001  # the border of the thread
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _read_frames(reader: FrameReader, inbox: Inbox, session: Future[Session]) -> None:
+    """Before the session is open only an order to stop is expected."""
     while True:
         try:
             frame = reader.read()
@@ -158,18 +169,12 @@ def obey(asked_faults: dict[int, str]) -> None:
                 time.sleep(3600)
 
 
-def first_frame(reader: FrameReader) -> dict[str, Any]:
-    frame = reader.read()
-    if frame is None:
-        raise SystemExit(0)
-    if frame.get("op") != "prepare":
-        raise FrameError(f"the first frame is {frame.get('op')!r}, not prepare")
-    return frame
-
-
 def run(read: BinaryIO, write: BinaryIO) -> int:
     reader, outbox, inbox = FrameReader(read), Outbox(write), Inbox()
-    frame = first_frame(reader)
+    if (frame := reader.read()) is None:
+        return 0
+    if frame.get("op") != "prepare":
+        raise FrameError(f"the first frame is {frame.get('op')!r}, not prepare")
     opened: Future[Session] = Future()
     threading.Thread(target=read_frames, args=(reader, inbox, opened), daemon=True, name="frames").start()
     try:
@@ -197,11 +202,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt at the terminal is the coordinator's to handle
     with open(options.read_fd, "rb") as read, open(options.write_fd, "wb") as write:  # noqa: PTH123  # descriptors
-        code = run(read, write)
+        try:
+            code = run(read, write)
+        except BaseException:  # noqa: BLE001  # the border of the process: a crash must end it, not wait for a thread
+            traceback.print_exc()
+            code = 1
         sys.stdout.flush()
         sys.stderr.flush()
-        write.flush()
-        os._exit(code)  # the reading thread may hold the pipe: no orderly end of the interpreter
+        os._exit(code)  # the reading thread holds the pipe: an orderly end of the interpreter would wait for it
 
 
 if __name__ == "__main__":

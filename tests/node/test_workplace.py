@@ -124,6 +124,38 @@ async def test_a_warm_worker_keeps_two_runs_apart(workplace: Workplace) -> None:
     assert second_outbox.empty
 
 
+async def test_a_job_that_was_refused_is_refused_again_to_the_next_sitting(workplace: Workplace) -> None:
+    """Whoever asks later is told too, and the worker has another look: what was missing may be there by now."""
+    job = NOOP.model_copy(update={"kind_versions": {"noop": 99}})
+    prepare = pb.CoordinatorMessage(prepare=pb.Prepare(job=job.model_dump_json().encode(), measure="none"))
+    for run in ("first", "second"):
+        outbox, tenant = arrive(workplace, run)
+        await workplace.obey(prepare, tenant)
+        refused = (await next_message(outbox)).worker_refused
+        assert "version 99" in refused.message
+        await workplace.obey(pb.CoordinatorMessage(release=pb.Release()), tenant)
+        workplace.detach(outbox)
+
+
+async def test_what_an_older_stream_still_says_is_not_obeyed(workplace: Workplace) -> None:
+    """Read late, the goodbye of a sitting that is over would take the next one's work away."""
+    old_outbox, old = arrive(workplace)
+    await workplace.obey(PREPARE, old)
+    await next_message(old_outbox)
+    granted = workplace.tenancy.claim(run_id="r", epoch=2, coordinator="c", lease_seconds=30, now=time.monotonic())
+    assert isinstance(granted, Granted)
+    outbox = Outbox()
+    workplace.attach(outbox, granted.tenant)
+    await workplace.obey(assignment(1), granted.tenant)
+    await workplace.obey(pb.CoordinatorMessage(release=pb.Release()), old)
+    await workplace.obey(assignment(2), old)
+    assert await outbox.wait(20)
+    assert outbox.next_result() == 1
+    assert workplace.tenancy.current(time.monotonic()) is not None
+    assert workplace.spool.attempts("r") == [1]
+    assert not workplace.supervisor.queue.busy
+
+
 async def test_a_node_without_disk_refuses_a_run(
     workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

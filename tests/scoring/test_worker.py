@@ -200,3 +200,12 @@ def test_refusals(tiny_model: Path, tmp_path: Path) -> None:
 
     code, _ = refusal(job.model_copy(update={"kind_versions": {"loglik": 99}}), tiny_model)
     assert code == "kind"
+
+
+def test_a_worker_that_cannot_open_its_job_for_a_reason_of_its_own_ends(tiny_model: Path) -> None:
+    """It neither hangs in its reading thread nor claims that the job is at fault."""
+    with WorkerProcess() as worker:
+        worker.prepare(make_job(tiny_model, "loglik"), tiny_model, measure="quick", samples=[b"not a row"])
+        assert worker.process.wait(60) == 1
+        assert [frame["op"] for frame in worker.frames() if frame["op"] not in ("phase", "progress")] == []
+    assert b"Traceback" in worker.stderr
