@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from realign_cluster.domain.events import UnitRef
+from realign_cluster.domain.ids import UnitId
 
 
 class Backlog:
@@ -53,7 +54,7 @@ class Backlog:
         self.suspects[:0] = suspects
 
     def took(self, refs: Iterable[UnitRef]) -> None:
-        """These were taken off `fresh` by the caller."""
+        """These were taken off by the caller."""
         for ref in refs:
             self.cost -= ref.cost
         if not self:
@@ -64,6 +65,16 @@ class Backlog:
 
     def take_suspect(self, may_take: Callable[[UnitRef], bool]) -> UnitRef | None:
         return self._take_first(self.suspects, may_take)
+
+    def take(self, unit: UnitId) -> UnitRef | None:
+        """This one, wherever it waits. Looks at all that is loaded: for rare events only."""
+        for refs in (self.suspects, self.blamed, self.fresh):
+            for position, ref in enumerate(refs):
+                if ref.unit == unit:
+                    del refs[position]
+                    self.took((ref,))
+                    return ref
+        return None
 
     def _take_first(self, refs: list[UnitRef], may_take: Callable[[UnitRef], bool]) -> UnitRef | None:
         for position, ref in enumerate(refs):

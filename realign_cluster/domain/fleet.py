@@ -15,6 +15,8 @@ from realign_cluster.domain.events import UnitRef
 from realign_cluster.domain.ids import AttemptId, LeaseId, NodeName, UnitId
 from realign_cluster.domain.speed import RunningSpeed
 
+TAKEN_BACK_LIMIT = 1024  # attempts remembered per node
+
 Status = Literal["ready", "restarting", "lost", "set aside"]
 
 
@@ -66,6 +68,7 @@ class Node:
         "stale",
         "status",
         "strikes",
+        "taken_back",
         "units_committed",
     )
 
@@ -80,6 +83,7 @@ class Node:
         self.alone = False  # holds a suspected unit: nothing else until it is back
         self.rounding = 0.0  # cost that earlier leases were short of (above 0) or over (below 0) their target
         self.stale: tuple[AttemptId, ...] = ()  # held when it was lost: revoked when it returns
+        self.taken_back: OrderedDict[AttemptId, UnitId] = OrderedDict()  # see note_taken_back
         self.absent_since = 0.0  # when it was lost or its worker went; meaningless while ready
         self.left = False  # it said goodbye: nobody waits for it
         # since its last commit
@@ -115,6 +119,12 @@ class Node:
         else:
             self.outstanding_cost = 0.0
             self.alone = False
+
+    def note_taken_back(self) -> None:
+        """Before all it holds is given back: a lease on its way may reach its next worker before word of that does."""
+        self.taken_back.update((attempt.attempt, attempt.work.ref.unit) for attempt in self.queue.values())
+        while len(self.taken_back) > TAKEN_BACK_LIMIT:
+            self.taken_back.popitem(last=False)
 
     def head(self) -> Attempt | None:
         return next(iter(self.queue.values()), None)

@@ -65,6 +65,22 @@ class Flight:
             commands.append(RevokeAttempts(node=attempt.node.name, attempts=(attempt.attempt,), reason=reason))
         return commands
 
+    def find(self, attempt_id: AttemptId, node: Node) -> Work | None:
+        """The unit that the node means by this attempt, if it is not done: live there, or taken back from there.
+
+        One that waits comes out of the backlog: the caller gives it back or lands it.
+        """
+        attempt = node.queue.get(attempt_id)
+        if attempt is not None:
+            return attempt.work
+        unit = node.taken_back.get(attempt_id)
+        if unit is None:
+            return None
+        work = self.works.get(unit)
+        if work is None and (ref := self.backlog.take(unit)) is not None:
+            work = self.works[unit] = Work(ref)
+        return work
+
     def give_back(self, work: Work) -> None:
         """To the front of the backlog, unless another attempt of it is live."""
         if not work.attempts:
@@ -74,6 +90,7 @@ class Flight:
     def give_back_all(self, node: Node, now: float) -> None:
         """Everything the node holds, in its order, to the front of the backlog."""
         refs: list[UnitRef] = []
+        node.note_taken_back()
         for attempt in tuple(node.queue.values()):
             self.drop(attempt, now)
             if not attempt.work.attempts:

@@ -15,9 +15,9 @@ from typing import assert_never
 
 from realign_cluster.domain import events as e
 from realign_cluster.domain.assignment import Assigner
-from realign_cluster.domain.fleet import Attempt, Node, NodeView, may_return, usable_besides, view_of
+from realign_cluster.domain.fleet import Attempt, Node, NodeView, Work, may_return, usable_besides, view_of
 from realign_cluster.domain.flight import Flight
-from realign_cluster.domain.ids import Epoch, NodeName, UnitId
+from realign_cluster.domain.ids import AttemptId, Epoch, NodeName, UnitId
 from realign_cluster.domain.poison import (
     DIED_CODE,
     DIED_MESSAGE,
@@ -225,13 +225,13 @@ class Scheduler:
         if node.status == "ready":
             node.status = "restarting"
             node.absent_since = self._now
-        attempt = node.queue.get(event.computing) if event.computing is not None else None
+        work = self._flight.find(event.computing, node) if event.computing is not None else None
         others = tuple(held for held in node.queue if held != event.computing)
         if event.asked:
             pass  # nobody's fault, or blamed when the worker stalled
-        elif attempt is not None:
+        elif work is not None and event.computing is not None:
             reason = f"its worker died while computing this unit: {event.reason}"
-            self._blame(attempt, reason, DIED_CODE, DIED_MESSAGE, out)
+            self._blame(node, work, event.computing, reason, DIED_CODE, DIED_MESSAGE, out)
         elif event.computing is None:
             self._strike(node, f"its worker died while computing nothing: {event.reason}", out)
         self._flight.give_back_all(node, self._now)
@@ -243,15 +243,15 @@ class Scheduler:
         node = self._nodes.get(event.node)
         if node is None or node.status in ("lost", "set aside"):
             return
-        attempt = node.queue.get(event.attempt) if event.attempt is not None else None
+        work = self._flight.find(event.attempt, node) if event.attempt is not None else None
         doing = "loading" if event.attempt is None else f"computing attempt {event.attempt}"
         reason = f"no progress for {event.seconds:.0f} s while {doing}"
         held = tuple(node.queue)
         restarted_already = node.status == "restarting"
         node.status = "restarting"
         node.absent_since = self._now
-        if attempt is not None:
-            self._blame(attempt, reason, STALLED_CODE, STALLED_MESSAGE, out)
+        if work is not None and event.attempt is not None:
+            self._blame(node, work, event.attempt, reason, STALLED_CODE, STALLED_MESSAGE, out)
         elif event.attempt is None or restarted_already:
             self._strike(node, reason, out)
         self._flight.give_back_all(node, self._now)
@@ -366,16 +366,25 @@ class Scheduler:
         attempt = self._flight.attempts.get(event.attempt)
         if attempt is None or attempt.node.name != event.node:
             return
-        self._blame(attempt, f"{event.code}: {event.message}", event.code, event.message, out)
+        reason = f"{event.code}: {event.message}"
+        self._blame(attempt.node, attempt.work, event.attempt, reason, event.code, event.message, out)
 
-    def _blame(self, attempt: Attempt, reason: str, code: str, message: str, out: _Out) -> None:
-        """The unit failed in the hands of this node: record it, and decide what becomes of both."""
-        node, work = attempt.node, attempt.work
+    def _blame(
+        self, node: Node, work: Work, attempt_id: AttemptId, reason: str, code: str, message: str, out: _Out
+    ) -> None:
+        """The unit failed in the hands of this node: record it, and decide what becomes of both.
+
+        The attempt need not be live. That it was taken back keeps its result out of the ledger; that it killed is a
+        fact.
+        """
         ref = work.ref
         elsewhere = set(ref.failed_on) - {node.name}
         work.ref = replace(ref, failed_on=(*ref.failed_on, node.name))
-        out.append(e.Blame(unit=ref.unit, node=node.name, attempt=attempt.attempt, reason=reason))
-        self._flight.drop(attempt, self._now)
+        out.append(e.Blame(unit=ref.unit, node=node.name, attempt=attempt_id, reason=reason))
+        node.taken_back.pop(attempt_id, None)
+        attempt = node.queue.get(attempt_id)
+        if attempt is not None:
+            self._flight.drop(attempt, self._now)
         self._failures_in_a_row += 1
         node.failures += 1
         node.last_failure = reason

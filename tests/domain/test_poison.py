@@ -431,6 +431,23 @@ def test_a_worker_that_dies_in_a_unit_we_took_back_blames_nobody() -> None:
     assert run.view("a").failures == 0
 
 
+def test_a_worker_that_dies_of_a_unit_we_took_back_from_its_predecessor_shows_that_it_kills() -> None:
+    run = Run(units(200))
+    run.ready("a", "b")
+    held = run.held_by("a")
+    run.worker_dies("a", computing=held[0])
+    taken, unit = held[1], 1
+    run.ready("a")
+    run.worker_dies("a", computing=taken)
+    assert [(blame.unit, blame.attempt) for blame in run.all(e.Blame)] == [(0, held[0]), (unit, taken)]
+    run.worker_dies("a", computing=taken)
+    assert len(run.all(e.Blame)) == 2
+    run.ready("a")
+    assert unit not in run.units_of("a")
+    run.compute_all()
+    assert sorted(command.unit for command in run.all(e.Commit)) == list(range(200))
+
+
 def test_a_worker_that_hangs_again_after_a_restart_counts_against_its_node() -> None:
     run = Run(units(300))
     run.ready("good", "bad")
