@@ -8,10 +8,10 @@ On the test bed: hosts of 65.5 % and 34.5 % of one CPU, apart in network and dis
     alone      each host by itself on a slice of the rows: its own single rate
     together   the whole input on both: efficiency = rate / (sum of the single rates)
     equal      the same rows in two halves, each host scoring one alone at the same time: ends with the slower
-    killed     as together, one host killed when half of the rows are done: the ideal is what was there at that rate
+    killed     as together, one host killed when half of the work is done: the ideal is what was there at that rate
 
-All times are warm: from the first lease to the last commit. The rows' lengths are spread evenly (every stretch of the
-input has the same mix), so that rows per second of different stretches can be compared.
+All times are warm: from the first lease to the last commit. Work is the ledger's cost, since a run begins with its
+longest rows. The rows' lengths are spread evenly over the input, so that every part of it has the same mix.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ class Measured:
     """One run, warm. `cpu` is the percentage of one CPU each host was given meanwhile."""
 
     rows: int
+    work: float  # the ledger's cost of all rows
     began: float  # wall clock, of the first lease
     ended: float  # of the last commit
     shares: dict[str, float]
@@ -82,7 +83,13 @@ class Measured:
 
     @property
     def rate(self) -> float:
+        """Rows per second."""
         return self.rows / self.seconds
+
+    @property
+    def speed(self) -> float:
+        """Work per second."""
+        return self.work / self.seconds
 
 
 class Bench:
@@ -116,13 +123,14 @@ class Bench:
         path = self._bed.disk(COORDINATOR) / folder
         summary = json.loads((path / "summary.json").read_text())
         reader = Ledger.read_only(path / "ledger.sqlite")
-        attempts = reader.attempts()
+        attempts, counters = reader.attempts(), reader.counters()
         reader.close()
         began = min(attempt.granted_at for attempt in attempts)
         ended = max(attempt.ended_at or 0.0 for attempt in attempts if attempt.outcome == "committed")
         assert summary["state"] == "complete", summary["reason"]
         return Measured(
             rows=summary["rows"]["in"],
+            work=counters.cost,
             began=began,
             ended=ended,
             shares={name: node["share"] for name, node in summary["nodes"].items()},
@@ -135,20 +143,21 @@ class Bench:
     def run(self, rows: Path, *names: str) -> Measured:
         return self.finish(self.start(rows, *names))
 
-    def committed_rows(self, folder: str) -> int:
+    def half_done(self, folder: str) -> bool:
         path = self._bed.disk(COORDINATOR) / folder / "ledger.sqlite"
         if not path.exists():
-            return 0
+            return False
         reader = Ledger.read_only(path)
         try:
-            return reader.counters().committed_rows
+            counters = reader.counters()
         finally:
             reader.close()
+        return counters.cost > 0 and counters.pending_cost <= counters.cost / 2
 
-    def killed(self, rows: Path, count: int, victim: str, back: float | None) -> tuple[Measured, float, float | None]:
+    def killed(self, rows: Path, victim: str, back: float | None) -> tuple[Measured, float, float | None]:
         """A run in which `victim` is killed half way; when that was, and when its daemon served again."""
         process, folder = self.start(rows)
-        while self.committed_rows(folder) < count / 2:
+        while not self.half_done(folder):
             if process.poll() is not None:
                 sys.exit((self._bed.state / f"{folder}.log").read_text()[-4000:])
             time.sleep(0.1)
@@ -168,14 +177,14 @@ class Bench:
 
 
 def ideal_seconds(
-    rates: Mapping[str, float], rows: int, began: float, victim: str, gone: float, back: float | None
+    speeds: Mapping[str, float], work: float, began: float, victim: str, gone: float, back: float | None
 ) -> float:
-    """The least time for `rows` with all rates until `gone`, without the victim's until `back`, then with it again."""
-    everything = sum(rates.values())
-    left = rows - everything * (gone - began)
+    """The least time for `work` with all speeds until `gone`, without the victim's until `back`, then with it again."""
+    everything = sum(speeds.values())
+    left = work - everything * (gone - began)
     if left <= 0:
-        return rows / everything
-    rest = everything - rates[victim]
+        return work / everything
+    rest = everything - speeds[victim]
     if back is None or left <= rest * (back - gone):
         return gone - began + left / rest
     return back - began + (left - rest * (back - gone)) / everything
@@ -198,9 +207,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             say(f"{host} alone")
             rows = write_rows(bed.state / f"{host}.jsonl", round(guess[host] * slice_seconds))
             alone[host] = bench.run(rows, host)
-        rates = {host: run.rate for host, run in alone.items()}
-        total = sum(rates.values())
-        count = round(total * options.seconds)
+        speeds = {host: run.speed for host, run in alone.items()}
+        total = sum(speeds.values())
+        count = round(sum(run.rate for run in alone.values()) * options.seconds)
         rows = write_rows(bed.state / "rows.jsonl", count)
         say(f"together: {count:,} rows")
         together = bench.run(rows)
@@ -209,8 +218,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         started = [bench.start(half, host) for half, host in zip(halves, SHARES, strict=True)]
         equal = dict(zip(SHARES, [bench.finish(one) for one in started], strict=True))
         say(f"{options.kill} killed half way")
-        killed, gone, back = bench.killed(rows, count, options.kill, options.back)
-        ideal = ideal_seconds(rates, count, killed.began, options.kill, gone, back)
+        killed, gone, back = bench.killed(rows, options.kill, options.back)
+        ideal = ideal_seconds(speeds, killed.work, killed.began, options.kill, gone, back)
     equal_seconds = max(run.ended for run in equal.values()) - min(run.began for run in equal.values())
     versions = local_versions()
     return {
@@ -221,13 +230,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "quota": SHARES,
         "rows": count,
         "alone": {host: described(run) for host, run in alone.items()},
-        "sum_of_single_rates": total,
-        "together": described(together) | {"efficiency_by_single_rates": together.rate / total},
+        "sum_of_single_rates": sum(run.rate for run in alone.values()),
+        "together": described(together) | {"efficiency_by_single_rates": together.speed / total},
         "equal": {
             "seconds": equal_seconds,
             "cpu": {host: run.cpu[host] for host, run in equal.items()},
             "rate": count / equal_seconds,
-            "efficiency_by_single_rates": count / equal_seconds / total,
+            "efficiency_by_single_rates": together.work / equal_seconds / total,
             "hosts": {host: described(run) for host, run in equal.items()},
         },
         "killed": described(killed)
@@ -249,7 +258,7 @@ def write_half(rows: Path, half: Path, which: int) -> Path:
 
 
 def described(run: Measured) -> dict[str, Any]:
-    return asdict(run) | {"seconds": run.seconds, "rate": run.rate}
+    return asdict(run) | {"seconds": run.seconds, "rate": run.rate, "work_per_second": run.speed}
 
 
 def table(found: Mapping[str, Any]) -> str:
