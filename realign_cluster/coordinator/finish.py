@@ -42,7 +42,7 @@ def finish_run(
     body = summary_of(run.ledger, history, tally, outcome, plan=run.plan, node_versions=node_versions)
     run.folder.write_json(run.folder.summary, body)
     write_events(run.ledger, run.folder.events)
-    write_report(run.folder.path)
+    write_report(run.folder.path, history)
     if tally is not None and tally.accounted:
         run.ledger.set_meta("written", True)
         run.sources.discard_cache()

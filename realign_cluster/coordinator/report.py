@@ -14,16 +14,20 @@ from typing import Any
 from realign_cluster.coordinator import charts
 from realign_cluster.coordinator.charts import Part
 from realign_cluster.coordinator.dashboard import duration_text, rate_text
+from realign_cluster.coordinator.history import History
 from realign_cluster.coordinator.markup import section, settings, share_cell, table, wall_clock
 from realign_cluster.coordinator.report_data import NodeReport, ReportData, report_data
 from realign_cluster.coordinator.report_time import efficiency_section, incidents_section, throughput_section
 from realign_cluster.store.durable import write_durably
 
 
-def write_report(run_folder: Path) -> Path:
-    """Writes `report.html` into the run folder and returns its path. Raises UsageError when it is no run folder."""
+def write_report(run_folder: Path, history: History | None = None) -> Path:
+    """Writes `report.html` into the run folder and returns its path. Raises UsageError when it is no run folder.
+
+    `history` is this run's, where the caller has read it.
+    """
     path = run_folder / "report.html"
-    write_durably(path, render_report(report_data(run_folder)).encode("utf-8"))
+    write_durably(path, render_report(report_data(run_folder, history)).encode("utf-8"))
     return path
 
 

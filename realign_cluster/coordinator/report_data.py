@@ -80,15 +80,15 @@ class ReportData:
     host: str = ""
 
 
-def report_data(run_folder: Path) -> ReportData:
-    """Raises UsageError when there is no ledger in `run_folder`."""
+def report_data(run_folder: Path, history: History | None = None) -> ReportData:
+    """`history` is read from the ledger if it is not given. Raises UsageError when there is none in `run_folder`."""
     folder = run_folder.absolute()
     ledger = LedgerReader(folder / "ledger.sqlite")
     try:
         summary = _json(folder / "summary.json")
         plan = _json(folder / "plan.json") or summary.get("plan") or {}
         record = _toml(folder / "run.toml")
-        history = read_history(ledger)
+        history = history or read_history(ledger)
         counters = ledger.counters()
         failed_by_code, failed_rows = _failed(folder / "failed")
         return ReportData(
