@@ -7,6 +7,7 @@ transformers loads.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -21,13 +22,16 @@ Span = tuple[int, int]
 EMPTY_RESPONSE: Final = "empty response"
 TRUNCATED_AWAY: Final = "nothing of the response is left within max_tokens"
 NO_CONTEXT: Final = "nothing before the response to predict it from"
+TEMPLATE_DATE: Final = datetime.datetime(2024, 7, 26)  # what Llama's templates write where they are given none
 
 
 class Tokenizer(Protocol):
     """What is used of transformers' tokenizers (and of mlx-lm's wrapper around them)."""
 
     def encode(self, text: str, add_special_tokens: bool = ...) -> list[int]: ...
-    def apply_chat_template(self, messages: list[Message], tokenize: bool, add_generation_prompt: bool) -> Any: ...
+    def apply_chat_template(
+        self, messages: list[Message], tokenize: bool, add_generation_prompt: bool, **options: Any
+    ) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +80,7 @@ class TextEncoder:
         self.max_tokens = max_tokens
         self.truncate = truncate
         self._encode = _plain_encoder(tokenizer)
+        self._template_options = _template_options(tokenizer)
         self._start = _ids_added_at_the_start(tokenizer)
         self._last: tuple[Conversation, Conversation, Scored] | None = None  # loglik and ifd ask for the same one
 
@@ -172,7 +177,9 @@ class TextEncoder:
 
     def _render(self, messages: list[Message], *, answer: bool) -> str:
         try:
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
+            text = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=answer, **self._template_options
+            )
         except Exception as error:  # templates are the model's programs and raise what they like
             raise RowRefused("template", f"the chat template refuses this conversation: {error}") from error
         if not isinstance(text, str):
@@ -190,6 +197,20 @@ class TextEncoder:
 def has_chat_template(tokenizer: Tokenizer) -> bool:
     wrapped = getattr(tokenizer, "has_chat_template", None)  # mlx-lm's wrapper also knows templates written in Python
     return bool(wrapped) if wrapped is not None else getattr(tokenizer, "chat_template", None) is not None
+
+
+def _template_options(tokenizer: Tokenizer) -> dict[str, Any]:
+    """For templates that write the date (Llama's, Mistral's): the same with a clock that stands still, as a row's score
+    may not depend on the day.
+    """
+    template = getattr(tokenizer, "chat_template", None)
+    if not isinstance(template, str) or "strftime_now" not in template:
+        return {}
+    day = "form" + "".join(
+        f' | replace("%{code}", "{TEMPLATE_DATE.strftime(f"%{code}")}")' for code in ("-d", "-m", *"aAbBdHIjmMpSyY")
+    )
+    # The line break belongs to the block before it: what follows renders as it would without all this.
+    return {"chat_template": f"{{%- macro strftime_now(form) -%}}{{{{ {day} }}}}{{%- endmacro %}}\n{template}"}
 
 
 def as_messages(value: Conversation, role: str) -> list[Message]:

@@ -67,7 +67,7 @@ class Forward:
         finished.
         """
         work, step = Work(), progress or _nothing
-        single, branching = self._sort(join_trunks(trees))
+        single, branching = self._sort(trees)
         self._pending.clear()  # of a run that failed
         with self._kernels():
             for batch in self._batches(single):
@@ -88,16 +88,22 @@ class Forward:
     def _kernels(self) -> AbstractContextManager[None]:
         return cpu_kernels(self.split.model) if self._on_cpu else nullcontext()
 
-    def _sort(self, trees: Sequence[Segment]) -> tuple[list[Segment], list[Segment]]:
-        single = [tree for tree in trees if not tree.children]
-        branching = [tree for tree in trees if tree.children]
-        if branching:
-            longest = max(_depth(tree) for tree in branching)
-            if not _can_rewind(make_prompt_cache(self.split.model), longest):
-                single += [leaf for tree in branching for leaf in flatten(tree)]
-                branching = []
+    def _sort(self, trees: Iterable[Segment]) -> tuple[list[Segment], list[Segment]]:
+        """Those without children, longest first, and those with, joined. Whether a tree may branch follows from it
+        alone.
+        """
+        single: list[Segment] = []
+        branching: list[Segment] = []
+        cache: list[Any] = []
+        for tree in trees:
+            if tree.children:
+                cache = cache or make_prompt_cache(self.split.model)
+                if _can_rewind(cache, _depth(tree)):
+                    branching.append(tree)
+                    continue
+            single += flatten(tree)
         single.sort(key=lambda tree: -len(tree.tokens))
-        return single, branching
+        return single, join_trunks(branching)
 
     def _batches(self, trees: Sequence[Segment]) -> Iterable[list[Segment]]:
         """Longest first, so that neighbours are of like length."""

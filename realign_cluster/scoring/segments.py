@@ -3,7 +3,7 @@ give.
 
 Pure. The tree of a row follows from the row alone (its own sequences, and the trunk that its kinds name), so that a
 row is computed in the same shape whichever rows are near it; trees of different rows are only joined at trunks that
-are equal.
+are equal and give the same positions.
 """
 
 from __future__ import annotations
@@ -109,22 +109,19 @@ def _trim(segment: Segment) -> None:
 
 
 def join_trunks(trees: Iterable[Segment]) -> list[Segment]:
-    """Trees whose roots are the same tokens become one, where those roots exist to be shared (they have children)."""
-    joined: dict[tuple[int, ...], Segment] = {}
-    result = []
+    """Trees whose roots are the same tokens and are wanted at the same positions become one: a root that gives more
+    logits than it would alone is another shape. Every tree must have children: nothing else is worth sharing.
+    """
+    joined: dict[tuple[tuple[int, ...], tuple[int, ...]], Segment] = {}
     for tree in trees:
-        key = tuple(tree.tokens)
-        known = joined.get(key) if tree.children else None
-        if known is None:
-            result.append(tree)
-            if tree.children:
-                joined[key] = tree
-            continue
-        known.positions += tree.positions
-        known.targets += tree.targets
-        known.slots += tree.slots
-        known.children += tree.children
-    return result
+        key = tuple(tree.tokens), tuple(sorted(set(tree.positions)))
+        known = joined.setdefault(key, tree)
+        if known is not tree:
+            known.positions += tree.positions
+            known.targets += tree.targets
+            known.slots += tree.slots
+            known.children += tree.children
+    return list(joined.values())
 
 
 def flatten(tree: Segment) -> list[Segment]:

@@ -88,6 +88,20 @@ def test_a_template_that_fails_refuses_the_row(tokenizer: Any) -> None:
         encoder(strict, "chat").completion("a", "b")
 
 
+@pytest.mark.parametrize("begin", ["", "\n", " \n{% if true %}{% endif %}\n\n"])
+def test_a_template_that_writes_the_date_gives_the_same_text_every_day(tokenizer: Any, begin: str) -> None:
+    """Llama's and Mistral's do: a row would get other scores tomorrow, and on a node in another time zone."""
+    dated = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    day = "{%- if strftime_now is defined %}{%- set day = strftime_now('%d %b %Y, %-d.%m.') %}{%- endif %}"
+    dated.chat_template = f"{begin}{day} {{{{ day }}}} {{{{ messages[0]['content'] }}}}"
+    text = encoder(dated, "chat").prompt_text("Why?")
+    dated.chat_template = (
+        f"{begin}{{%- set day = '26 Jul 2024, 26.07.' %}} {{{{ day }}}} {{{{ messages[0]['content'] }}}}"
+    )
+    assert text == encoder(dated, "chat").prompt_text("Why?")
+    assert text.strip() == "26 Jul 2024, 26.07. Why?"
+
+
 @pytest.mark.parametrize("chat", ["chat", "plain"])
 def test_an_empty_response_scores_nothing(tokenizer: Any, chat: Chat) -> None:
     scored = encoder(tokenizer, chat).completion("Say nothing.", "")

@@ -4,10 +4,12 @@ they are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import orjson
 
+from realign_cluster.scoring.segments import join_trunks, plan_segments
 from tests.scoring.making import make_scorer, score
 
 EVIDENCE = " ".join(f"Node amber-{at} stands in room {at} and has {at} GB of memory." for at in range(30))
@@ -76,3 +78,34 @@ def test_reproducible_completions_do_not_depend_on_their_neighbours(tiny_model: 
     assert together == [scorer.compute(scorer.prepare([row]))[0] for row in raw]
     halves = [scorer.compute(scorer.prepare(part))[0] for part in (raw[:3], raw[3:])]
     assert together == b"\n".join(halves).split(b"\n")
+
+
+def pairs(*rows: tuple[str, str, str]) -> list[bytes]:
+    return [orjson.dumps({"prompt": prompt, "chosen": chosen, "rejected": other}) for prompt, chosen, other in rows]
+
+
+def test_a_reproducible_row_has_its_own_shape_among_rows_that_a_window_is_too_short_for(
+    model_folder: Callable[..., Path],
+) -> None:
+    """Whether a prefix is shared within a row follows from that row, not from the longest one nearby."""
+    scorer = make_scorer(model_folder("gemma3_text"), "preference", reproducible=True, chat="plain")
+    long = EVIDENCE[:2000]
+    rows = pairs((EVIDENCE[:200], "Thirty.", "I do not know."), (long, "Thirty nodes.", "I do not know."))
+    together, work = scorer.compute(scorer.prepare(rows))
+    alone = [scorer.compute(scorer.prepare([row])) for row in rows]
+    assert work.shapes == alone[0][1].shapes + alone[1][1].shapes
+    assert together == b"\n".join(payload for payload, _ in alone)
+
+
+def test_a_reproducible_row_is_not_joined_to_one_that_wants_other_tokens_of_the_same_prefix(tiny_model: Path) -> None:
+    """As many rows of logits as when it is alone: another number of them may be rounded otherwise."""
+    begin = EVIDENCE[:300]
+    rows = pairs((f"{begin} It", " is so.", " was not."), (begin, " It is so.", " It was not."))
+    scorer = make_scorer(tiny_model, "preference", reproducible=True, chat="plain")
+    (one, other) = (scorer.prepare([row]).rows[0] for row in rows)
+    trees = [*plan_segments(one.sequences, 0, 0), *plan_segments(other.sequences, 0, one.slots)]
+    assert trees[0].tokens == trees[1].tokens
+    assert len(trees[0].positions) < len(trees[1].positions)
+    assert len(join_trunks(trees)) == 2
+    together, _ = scorer.compute(scorer.prepare(rows))
+    assert together == b"\n".join(scorer.compute(scorer.prepare([row]))[0] for row in rows)
