@@ -51,8 +51,8 @@ class Admission:
         verdict = check_canaries(
             report,
             node=node,
-            reference=reference if name != node else None,
-            reference_node=name,
+            reference=reference,
+            reference_node=name if name != node else f"{node} of an earlier worker",
             expected=self._canaries,
         )
         self.listed[node] = tuple(problem.text() for problem in verdict.listed)

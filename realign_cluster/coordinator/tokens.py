@@ -32,6 +32,8 @@ def tokens_per_byte(folder: Path | None, rows: Sequence[bytes], kinds: Sequence[
     from tokenizers import Tokenizer  # a native library that nothing else of the coordinator needs
 
     tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_padding()  # some files ask for either; the worker takes every text as it is
+    tokenizer.no_truncation()
     tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False))
     return tokens / size if tokens else ENGLISH_TOKENS_PER_BYTE
 
