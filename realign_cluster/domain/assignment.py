@@ -24,7 +24,7 @@ class Assigner:
 
     policy: Policy
     flight: Flight
-    nodes: tuple[Node, ...]  # all that were ever ready, in that order
+    nodes: tuple[Node, ...]  # all that were heard of, in that order
     ready: tuple[Node, ...]
     now: float
     exhausted: bool  # the ledger holds no further pending units

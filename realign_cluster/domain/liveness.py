@@ -74,12 +74,14 @@ class Liveness:
             watch.progress, watch.attempt, watch.phase = progress, computing, phase
             watch.progress_at = now
 
-    def heard_anything(self, node: NodeName, now: float) -> None:
-        """Any other message of this node: it is alive, which says nothing of its worker."""
+    def heard_anything(self, node: NodeName, now: float, *, work: bool = False) -> None:
+        """Any other message of this node: it is alive, which says nothing of its worker, unless it is `work` of it."""
         self._look(now)
         watch = self._watches.get(node)
         if watch is not None:
             watch.heard_at = now
+            if work:
+                watch.progress_at = now
 
     def expect(self, node: NodeName, slowest_unit_seconds: float, holds: int = 0) -> None:
         """The slowest unit that the node now holds should take this long: its worker may be silent for a multiple of

@@ -47,7 +47,7 @@ class Scheduler:
     def __init__(self, policy: Policy | None = None) -> None:
         self.policy = policy or Policy()
         self._now = 0.0
-        self._nodes: dict[NodeName, Node] = {}  # in the order they first became ready
+        self._nodes: dict[NodeName, Node] = {}  # in the order they were first heard of
         self._flight = Flight()
         # of the run
         self._opened = False
@@ -108,7 +108,7 @@ class Scheduler:
         return e.Decision(commands=tuple(out), seconds_to_next_look=self._seconds_to_next_look())
 
     def node_states(self) -> dict[NodeName, NodeView]:
-        """Every node that was ever ready in this sitting, in that order, as of the last event."""
+        """Every node that was heard of in this sitting, in that order, as of the last event."""
         return {name: view_of(node, self._now, self._cost_committed) for name, node in self._nodes.items()}
 
     @property
@@ -187,11 +187,11 @@ class Scheduler:
     def _on_node_ready(self, event: e.NodeReady, out: _Out) -> None:
         node = self._nodes.get(event.node)
         if node is None:
-            node = self._nodes[event.node] = Node(event.node, self._speed(event))
+            node = self._nodes[event.node] = Node(event.node, self._speed(event.cost_per_second, event.measured))
         elif node.status == "set aside":
             return
         elif not node.speed.measured:
-            node.speed = self._speed(event)
+            node.speed = self._speed(event.cost_per_second, event.measured)
         if node.status != "ready":
             node.status = "ready"
             if node.stale:
@@ -201,12 +201,11 @@ class Scheduler:
         if self._first_ready_at is None:
             self._first_ready_at = self._now
 
-    def _speed(self, event: e.NodeReady) -> RunningSpeed:
+    def _speed(self, cost_per_second: float, measured: bool) -> RunningSpeed:
         policy = self.policy
-        speed, measured = event.cost_per_second, event.measured
-        if not 0 < speed < float("inf"):  # nonsense: begin with anything, the first result replaces it
-            speed, measured = 1.0, False
-        return RunningSpeed(speed, measured, policy.speed_memory_seconds, policy.calibration_seconds)
+        if not 0 < cost_per_second < float("inf"):  # nonsense: begin with anything, the first result replaces it
+            cost_per_second, measured = 1.0, False
+        return RunningSpeed(cost_per_second, measured, policy.speed_memory_seconds, policy.calibration_seconds)
 
     def _on_node_lost(self, event: e.NodeLost) -> None:
         node = self._nodes.get(event.node)
@@ -218,9 +217,20 @@ class Scheduler:
         node.stale = () if event.clean else tuple(node.queue)
         self._flight.give_back_all(node, self._now)
 
+    def _node_of_worker(self, name: NodeName) -> Node:
+        """Whose worker we hear of is there, be it that it was lost or never ready yet: it has to be judged as well."""
+        node = self._nodes.get(name)
+        if node is None:
+            node = self._nodes[name] = Node(name, self._speed(0.0, measured=False))
+            node.status = "restarting"
+            node.absent_since = self._now
+        elif node.status == "lost":
+            node.status = "restarting"
+        return node
+
     def _on_worker_exited(self, event: e.WorkerExited, out: _Out) -> None:
-        node = self._nodes.get(event.node)
-        if node is None or node.status in ("lost", "set aside"):
+        node = self._node_of_worker(event.node)
+        if node.status == "set aside":
             return
         if node.status == "ready":
             node.status = "restarting"
@@ -240,8 +250,8 @@ class Scheduler:
             out.append(e.RevokeAttempts(node=node.name, attempts=others, reason=reason))
 
     def _on_worker_stalled(self, event: e.WorkerStalled, out: _Out) -> None:
-        node = self._nodes.get(event.node)
-        if node is None or node.status in ("lost", "set aside"):
+        node = self._node_of_worker(event.node)
+        if node.status == "set aside":
             return
         work = self._flight.find(event.attempt, node) if event.attempt is not None else None
         doing = "loading" if event.attempt is None else f"computing attempt {event.attempt}"
@@ -275,7 +285,7 @@ class Scheduler:
         policy = self.policy
         if may_return(self._nodes.values(), self._now, policy.return_patience_seconds):
             return True
-        if self._first_ready_at is None or self._now - self._first_ready_at > policy.arrival_patience_seconds:
+        if self._first_ready_at is not None and self._now - self._first_ready_at > policy.arrival_patience_seconds:
             return False
         return self._planned_to_come()
 

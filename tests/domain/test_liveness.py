@@ -145,3 +145,13 @@ def test_the_coordinator_s_gap_is_no_stall() -> None:
     assert not beats(live, 0.0, 6.0, A, phase="compute", computing=SEVEN)
     assert not beats(live, 30.0, 33.5, A, phase="compute", computing=SEVEN)
     assert beats(live, 34.0, 35.0, A, phase="compute", computing=SEVEN)
+
+
+def test_results_that_still_arrive_are_progress_of_an_idle_worker() -> None:
+    """A slow link: the worker is done with all it was given, its node still sends."""
+    live = Liveness()
+    live.watch(A, 0.0)
+    live.expect(A, slowest_unit_seconds=1.0, holds=9)
+    for start in range(0, 40, 8):
+        assert not beats(live, float(start), start + 7.5, A, phase="")
+        live.heard_anything(A, start + 7.5, work=True)

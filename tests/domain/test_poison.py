@@ -455,3 +455,47 @@ def test_a_worker_that_hangs_again_after_a_restart_counts_against_its_node() -> 
         run.handle(e.WorkerStalled(at=run.now, node=NodeName("bad"), attempt=AttemptId(10**6), seconds=30.0))
     assert len(run.all(e.RestartWorkerOn)) >= 3
     assert [command.node for command in run.all(e.SetAside)] == ["bad"]
+
+
+def test_a_node_whose_worker_dies_whenever_it_loads_is_set_aside_though_it_was_never_ready() -> None:
+    run = Run(units(300), planned=["good", "bad"])
+    run.ready("good")
+    for _ in range(3):
+        run.worker_dies("bad", computing=None)
+    assert [command.node for command in run.all(e.SetAside)] == ["bad"]
+    run.ready("bad")
+    assert not run.held_by("bad")
+    run.compute_all()
+    assert run.all(e.Finish)[0].complete
+
+
+def test_a_worker_that_hangs_while_it_loads_for_the_first_time_is_restarted() -> None:
+    run = Run(units(3))
+    run.handle(e.WorkerStalled(at=run.now, node=NodeName("slow"), attempt=None, seconds=601.0))
+    assert [command.node for command in run.last(e.RestartWorkerOn)] == ["slow"]
+    run.worker_dies("slow", computing=None, asked=True)
+    run.ready("slow")
+    assert run.view("slow").cost_per_second == 100.0
+    run.compute_all()
+    assert run.all(e.Finish)[0].complete
+
+
+def test_a_node_that_came_back_from_being_lost_and_cannot_load_is_set_aside() -> None:
+    run = Run(units(3))
+    run.ready("only")
+    run.lose("only")
+    for _ in range(POLICY.failures_to_set_aside_last):
+        run.worker_dies("only", computing=None)
+    assert [command.node for command in run.all(e.SetAside)] == ["only"]
+    assert not run.all(e.Finish)[0].complete
+
+
+def test_the_only_node_so_far_may_be_set_aside_while_others_still_load_for_the_first_time() -> None:
+    run = Run(units(3), planned=["first", "second"])
+    for _ in range(POLICY.failures_to_set_aside_last):
+        run.worker_dies("first", computing=None)
+    assert run.all(e.SetAside)
+    assert not run.all(e.Finish)
+    run.ready("second")
+    run.compute_all()
+    assert run.all(e.Finish)[0].complete
