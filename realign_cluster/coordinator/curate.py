@@ -115,8 +115,6 @@ class _Sitting:
             return await self._run_to_the_end()
 
     async def _run_to_the_end(self) -> int:
-        if (warning := self._run.ledger.warning) is not None:
-            self._dashboard.note(warning, "warning")
         sample = await asyncio.to_thread(first_rows, self._run.sources, SAMPLE_ROWS)
         per_byte = await self._tokens_per_byte(sample)
         if self._run.ledger.scanned:
@@ -277,7 +275,9 @@ class _Sitting:
         self._stop.engine_inbox = inbox
         if self._stop.asked:
             inbox.put_nowait(Interrupted())
-        return engine, sessions, replace(opened_epoch, planned_cost_per_second=plan.cost_per_second)
+        planned = tuple(NodeName(node.name) for node in plan.nodes)
+        opened = replace(opened_epoch, planned_cost_per_second=plan.cost_per_second, planned_nodes=planned)
+        return engine, sessions, opened
 
     async def _drive(self, engine: Engine, sessions: dict[NodeName, Session], opened: RunOpened) -> Outcome:
         tasks = [asyncio.create_task(session.run()) for session in sessions.values()]

@@ -10,8 +10,17 @@ from pathlib import Path
 import pytest
 
 from realign_cluster.store.ledger_reader import AttemptRecord
-from tests.cluster.conftest import Undisturbed
-from tests.cluster.kit import TINY_MODEL, CurateCluster, committed_units, ledger, output_bytes, summary, wait_until
+from tests.cluster.conftest import Undisturbed, made_rows
+from tests.cluster.kit import (
+    TINY_MODEL,
+    CurateCluster,
+    committed_units,
+    ledger,
+    output_bytes,
+    summary,
+    wait_until,
+    write_rows,
+)
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
@@ -134,14 +143,13 @@ def test_worker_stopped(pair: CurateCluster, rows_file: Path, undisturbed: Undis
         os.kill(pid, signal.SIGCONT)
 
 
-def test_node_leaves_and_another_joins(
-    pair: CurateCluster, rows_file: Path, undisturbed: Undisturbed, tmp_path: Path
-) -> None:
+def test_node_leaves_and_another_joins(pair: CurateCluster, undisturbed: Undisturbed, tmp_path: Path) -> None:
+    rows_file = write_rows(tmp_path / "rows.jsonl", made_rows(1500))  # enough for a node to come up meanwhile
     expected = undisturbed.of(pair, rows_file, tmp_path / "calm", *SCORING)
     run = tmp_path / "run"
     pair.daemons["beta"].stop()
     process = pair.spawn([*pair.command(rows_file, run, *SCORING), "--min-nodes", "1"])
-    midway(run, 3)
+    midway(run, 1)
     pair.daemons["beta"].start()
     reader = ledger(run)
     try:
