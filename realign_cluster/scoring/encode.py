@@ -117,13 +117,13 @@ class TextEncoder:
         return self.fit(ids, [(start, len(ids))])
 
     def fit(self, ids: list[int], spans: list[Span]) -> Scored:
-        """Cut to `max_tokens` on the side that the job names. Raises RowRefused("too_long") if it says refuse."""
+        """Cut to `max_tokens` on the side that the job names. Raises RowRefused("too-long") if it says refuse."""
         excess = len(ids) - self.max_tokens
         scored = sum(end - start for start, end in spans)
         reason = None if scored else EMPTY_RESPONSE
         if excess > 0:
             if self.truncate == "refuse":
-                raise RowRefused("too_long", f"{len(ids)} tokens, more than the limit of {self.max_tokens}")
+                raise RowRefused("too-long", f"{len(ids)} tokens, more than the limit of {self.max_tokens}")
             if self.truncate == "left":
                 ids = ids[excess:]
                 spans = [(start - excess, end - excess) for start, end in spans]

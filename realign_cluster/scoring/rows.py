@@ -41,7 +41,7 @@ class RowReader:
         self._optional = frozenset.intersection(*optional) if optional else frozenset()
 
     def read(self, raw: bytes) -> tuple[dict[str, Any], Mapping[str, Any]]:
-        """(the row, field values by role). Raises RowRefused("bad_row") for what intake would have refused too."""
+        """(the row, field values by role). Raises RowRefused("bad-row") for what intake would have refused too."""
         row = parse_row(raw)
         fields = {}
         for role, path, may_hold in self._roles:
@@ -50,7 +50,7 @@ class RowReader:
             if problem is not None:
                 if role in self._optional and (value is None or isinstance(value, Missing)):
                     continue
-                raise RowRefused("bad_row", f"{path}: {problem}")
+                raise RowRefused("bad-row", f"{path}: {problem}")
             fields[role] = _without_lone_surrogates(value)
         return row, fields
 
@@ -63,9 +63,9 @@ def parse_row(raw: bytes) -> dict[str, Any]:
         try:
             row = json.loads(raw)
         except ValueError as error:
-            raise RowRefused("bad_row", f"not JSON: {error}") from error
+            raise RowRefused("bad-row", f"not JSON: {error}") from error
     if not isinstance(row, dict):
-        raise RowRefused("bad_row", "not a JSON object")
+        raise RowRefused("bad-row", "not a JSON object")
     return row
 
 

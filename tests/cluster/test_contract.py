@@ -183,7 +183,7 @@ def test_dropped_and_failed(texts: Texts) -> None:
     assert {reason for row, reason in reasons.items() if row != 7} == {"keep_if"}
     assert all(row["group"] == "1" for row in dropped if row["id"] != 7)
     codes = [row["error"]["code"] for row in failed]
-    assert codes == ["not-json", "bad-field", "not-unicode", "too_long"]
+    assert codes == ["not-json", "bad-field", "not-unicode", "too-long"]
     for row in failed:
         assert set(row["error"]) == {"code", "message"}
         assert "scores" not in row

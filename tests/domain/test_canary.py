@@ -126,7 +126,7 @@ def test_another_model_or_tokenizer_is_its_own_problem() -> None:
     [
         changed("ifd", value=None, undefined="no tokens alone"),
         {key: value for key, value in ROW.items() if key != "ifd"},
-        {"error": {"code": "too_long", "message": "600 tokens"}},
+        {"error": {"code": "too-long", "message": "600 tokens"}},
         changed("loglik", tokens=51),
         changed("loglik", truncated=True),
         changed("loglik", mean=math.nan),
@@ -142,10 +142,10 @@ def test_what_is_undefined_on_both_agrees() -> None:
     undefined = changed("ifd", value=None, undefined="no tokens alone")
     assert check(report([undefined])).trusted
     assert check(
-        report([{"error": {"code": "too_long", "message": "a"}}], [{"error": {"code": "too_long", "message": "b"}}])
+        report([{"error": {"code": "too-long", "message": "a"}}], [{"error": {"code": "too-long", "message": "b"}}])
     ).trusted
     assert not check(
-        report([{"error": {"code": "too_long", "message": "a"}}], [{"error": {"code": "bad", "message": "a"}}])
+        report([{"error": {"code": "too-long", "message": "a"}}], [{"error": {"code": "bad", "message": "a"}}])
     ).trusted
 
 

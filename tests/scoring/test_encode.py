@@ -156,7 +156,7 @@ def test_truncate_right_keeps_the_beginning(tokenizer: Any) -> None:
 def test_truncate_refuse(tokenizer: Any) -> None:
     with pytest.raises(RowRefused, match="more than the limit of 30") as refused:
         encoder(tokenizer, max_tokens=30, truncate="refuse").completion(LONG, "The end.")
-    assert refused.value.code == "too_long"
+    assert refused.value.code == "too-long"
 
 
 @pytest.mark.parametrize("chat", ["chat", "plain"])

@@ -66,7 +66,7 @@ def test_too_long_is_refused_by_row(tiny_model: Path) -> None:
     rows = [{"prompt": "Why?", "response": "Because."}, {"prompt": LONG, "response": "Because."}]
     (short, long), _ = score(scorer, rows)
     assert "loglik" in short
-    assert long["error"]["code"] == "too_long"
+    assert long["error"]["code"] == "too-long"
     assert "limit of 64" in long["error"]["message"]
 
 
@@ -88,7 +88,7 @@ def test_a_judgement_that_is_too_long_loses_evidence_only(tiny_model: Path, trun
     assert found["judge"]["label"] in ("supported", "not_supported")
     assert work.tokens <= 122
     (refused,), _ = score(make_scorer(tiny_model, "judge", max_tokens=8, truncate=truncate), [row])
-    assert refused["error"]["code"] == "too_long"
+    assert refused["error"]["code"] == "too-long"
 
 
 def test_implicit_prompts(tiny_model: Path) -> None:
@@ -100,14 +100,14 @@ def test_implicit_prompts(tiny_model: Path) -> None:
     explicit = {"prompt": "Name a colour.", "chosen": "Blue.", "rejected": "Seven."}
     found, _ = score(make_scorer(tiny_model, "preference"), [implicit, explicit, {"chosen": "a", "rejected": "b"}])
     assert found[0] == found[1]
-    assert found[2]["error"]["code"] == "bad_row"
+    assert found[2]["error"]["code"] == "bad-row"
 
 
 def test_fields_by_path(tiny_model: Path) -> None:
     scorer = make_scorer(tiny_model, "loglik", fields=Fields(prompt="a.b.0", response="the.answer"))
     found, _ = score(scorer, [{"a": {"b": ["Why?"]}, "the.answer": "Because."}, {"a": {}, "the.answer": "Because."}])
     assert found[0]["loglik"]["tokens"] > 0
-    assert found[1]["error"] == {"code": "bad_row", "message": "a.b.0: missing"}
+    assert found[1]["error"] == {"code": "bad-row", "message": "a.b.0: missing"}
 
 
 def test_lone_surrogates_are_scored_as_replacement_characters(tiny_model: Path) -> None:

@@ -89,7 +89,7 @@ def test_bad_rows_are_errors_in_the_payload(scoring: tuple[WorkerProcess, Worker
     worker, _ = scoring
     worker.unit(5, [b"not json", b'{"prompt": 3, "response": "x"}', ROWS[0]])
     lines = [orjson.loads(line) for line in worker.wait_for("result")["payload"].split(b"\n")]
-    assert [line.get("error", {}).get("code") for line in lines] == ["bad_row", "bad_row", None]
+    assert [line.get("error", {}).get("code") for line in lines] == ["bad-row", "bad-row", None]
 
 
 def test_a_count_that_is_wrong_fails_the_unit(scoring: tuple[WorkerProcess, WorkerReport]) -> None:
@@ -107,7 +107,7 @@ def test_noop_and_revoke_and_stop() -> None:
         worker.unit(1, [*ROWS, b"{broken"])
         lines = worker.wait_for("result")["payload"].split(b"\n")
         assert lines[:-1] == [b'{"noop":{}}'] * len(ROWS)
-        assert orjson.loads(lines[-1])["error"]["code"] == "bad_row"
+        assert orjson.loads(lines[-1])["error"]["code"] == "bad-row"
         worker.send(op="stop")
         assert worker.process.wait(10) == 0
 

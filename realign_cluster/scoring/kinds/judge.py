@@ -71,10 +71,10 @@ class Judge:
         """The ids to leave out of a judgement that is too long: from the evidence, never from claim or question."""
         if encoder.truncate == "refuse":
             total_tokens = encoder.max_tokens + excess
-            raise RowRefused("too_long", f"{total_tokens} tokens, more than the limit of {encoder.max_tokens}")
+            raise RowRefused("too-long", f"{total_tokens} tokens, more than the limit of {encoder.max_tokens}")
         if last - first < excess:
             raise RowRefused(
-                "too_long", f"{encoder.max_tokens + excess - (last - first)} tokens even without the evidence"
+                "too-long", f"{encoder.max_tokens + excess - (last - first)} tokens even without the evidence"
             )
         return (first, first + excess) if encoder.truncate == "left" else (last - excess, last)
 

@@ -25,7 +25,7 @@ class Preference:
             try:
                 prompt, chosen, rejected = implicit_prompt(chosen, rejected)
             except ValueError as error:
-                raise RowRefused("bad_row", str(error)) from error
+                raise RowRefused("bad-row", str(error)) from error
         pair = (encoder.completion(prompt, chosen), encoder.completion(prompt, rejected))
         return KindPlan(sequences=pair, reduce=lambda logprobs: _margins(pair, logprobs))
 
