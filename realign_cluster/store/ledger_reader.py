@@ -20,7 +20,7 @@ from realign_cluster.domain import codec
 from realign_cluster.domain.errors import UsageError
 from realign_cluster.domain.events import Command, Event
 from realign_cluster.domain.ids import AttemptId, Epoch, LeaseId, NodeName, UnitId
-from realign_cluster.store.connection import open_reader, version_warning
+from realign_cluster.store.connection import open_reader
 from realign_cluster.store.ledger_changes import unpack_blob
 from realign_cluster.store.ledger_schema import COMMITTED, PENDING, QUARANTINED, SCHEMA_VERSION
 from realign_cluster.store.positions import Positions, unpack
@@ -154,11 +154,6 @@ class LedgerReader:
 
     def close(self) -> None:
         self._reader.close()
-
-    @property
-    def warning(self) -> str | None:
-        """What to tell the user about the SQLite in use, or None."""
-        return version_warning()
 
     def _query(self, sql: str, parameters: tuple[Any, ...] = ()) -> list[Any]:
         with self._reading:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Final
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2  # also of how events are written: domain/codec.py
 
 PENDING, COMMITTED, SPLIT, QUARANTINED = range(4)  # unit.state
 

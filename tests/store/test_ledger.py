@@ -23,6 +23,7 @@ from realign_cluster.domain.events import (
     UnitRef,
     WorkerExited,
 )
+from realign_cluster.store.connection import version_warning
 from realign_cluster.store.ledger import Entry, Ledger, LedgerConflict
 from realign_cluster.store.space import StorageFull
 from tests.store.kit import WALL, Run, made_rows, score_line, write_jsonl
@@ -78,11 +79,11 @@ def test_it_is_fully_synchronous_and_in_wal_mode(run):
     assert run.ledger._writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-def test_old_sqlite_is_a_warning(run, monkeypatch):
+def test_old_sqlite_is_a_warning(monkeypatch):
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 40, 1))
-    assert "3.51.3" in run.ledger.warning
+    assert "3.51.3" in version_warning()
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 52, 0))
-    assert run.ledger.warning is None
+    assert version_warning() is None
 
 
 def test_pending_units_come_once_per_epoch_longest_first(run):
