@@ -270,6 +270,10 @@ class _Compiler:
                     f"it has: {', '.join(below)}",
                 )
             below = below[step]
+        if below and f"{kind}-" not in self.text:  # scores.ifd-ppl: its right half says what is wrong
+            path = ".".join(map(str, steps))
+            fields = ", ".join(f"scores.{path}.{name}" for name in below)
+            raise self.error(node, f"scores.{path} is an object, not a value", f"name one of its fields: {fields}")
 
 
 _ALLOWED: Final = (

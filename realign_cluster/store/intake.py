@@ -28,6 +28,7 @@ from realign_cluster.store.scan_log import Cursor, ScanLog, Window
 
 MAX_ROW_BYTES: Final = 8 * 1024 * 1024
 LISTED_PROBLEMS: Final = 10
+LISTED_FIELDS: Final = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +115,7 @@ class _Scan:
         self.progress = progress
         self.window = Window()
         self.problems: list[RowProblem] = []  # the first few
+        self.fields_there: tuple[str, ...] = ()  # of the first row that lacks one, or has it wrongly
         self.stopped = threading.Event()
         self.bad_rows = 0
         self.rows = 0
@@ -198,6 +200,7 @@ class _Scan:
                 problem = diagnose(raw, row, largest)
             except BadField as error:
                 problem = RowProblem("bad-field", error.message, field=error.field)
+                self.fields_there = self.fields_there or tuple(row)
             except orjson.JSONDecodeError as error:
                 if not raw.strip():
                     blank += 1
@@ -245,9 +248,12 @@ class _Scan:
         listed = "\n  ".join(problem.shown() for problem in self.problems)
         more = self.bad_rows - len(self.problems)
         rest = f"\n  and {more:,} more" if more else ""
+        shown = [*self.fields_there[:LISTED_FIELDS], *(("...",) if len(self.fields_there) > LISTED_FIELDS else ())]
+        there = f"; the first of these rows has {', '.join(shown)}" if shown else ""
         return UsageError(
             f"{self.bad_rows:,} of {self.rows:,} rows cannot be scored:\n  {listed}{rest}",
-            "correct them, name other fields (--prompt-field, ...), or set them aside with --on-bad-row quarantine",
+            f"correct them, name other fields (--prompt-field, ...{there}),"
+            " or set them aside with --on-bad-row quarantine",
         )
 
     def _report(self, what: str, done: int) -> None:

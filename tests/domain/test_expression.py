@@ -166,3 +166,10 @@ def test_knows_whether_it_needs_the_row():
 def test_arithmetic_and_order_are_those_of_numbers(a, b):
     keep_if = compile_keep_if("row.a - row.b > 0", ())
     assert (keep_if.decide({"a": a, "b": b}, {}) is None) == (a - b > 0)
+
+
+@pytest.mark.parametrize("text", ["scores.ifd < 1", "scores.ifd", "scores.ifd.value < 1 and scores['ifd'] > 0"])
+def test_an_object_of_scores_is_refused_before_anything_is_scored(text):
+    with pytest.raises(UsageError, match="is an object, not a value") as caught:
+        compile_keep_if(text, ("ifd",))
+    assert "scores.ifd.value" in caught.value.fix
