@@ -14,6 +14,8 @@ WIDTH = 960.0
 LEFT, RIGHT, TOP, BOTTOM = 56.0, 12.0, 14.0, 30.0
 NODE_COLOURS = 8
 MARKERS_SHOWN = 40
+LABEL_LETTERS = 33  # of a node's name beside its bar
+LETTER_WIDTH = 7.5  # of the bold 13 px that names are set in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,15 +84,13 @@ def lanes(rows: Sequence[tuple[str, Sequence[Span]]], seconds: float, *, markers
     """One lane per row label, spans in it where they took place."""
     if not rows or seconds <= 0:
         return ""
-    gutter, lane = 110.0, 26.0
+    gutter, lane = _gutter([label for label, _ in rows]), 26.0
     height = TOP + lane * len(rows) + BOTTOM
     x = _scale(0, seconds, gutter, WIDTH - RIGHT)
     parts = [_x_axis(seconds, x, height, gutter)]
     for index, (label, spans) in enumerate(rows):
         y = TOP + lane * index
-        parts.append(
-            f'<text class="name" x="{gutter - 8:.0f}" y="{y + 16:.1f}" text-anchor="end">{escape(label)}</text>'
-        )
+        parts.append(_name(label, gutter - 8, y + 16))
         parts.append(
             f'<rect class="lane" x="{gutter}" y="{y + 3:.1f}" width="{WIDTH - RIGHT - gutter:.1f}" height="18"/>'
         )
@@ -127,15 +127,13 @@ def paired_bars(rows: Sequence[tuple[str, float | None, float, str]]) -> str:
     """For each (label, expected, actual, style) two thin bars on one scale from 0: expected is hollow."""
     if not rows:
         return ""
-    gutter, lane = 110.0, 38.0
+    gutter, lane = _gutter([label for label, *_ in rows]), 38.0
     top = max(max(expected or 0.0, actual) for _, expected, actual, _ in rows) or 1.0
     x = _scale(0, top * 1.12, gutter, WIDTH - RIGHT)
     parts = []
     for index, (label, expected, actual, style) in enumerate(rows):
         y = lane * index + 4
-        parts.append(
-            f'<text class="name" x="{gutter - 8:.0f}" y="{y + 18:.1f}" text-anchor="end">{escape(label)}</text>'
-        )
+        parts.append(_name(label, gutter - 8, y + 18))
         parts.append(f'<rect class="{style}" x="{gutter}" y="{y}" width="{x(actual) - gutter:.1f}" height="14"/>')
         parts.append(f'<text class="value" x="{x(actual) + 6:.1f}" y="{y + 11:.1f}">{actual:.1%}</text>')
         if expected is not None:
@@ -231,6 +229,22 @@ def _area(
     points += [f"{x(t):.1f},{y(v):.1f}" for t, v in zip(reversed(at), reversed(below), strict=True)]
     return (
         f'<polygon class="{series.style}" points="{" ".join(points)}"><title>{escape(series.label)}</title></polygon>'
+    )
+
+
+def _gutter(labels: Sequence[str]) -> float:
+    """Room at the left for the longest of these labels, within reason."""
+    longest = max(map(len, labels), default=0)
+    return max(110.0, min(longest, LABEL_LETTERS) * LETTER_WIDTH + 16)
+
+
+def _name(label: str, right: float, y: float) -> str:
+    """A label that ends at `right`. A long one loses its middle: names of one site differ at the end."""
+    half = (LABEL_LETTERS - 1) // 2
+    shown = label if len(label) <= LABEL_LETTERS else f"{label[:half]}…{label[-half:]}"
+    return (
+        f'<text class="name" x="{right:.0f}" y="{y:.1f}" text-anchor="end">'
+        f"<title>{escape(label)}</title>{escape(shown)}</text>"
     )
 
 

@@ -53,3 +53,11 @@ def test_nothing_to_draw_is_nothing():
     assert charts.lanes([], 1.0) == ""
     assert charts.paired_bars([]) == ""
     assert charts.histogram([0.0, 1.0], [0], mean=None, median=None) == ""
+
+
+def test_a_long_name_keeps_its_beginning_and_its_end() -> None:
+    name = "the-mac-studio-under-the-desk-of-the-third-floor-1"
+    drawn = charts.paired_bars([(name, 0.6, 0.7, "n0")])
+    assert f"<title>{name}</title>" in drawn
+    assert "the-mac-studio-u…" in drawn
+    assert "third-floor-1</text>" in drawn
