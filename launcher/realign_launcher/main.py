@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from realign_cluster.coordinator.home import ClusterHome
-from realign_cluster.coordinator.hostfile_reader import read_hostfile
+from realign_cluster.coordinator.hostfile_reader import naming_hostfile, read_hostfile
 from realign_cluster.domain.errors import RealignError, UsageError
 from realign_cluster.domain.hostfile import Hostfile
 from realign_cluster.domain.suggest import did_you_mean
@@ -24,8 +24,8 @@ VERBS = ("up", "down", "status")
 INTERRUPTED = 130
 
 EPILOG = """\
-COMMAND is a command of `realign` that works on a cluster (curate, train, workflow, calibrate, plan, nodes, doctor)
-with its arguments; it is given this hostfile. Or one of:
+COMMAND is a command of `realign` that works on a cluster (curate, calibrate, plan, nodes, doctor) with its
+arguments; it is given this hostfile. Or one of:
   up       start the daemons that do not run, and leave them running
   down     stop the daemons of the hostfile, whoever started them
   status   say of each host whether its daemon runs and answers
@@ -49,6 +49,8 @@ def run(arguments: Sequence[str]) -> int:
     """The exit code of one command line."""
     try:
         options = parse(arguments)
+        if _asks_for_help(options):
+            return asyncio.run(run_child(command_line(options.command, str(options.hostfile or "FILE"), None)))
         hostfile = read_hostfile(options.hostfile)
         if options.dry_run:
             print("\n".join(_dry_lines(hostfile, options)))
@@ -99,9 +101,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         known = (*ON_A_CLUSTER, *VERBS)
         near = did_you_mean(options.command[0], known)
         parser.error(f"{options.command[0]!r} is no command for a cluster, those are {', '.join(known)}{near}")
-    if options.hostfile is None:
+    if options.hostfile is None and not _asks_for_help(options):
         parser.error("--hostfile FILE is missing, such as --hostfile hostfiles/local.json")
     return options
+
+
+def _asks_for_help(options: argparse.Namespace) -> bool:
+    return options.command[0] not in VERBS and "--help" in options.command
 
 
 def _count(text: str) -> int:
@@ -124,8 +130,6 @@ async def _launch(hostfile: Hostfile, options: argparse.Namespace) -> int:
         raise UsageError(
             f"--min-nodes {options.min_nodes}: {hostfile.name} has {len(hostfile.hosts)} hosts", "ask for fewer"
         )
-    if options.command[0] not in VERBS and "--help" in options.command:
-        return await run_child(command_line(options.command, str(options.hostfile), None))
     fleet = Fleet(hostfile, ClusterHome(), Progress())
     match options.command[0]:
         case "status":
@@ -196,7 +200,7 @@ def _report(outcomes: list[Outcome], options: argparse.Namespace, *, wanted: str
         print(json.dumps({**summary, "missing": [outcome.host.name for outcome in failed]}), flush=True)
     elif options.command[0] == "status":
         for outcome in outcomes:
-            print(_status_line(outcome))
+            print(naming_hostfile(_status_line(outcome), options.hostfile))
     if not enough and options.command[0] != "status":
         _explain(failed, len(outcomes), needed)
     return 0 if enough else 3

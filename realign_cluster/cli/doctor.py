@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +16,7 @@ from rich.text import Text
 from realign_cluster.cli.checks import cluster, machine, macos
 from realign_cluster.cli.checks.finding import Finding, Level
 from realign_cluster.coordinator.home import ClusterHome
-from realign_cluster.coordinator.hostfile_reader import read_hostfile
+from realign_cluster.coordinator.hostfile_reader import naming_hostfile, read_hostfile
 from realign_cluster.domain.hostfile import Hostfile
 from realign_cluster.domain.hostfile_fields import DEFAULT_PORT
 from realign_cluster.node.state_folder import default_state
@@ -49,7 +49,8 @@ def command(
 ) -> int:
     """Look for what would keep runs from working here; each finding with the command that fixes it."""
     parsed = read_hostfile(hostfile) if hostfile is not None else None
-    findings = asyncio.run(examine(parsed, ClusterHome(), default_state(), mdns=mdns))
+    found = asyncio.run(examine(parsed, ClusterHome(), default_state(), mdns=mdns))
+    findings = [replace(finding, fix=naming_hostfile(finding.fix, hostfile)) for finding in found]
     counts = Counter(finding.level for finding in findings)
     if json:
         for finding in findings:

@@ -48,7 +48,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """The exit code of one command line, as the contract has them: 0, 1, 2, 3 or 130."""
     try:
-        result = app(arguments, standalone_mode=False, obj=tuple(arguments))
+        result = app(arguments, prog_name="realign", standalone_mode=False, obj=tuple(arguments))
     except RealignError as error:
         return _refused(arguments, error.message, error.fix, error.exit_code)
     except typer.Exit as stop:
@@ -61,6 +61,9 @@ def run(arguments: list[str]) -> int:
         return _refused(arguments, what, "see whether that disk is full, and who may read and write there", 1)
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
+            if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
+                typer.echo(error.format_message(), err=True)
+                return 2
             return _refused(arguments, error.format_message(), "", 2)
         raise
     return result if isinstance(result, int) else 0

@@ -13,7 +13,7 @@ import typer
 from realign_cluster.coordinator.describe import Described, describe
 from realign_cluster.coordinator.discovery import JudgedNode, find_nodes, judge
 from realign_cluster.coordinator.home import ClusterHome
-from realign_cluster.coordinator.hostfile_reader import read_hostfile
+from realign_cluster.coordinator.hostfile_reader import naming_hostfile, read_hostfile
 from realign_cluster.coordinator.node_address import NodeAddress
 from realign_cluster.domain.errors import RealignError, UsageError
 from realign_cluster.domain.hostfile import Host, Hostfile
@@ -67,7 +67,9 @@ def command(
 ) -> int:
     """Show the cluster's nodes: who answers, who is enrolled, how they are."""
     if discover == (hostfile is not None):
-        raise UsageError("name the nodes in one way", "--hostfile FILE or --discover")
+        raise UsageError(
+            "which nodes?" if hostfile is None else "both --hostfile and --discover", "--hostfile FILE or --discover"
+        )
     if hostfile is not None:
         parsed = read_hostfile(hostfile)
         lines = asyncio.run(_ask(parsed, ClusterHome()))
@@ -81,7 +83,7 @@ def command(
             typer.echo(orjson.dumps({"event": "node", **asdict(line)}).decode())
         typer.echo(orjson.dumps({"event": "summary", "nodes": len(lines), "serving": serving}).decode())
     else:
-        _show(lines, discover)
+        _show(lines, hostfile)
     return 0 if serving >= needed else 3
 
 
@@ -151,7 +153,7 @@ def _line(name: str, address: str, standing: str, described: Described) -> NodeL
     )
 
 
-def _show(lines: list[NodeLine], discover: bool) -> None:
+def _show(lines: list[NodeLine], hostfile: Path | None) -> None:
     if not lines:
         typer.echo("nothing found: daemons advertise themselves only while they run; realign-launch --hostfile FILE up")
         return
@@ -166,7 +168,7 @@ def _show(lines: list[NodeLine], discover: bool) -> None:
             typer.echo(
                 f"{'':{width}}  {state}, load {line.load_1m:.1f}, thermal {line.thermal_pressure}; {line.versions}"
             )
-        for text in line.detail.splitlines():
+        for text in naming_hostfile(line.detail, hostfile).splitlines():
             typer.echo(f"{'':{width}}  {text}")
-    if discover and any(line.standing == "not enrolled" for line in lines):
+    if hostfile is None and any(line.standing == "not enrolled" for line in lines):
         typer.echo("nodes that are not enrolled were found, not verified: what they say of themselves may be anything")

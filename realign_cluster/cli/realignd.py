@@ -138,6 +138,8 @@ def join(
     folder = StateFolder.at(state)
     identity = load_or_create_identity(folder, local_machine(), name)
     _enrolled(folder, asyncio.run(join_cluster(folder, identity, code)))
+    at = "" if state == DEFAULT_STATE else f" --state {state}"
+    print(f"{identity.name} is enrolled; start it: realignd run --detach{at}", file=sys.stderr)
 
 
 @app.command()
@@ -167,6 +169,8 @@ def stop(
     from realign_cluster.node.control import stop_daemon
 
     pid = stop_daemon(StateFolder.at(state), timeout)
+    if pid is None:
+        print(f"no daemon runs with the state folder {state}", file=sys.stderr)
     _print({"stopped": pid})
 
 

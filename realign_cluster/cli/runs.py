@@ -19,6 +19,7 @@ from realign_cluster.coordinator.run_status import RunStatus, locate_run, run_st
 from realign_cluster.store.ledger_reader import LedgerReader
 
 TROUBLES_SHOWN = 12
+TABLE_WIDTH = 500  # characters, at most
 STATE_STYLE = {"complete": "green", "running": "cyan", "incomplete": "yellow", "failed": "red"}
 
 app = typer.Typer(
@@ -71,7 +72,7 @@ def list_runs(root: Root = Path("runs"), json: Json = False) -> int:
     if not found and not unreadable:
         typer.echo(f"no runs in {root}")
         return 0
-    table = _table("run", "state", ">rows", ">done", ">rows/s", "score", "model", "begun (UTC)")
+    table = _table("run", "state", ">rows", ">done", ">rows/s", "begun (UTC)", "score", "model")
     for status in found:
         begun = status.begun
         table.add_row(
@@ -80,11 +81,11 @@ def list_runs(root: Root = Path("runs"), json: Json = False) -> int:
             f"{status.counters.rows:,}",
             _fraction(status),
             rate_text(status.summary.get("rows_per_second")),
+            f"{begun:%Y-%m-%d %H:%M}" if begun else "-",
             Text(",".join(status.request.get("kinds") or ())),
             Text(Path(str(status.request.get("model", ""))).name),
-            f"{begun:%Y-%m-%d %H:%M}" if begun else "-",
         )
-    _console().print(table)
+    _print_table(_console(), table)
     for folder, error in unreadable:
         typer.echo(f"{folder}: {error}", err=True)
     return 0
@@ -112,7 +113,7 @@ def show(run: Run, root: Root = Path("runs"), json: Json = False) -> int:
                 duration_text(node.busy_seconds),
                 rate_text(node.rows / node.busy_seconds if node.busy_seconds else None),
             )
-        console.print(table)
+        _print_table(console, table)
     _print_troubles(console, status.folder)
     return 0
 
@@ -164,8 +165,8 @@ def _facts(status: RunStatus) -> dict[str, str]:
         warm = (summary.get("efficiency") or {}).get("warm")
         facts["time"] += f", efficiency {warm:.1%}" if warm is not None else ""
     if status.sittings:
-        ended = "in order" if status.sittings[-1].closed_at else "without an end: killed, or going on"
-        facts["sittings"] = f"{len(status.sittings)}, the last {ended}"
+        ended = "was closed" if status.sittings[-1].closed_at else "has no end: killed, or going on"
+        facts["sittings"] = f"{len(status.sittings)}; the last {ended}"
     facts["attempts"] = ", ".join(f"{count:,} {outcome}" for outcome, count in status.outcomes.items()) or "none"
     if status.state in ("incomplete", "failed") and summary.get("reason"):
         facts["why"] = str(summary["reason"])
@@ -206,6 +207,13 @@ def _table(*headings: str) -> Table:
     for heading in headings:
         table.add_column(heading.lstrip(">"), justify="right" if heading.startswith(">") else "left", no_wrap=True)
     return table
+
+
+def _print_table(console: Console, table: Table) -> None:
+    """As wide as it is: figures cut short say nothing, and a terminal or pager wraps."""
+    wanted = console.measure(table, options=console.options.update(max_width=TABLE_WIDTH)).maximum
+    console.width = max(console.width, wanted)
+    console.print(table)
 
 
 def _console() -> Console:

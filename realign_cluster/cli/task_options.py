@@ -11,7 +11,7 @@ import typer
 
 from realign_cluster.coordinator.request import CurateRequest
 from realign_cluster.domain.errors import UsageError
-from realign_cluster.domain.job import Chat, Fields, Truncate
+from realign_cluster.domain.job import JUDGE_LABELS, Chat, Fields, Truncate
 
 Inputs = Annotated[
     list[str],
@@ -27,8 +27,12 @@ Model = Annotated[str, typer.Option(help="mlx-lm model folder or hub id.")]
 Score = Annotated[str, typer.Option(help="Score kinds, separated by commas: loglik, ifd, ifd-ppl, preference, judge.")]
 PromptField = Annotated[str, typer.Option(help="Key, or dotted path, of the prompt.")]
 FieldName = Annotated[str, typer.Option()]
-Template = Annotated[Path | None, typer.Option(help="judge: text file with {claim} and {evidence}.")]
-Labels = Annotated[str | None, typer.Option(help="judge: labels, separated by commas.")]
+Template = Annotated[
+    Path | None, typer.Option(help="judge: text file with {claim} and {evidence}. Default: one that asks for a label.")
+]
+Labels = Annotated[
+    str | None, typer.Option(help=f"judge: labels, separated by commas. Default: {','.join(JUDGE_LABELS)}.")
+]
 ChatOption = Annotated[
     bool | None,
     typer.Option("--chat/--plain", help="Use the tokenizer's chat template or not. Default: where there is one."),

@@ -22,7 +22,7 @@ import grpc.aio
 from realign_cluster.coordinator.describe import describe
 from realign_cluster.coordinator.discovery import find_nodes
 from realign_cluster.coordinator.home import ClusterHome
-from realign_cluster.coordinator.hostfile_reader import read_hostfile
+from realign_cluster.coordinator.hostfile_reader import naming_hostfile, read_hostfile
 from realign_cluster.coordinator.inbox import Barred, Disconnected, Inbox, Incoming
 from realign_cluster.coordinator.model_transfer import ModelSource
 from realign_cluster.coordinator.node_address import NodeAddress
@@ -211,6 +211,8 @@ async def connect(
         )
     home = home or ClusterHome()
     parsed = read_hostfile(hostfile) if hostfile is not None else None
+    if parsed is not None and min_nodes is not None and min_nodes > len(parsed.hosts):
+        raise UsageError(f"--min-nodes {min_nodes}: {parsed.name} has {len(parsed.hosts)} hosts", "ask for fewer")
     if parsed is not None:
         addresses, missing = _from_hostfile(parsed, home)
     else:
@@ -226,7 +228,10 @@ async def connect(
         found = f"{len(links)} of {len(links) + len(missing)} nodes are there, {max(1, needed)} are needed"
         start = "realign-launch --hostfile FILE up" if parsed is not None else "realignd run on each"
         fewer = "; or go on with fewer: --min-nodes N" if links else ""
-        raise NodesMissing(f"{found}:\n{reasons}" if missing else found, f"start them: {start}{fewer}")
+        raise NodesMissing(
+            naming_hostfile(f"{found}:\n{reasons}" if missing else found, hostfile),
+            naming_hostfile(f"start them: {start}{fewer}", hostfile),
+        )
     yield Cluster(nodes=tuple(links), missing=tuple(missing), home=home, hostfile=parsed)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from realign_cluster.domain.hostfile import Hostfile, HostfileError, parse_hostfile
@@ -19,3 +20,8 @@ def read_hostfile(path: Path) -> Hostfile:
     except UnicodeDecodeError as error:
         raise HostfileError(f"{path}: not UTF-8 text (byte {error.start})", "save the file as UTF-8") from None
     return parse_hostfile(text, str(path))
+
+
+def naming_hostfile(text: str, path: Path | None) -> str:
+    """`text` with its "--hostfile FILE" made a command that can be pasted."""
+    return text if path is None else text.replace("--hostfile FILE", f"--hostfile {shlex.quote(str(path))}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import os
 import socket
 import ssl
 import tempfile
@@ -155,7 +156,7 @@ async def preflight(address: str, bundle: CertificateBundle, node_id: str, timeo
     except OSError as error:
         raise PeerRefused(
             "not-listening",
-            f"nothing listens at {address}: {error.strerror or error}",
+            f"nothing listens at {address}: {os.strerror(error.errno) if error.errno else error}",
             "start the daemon there: realign-launch --hostfile FILE up, or on that machine realignd run",
         ) from error
     _check_host(address, node_id, certificate)

@@ -57,6 +57,9 @@ def test_help_has_examples(station: Station) -> None:
     assert "realign-launch --hostfile hostfiles/local.json up" in said.out
     said = station.launch("--hostfile", "x", "down", "--help")
     assert "example: realign-launch" in said.out
+    said = station.launch("curate", "--help")
+    assert said.status == 0
+    assert "--keep-if" in said.out
 
 
 def test_a_dry_run_prints_every_command_and_touches_nothing(station: Station) -> None:
