@@ -11,6 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 DEMO_DATA ?= examples/data/instructions.jsonl
 DEMO_OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 SLOW := cluster or testbed
+BENCHMARKS ?= scoring_speed noop_throughput coordinator_memory resume_million store_rows cluster_efficiency
 
 .PHONY: help setup demo test check format protos locks bench soak clean
 
@@ -67,7 +68,7 @@ protos: setup
 	  --python_out=. --pyi_out=. --grpc_python_out=. proto/*.proto
 
 bench: setup
-	@for bench in benchmarks/*.py; do echo "== $$bench"; $(BIN)/python "$$bench" || exit 1; done
+	@for bench in $(BENCHMARKS); do echo "== $$bench"; $(BIN)/python benchmarks/$$bench.py || exit 1; done
 
 soak: setup
 	$(BIN)/python -m pytest -m soak --timeout 7200
