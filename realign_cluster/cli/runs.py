@@ -85,7 +85,8 @@ def list_runs(root: Root = Path("runs"), json: Json = False) -> int:
             Text(",".join(status.request.get("kinds") or ())),
             Text(Path(str(status.request.get("model", ""))).name),
         )
-    _print_table(_console(), table)
+    if found:
+        _print_table(_console(), table)
     for folder, error in unreadable:
         typer.echo(f"{folder}: {error}", err=True)
     return 0

@@ -15,6 +15,7 @@ from realign_cluster.coordinator.history import History, read_history
 from realign_cluster.coordinator.progress import Level
 from realign_cluster.coordinator.report import write_report
 from realign_cluster.coordinator.run_record import Run
+from realign_cluster.domain.expression import UNDEFINED
 from realign_cluster.domain.tally import Tally
 from realign_cluster.rpc.versions import local_versions
 from realign_cluster.store.ledger import LedgerReader
@@ -131,4 +132,9 @@ def _notes(run: Run, body: Mapping[str, Any]) -> Iterator[tuple[str, Level]]:
     if rows["failed"]:
         codes = ", ".join(f"{count} {code}" for code, count in body["failed_by_code"].items())
         yield f"{rows['failed']:,} rows could not be scored ({codes}): see {run.folder.failed}", "warning"
+    if undefined := body["dropped_by_reason"].get(UNDEFINED):
+        yield (
+            f"{undefined:,} rows were dropped because they lack a value that --keep-if names, or it is null",
+            "warning",
+        )
     yield f"report: {run.folder.report}", "info"

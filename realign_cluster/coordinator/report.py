@@ -189,7 +189,7 @@ def _rows(data: ReportData) -> str:
     if data.dropped_by_reason:
         meaning = {
             "keep_if": f"did not pass {data.request.get('keep_if', '--keep-if')}",
-            "undefined": "a score it needs is undefined",
+            "undefined": "a value it needs is missing or null",
         }
         body += "<h3>Dropped, by reason</h3>" + table(
             ["reason", "meaning", ">rows", ">of all"],
