@@ -464,7 +464,7 @@ def test_unknown_host(one: CurateCluster, realign: Realign, rows: Path, tmp_path
 def test_node_that_was_never_enrolled(one: CurateCluster, realign: Realign, rows: Path, tmp_path: Path) -> None:
     hosts = hostfile_of(tmp_path, {"name": "stranger", "port": one.daemons["alpha"].port})
     said = realign("curate", rows, "--out", tmp_path / "run", "--hostfile", hosts, *NOTHING)
-    refused(said, 3, "stranger: it is not enrolled in this cluster", "realign-launch --hostfile FILE up")
+    refused(said, 3, "stranger: it is not enrolled in this cluster", f"realign-launch --hostfile {hosts} up")
     assert not (tmp_path / "run").exists()
 
 
@@ -509,7 +509,7 @@ def test_daemon_of_another_cluster(one: CurateCluster, realign: Realign, rows: P
         said = realign("curate", rows, "--out", tmp_path / "run", "--hostfile", hosts, *NOTHING)
     finally:
         other.close()
-    refused(said, 3, "theirs: 127.0.0.1", "belongs to another cluster", "realign-launch --hostfile FILE up")
+    refused(said, 3, "theirs: 127.0.0.1", "belongs to another cluster", f"realign-launch --hostfile {hosts} up")
     assert not (tmp_path / "run").exists()
 
 
@@ -539,7 +539,9 @@ async def test_expired_certificate(expired: DaemonProcess, one: CurateCluster, r
     finally:
         await server.stop(None)
     said = Said(code=done.returncode, out=done.stdout, err=done.stderr)
-    refused(said, 3, "old: the certificate of", "has expired", "enrol it again: realign-launch --hostfile FILE up")
+    refused(
+        said, 3, "old: the certificate of", "has expired", "enrol it again: realign-launch --hostfile", "hosts.json up"
+    )
     assert not (tmp_path / "run").exists()
 
 
