@@ -173,6 +173,8 @@ def _facts(status: RunStatus) -> dict[str, str]:
         facts["why"] = str(summary["reason"])
     if status.state == "incomplete":
         facts["go on"] = f"realign runs resume {status.folder}"
+        if hostfile := status.request.get("hostfile"):
+            facts["go on"] += f"; if the daemons were stopped, first: realign-launch --hostfile {hostfile} up"
     return facts
 
 
