@@ -33,6 +33,7 @@ $(READY): pyproject.toml $(LOCK)
 	@python=$$(.ci/find-python $(PYTHON)) || exit 1; \
 	echo "setup: $$python -> $(VENV)"; \
 	"$$python" -m venv --clear $(VENV)
+	@echo "setup: installing; the first time this takes a few minutes"
 ifeq ($(LOCK),)
 	@echo "setup: no lock for $(PLATFORM) in locks/: installing by the ranges of pyproject.toml"
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
