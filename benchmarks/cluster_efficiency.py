@@ -5,11 +5,14 @@ killed half way.
 
 On the test bed: hosts of 65.5 % and 34.5 % of one CPU, apart in network and disk, daemons started over ssh. In one go:
 
-    alone      each host by itself on a slice of the rows: its own single rate
-    together   the whole input on both: efficiency = rate / (sum of the single rates)
-    equal      the same rows in two halves, each host scoring one alone at the same time: ends with the slower
-    killed     as together, one host killed when half of the work is done: the ideal is what was there at that rate
+    alone         each host by itself on a slice of the rows, the other one idle
+    side by side  both at once, each its own run on a slice of its own: the single rates that count, before and after
+    together      the whole input on both as one cluster: efficiency = its rate / the sum of the single rates
+    equal halves  the same rows cut in two, each host scoring one half as its own run at the same time
+    killed        as together, one host killed when half of the work is done: the ideal is what was there at that rate
 
+Hosts of one machine share its caches and often a core: a host is faster while the other one is idle. So single rates
+are taken with both at work, and what remains after the kill is held against the survivor's rate alone.
 All times are warm: from the first lease to the last commit. Work is the ledger's cost, since a run begins with its
 longest rows. The rows' lengths are spread evenly over the input, so that every part of it has the same mix.
 """
@@ -38,8 +41,8 @@ from tests.testbed.bed import ROOT, Bed
 SHARES = {"m4max-1": 65.5, "m3ultra-1": 34.5}
 MODEL = ROOT / "examples" / "tiny-model"
 PROBE_ROWS = 1500
-ALONE_FRACTION = 0.25  # of --seconds, for each host
-LEAST_ALONE_SECONDS = 8.0
+SLICE_FRACTION = 0.25  # of --seconds, for each single rate
+LEAST_SLICE_SECONDS = 8.0
 GOLDEN = (math.sqrt(5) - 1) / 2
 TEXT = (
     "a node may stop at any time and the ledger knows what was done before it did so that nothing is lost or "
@@ -143,6 +146,11 @@ class Bench:
     def run(self, rows: Path, *names: str) -> Measured:
         return self.finish(self.start(rows, *names))
 
+    def side_by_side(self, rows: Mapping[str, Path]) -> dict[str, Measured]:
+        """A run of its own for each host, all at the same time."""
+        started = {host: self.start(part, host) for host, part in rows.items()}
+        return {host: self.finish(one) for host, one in started.items()}
+
     def half_done(self, folder: str) -> bool:
         path = self._bed.disk(COORDINATOR) / folder / "ledger.sqlite"
         if not path.exists():
@@ -176,15 +184,11 @@ class Bench:
         return measured, killed_at, served_at
 
 
-def ideal_seconds(
-    speeds: Mapping[str, float], work: float, began: float, victim: str, gone: float, back: float | None
-) -> float:
-    """The least time for `work` with all speeds until `gone`, without the victim's until `back`, then with it again."""
-    everything = sum(speeds.values())
+def ideal_seconds(everything: float, rest: float, work: float, began: float, gone: float, back: float | None) -> float:
+    """The least time for `work`: the speed is `everything` until `gone`, the `rest` until `back`, then as before."""
     left = work - everything * (gone - began)
     if left <= 0:
         return work / everything
-    rest = everything - speeds[victim]
     if back is None or left <= rest * (back - gone):
         return gone - began + left / rest
     return back - began + (left - rest * (back - gone)) / everything
@@ -194,43 +198,51 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     def say(text: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
-    before = machine()
+    described_machine = machine()
     with bed_of(SHARES) as bed, CpuMeter(bed) as meter:
         bench = Bench(bed, meter)
         say("starting daemons over ssh")
         bench.launch("up")
         probe = write_rows(bed.state / "probe.jsonl", PROBE_ROWS)
         guess = {host: bench.run(probe, host).rate for host in SHARES}
-        slice_seconds = max(LEAST_ALONE_SECONDS, options.seconds * ALONE_FRACTION)
+        seconds = max(LEAST_SLICE_SECONDS, options.seconds * SLICE_FRACTION)
+        slices = {host: write_rows(bed.state / f"{host}.jsonl", round(guess[host] * seconds)) for host in SHARES}
         alone = {}
         for host in SHARES:
             say(f"{host} alone")
-            rows = write_rows(bed.state / f"{host}.jsonl", round(guess[host] * slice_seconds))
-            alone[host] = bench.run(rows, host)
-        speeds = {host: run.speed for host, run in alone.items()}
-        total = sum(speeds.values())
-        count = round(sum(run.rate for run in alone.values()) * options.seconds)
+            alone[host] = bench.run(slices[host], host)
+        say("side by side")
+        before = bench.side_by_side(slices)
+        count = round(sum(run.rate for run in before.values()) * options.seconds)
         rows = write_rows(bed.state / "rows.jsonl", count)
         say(f"together: {count:,} rows")
         together = bench.run(rows)
+        say("side by side")
+        after = bench.side_by_side(slices)
         say("equal halves, one host each")
-        halves = [write_half(rows, bed.state / f"half-{at}.jsonl", at) for at in range(2)]
-        started = [bench.start(half, host) for half, host in zip(halves, SHARES, strict=True)]
-        equal = dict(zip(SHARES, [bench.finish(one) for one in started], strict=True))
+        halves = {host: write_half(rows, bed.state / f"half-{at}.jsonl", at) for at, host in enumerate(SHARES)}
+        equal = bench.side_by_side(halves)
         say(f"{options.kill} killed half way")
         killed, gone, back = bench.killed(rows, options.kill, options.back)
-        ideal = ideal_seconds(speeds, killed.work, killed.began, options.kill, gone, back)
+        [survivor] = [host for host in SHARES if host != options.kill]
+        say(f"{survivor} alone")
+        again = bench.run(slices[survivor], survivor)
+    total = sum(run.speed for run in (*before.values(), *after.values())) / 2
+    rest = (alone[survivor].speed + again.speed) / 2
+    ideal = ideal_seconds(total, rest, killed.work, killed.began, gone, back)
     equal_seconds = max(run.ended for run in equal.values()) - min(run.began for run in equal.values())
     versions = local_versions()
     return {
-        "machine": before,
+        "machine": described_machine,
         "load_after": machine().rpartition("load ")[2],
         "date": time.strftime("%Y-%m-%d"),
         "versions": {"project": versions.project, "mlx": versions.mlx, "python": versions.python},
         "quota": SHARES,
         "rows": count,
         "alone": {host: described(run) for host, run in alone.items()},
-        "sum_of_single_rates": sum(run.rate for run in alone.values()),
+        "alone_again": {survivor: described(again)},
+        "side_by_side": [{host: described(run) for host, run in runs.items()} for runs in (before, after)],
+        "sum_of_single_rates": sum(run.rate for run in (*before.values(), *after.values())) / 2,
         "together": described(together) | {"efficiency_by_single_rates": together.speed / total},
         "equal": {
             "seconds": equal_seconds,
@@ -275,8 +287,10 @@ def table(found: Mapping[str, Any]) -> str:
         ratio = f"{efficiency:10.3f}" if efficiency is not None else f"{'':10}"
         return f"{what:22} {run['seconds']:8.1f} {run['rate']:8.1f} {ratio}   {_cpu(run)}"
 
-    for host, run in found["alone"].items():
+    for host, run in (*found["alone"].items(), *found["alone_again"].items()):
         lines.append(line(f"{host} alone", run, None))
+    for runs in found["side_by_side"]:
+        lines += [line(f"{host} beside", run, None) for host, run in runs.items()]
     together, equal, killed = found["together"], found["equal"], found["killed"]
     lines.append(line("together", together, together["efficiency_by_single_rates"]))
     lines.append(line("equal halves", equal, equal["efficiency_by_single_rates"]))
@@ -310,7 +324,11 @@ def _warnings(found: Mapping[str, Any]) -> list[str]:
     """A host that was not given its quota when it was to be used makes a ratio worthless: say so."""
     short = [
         f"{what}: {host} was given {given:.1f} % of {found['quota'][host]:g}"
-        for what, run in (*found["alone"].items(), ("together", found["together"]))
+        for what, run in (
+            *found["alone"].items(),
+            *(item for runs in found["side_by_side"] for item in runs.items()),
+            ("together", found["together"]),
+        )
         for host, given in run["cpu"].items()
         if host in run["shares"] and given < 0.95 * found["quota"][host]
     ]
