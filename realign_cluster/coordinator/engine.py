@@ -21,6 +21,7 @@ import structlog
 from pydantic import ValidationError
 
 from realign_cluster.coordinator.admission import Admission, Admitted
+from realign_cluster.coordinator.dispatch import Dispatch
 from realign_cluster.coordinator.inbox import (
     Barred,
     Connected,
@@ -76,7 +77,6 @@ SHOW_SECONDS = 0.25
 DRAIN_SECONDS = 5.0
 ROOM_SECONDS = 1.0
 MOST_AT_ONCE = 512  # reports in one commit
-UNITS_PER_READ = 16  # so that a large lease does not hold up the commits that share its thread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,9 +119,7 @@ class Engine:
         self._clock = clock
         self.scheduler = Scheduler()
         self._liveness = Liveness()
-        self._grants: dict[NodeName, asyncio.Queue[Grant]] = {name: asyncio.Queue() for name in self._sessions}
-        self._live: dict[AttemptId, NodeName] = {}
-        self._rows_sent: dict[AttemptId, int] = {}
+        self._dispatch = Dispatch(desk, self._sessions)
         self._tasks: set[asyncio.Task[None]] = set()
         self._finish: Finish | None = None
         self._interrupts = 0
@@ -136,7 +134,7 @@ class Engine:
     async def run(self, opened: RunOpened) -> Outcome:
         self._epoch = opened.epoch
         for name in self._sessions:
-            self._spawn(self._dispatch(name))
+            self._spawn(self._dispatch.run(name))
         no_nodes = False
         shown = float("-inf")
         entries = self._decide(opened)
@@ -151,8 +149,7 @@ class Engine:
                     break
                 if self._clock() - shown >= SHOW_SECONDS:
                     shown = self._clock()
-                    for view in self.scheduler.node_states().values():
-                        self._liveness.expect(view.name, view.slowest_unit_seconds)
+                    self._expect_progress()
                     self._show(self)
                 entries = await self._next_entries()
                 if self._failure is not None:
@@ -172,6 +169,13 @@ class Engine:
             no_nodes=no_nodes,
             fault_of_the_job=self.roster.fault_of_the_job() if no_nodes else None,
         )
+
+    def _expect_progress(self) -> None:
+        """Tells the watchdog what the workers have in hand. While no result is taken, an idle worker is no wonder."""
+        taking = self._writable and not self._full
+        for view in self.scheduler.node_states().values():
+            holds = self._sessions[view.name].outstanding if taking else 0
+            self._liveness.expect(view.name, view.slowest_unit_seconds, holds)
 
     # --- what came in ---
 
@@ -230,8 +234,12 @@ class Engine:
         return []
 
     def _on_message(self, node: NodeName, message: pb.NodeMessage, now: float) -> list[Entry]:
-        self._liveness.heard_anything(node, now)  # the node itself: what our session says of it is no sign of life
-        match message.WhichOneof("body"):
+        if self._liveness.silent_for(node, now) is None:
+            return []  # the rest of a stream that is over for us: lost, left or barred, and not greeted again since
+        body = message.WhichOneof("body")
+        # the node itself: what our session says of it is no sign of life
+        self._liveness.heard_anything(node, now, work=body in ("result", "unit_failed"))
+        match body:
             case "beat":
                 beat = message.beat
                 self.roster.beat(node, beat.health, beat.computing_attempt, beat.phase)
@@ -296,7 +304,7 @@ class Engine:
 
     def _on_result(self, node: NodeName, result: pb.Result, now: float) -> list[Entry]:
         attempt = AttemptId(result.attempt)
-        rows = self._rows_sent.get(attempt)
+        rows = self._dispatch.rows_sent(attempt)
         intact = hashlib.blake2b(result.payload, digest_size=16).digest() == result.checksum
         counted = rows is None or (result.payload.count(b"\n") + 1 if result.payload else 0) == rows
         event = ResultReceived(
@@ -352,30 +360,28 @@ class Engine:
     def _carry_out(self, entries: list[Entry]) -> None:
         settled: dict[NodeName, list[AttemptId]] = defaultdict(list)
         for entry in entries:
+            self._dispatch.forget_what_ended(entry.event)
             for command in entry.commands:
-                self._carry_out_one(command, entry, settled)
+                self._carry_out_one(command, settled)
         for node, attempts in settled.items():
             self._sessions[node].acknowledge(attempts)
 
-    def _carry_out_one(self, command: Command, entry: Entry, settled: dict[NodeName, list[AttemptId]]) -> None:
+    def _carry_out_one(self, command: Command, settled: dict[NodeName, list[AttemptId]]) -> None:
         match command:
             case LoadUnits(count=count):
                 self._spawn(self._load(count))
-            case Grant(node=node, attempts=attempts):
-                for attempt, _ in attempts:
-                    self._live[attempt] = node
-                self._grants[node].put_nowait(command)
+            case Grant():
+                self._dispatch.grant(command)
             case RevokeAttempts(node=node, attempts=attempts, reason=reason):
-                for attempt in attempts:
-                    self._forget(attempt)
+                self._dispatch.forget(attempts)
                 self._sessions[node].revoke(attempts, reason)
             case Commit(node=node, attempt=attempt):
-                rows = self._rows_sent.get(attempt, 0)
-                self._forget(attempt)
+                rows = self._dispatch.rows_sent(attempt) or 0
+                self._dispatch.forget([attempt])
                 settled[node].append(attempt)
                 self.roster.committed(node, rows)
             case Discard(node=node, attempt=attempt):
-                self._forget(attempt)
+                self._dispatch.forget([attempt])
                 settled[node].append(attempt)
             case RestartWorkerOn(node=node, reason=reason):
                 self._sessions[node].restart_worker(reason)
@@ -392,32 +398,9 @@ class Engine:
             case _:
                 assert_never(command)
 
-    def _forget(self, attempt: AttemptId) -> None:
-        self._live.pop(attempt, None)
-        self._rows_sent.pop(attempt, None)
-
     async def _load(self, count: int) -> None:
         units, exhausted = await self._desk.load_pending(count)
         await self._inbox.put(Loaded(units=units, exhausted=exhausted))
-
-    async def _dispatch(self, node: NodeName) -> None:
-        """Reads the rows of what was granted to `node` and sends them, grant by grant."""
-        session = self._sessions[node]
-        while True:
-            grant = await self._grants[node].get()
-            wanted = [(attempt, unit) for attempt, unit in grant.attempts if self._live.get(attempt) == node]
-            for start in range(0, len(wanted), UNITS_PER_READ):
-                part = wanted[start : start + UNITS_PER_READ]
-                fetched = await self._desk.fetch([unit for _, unit in part])
-                assigns = []
-                for (attempt, unit), rows in zip(part, fetched, strict=True):
-                    if self._live.get(attempt) != node:
-                        continue
-                    self._rows_sent[attempt] = rows.count
-                    assigns.append(
-                        pb.Assign(lease=grant.lease, attempt=attempt, unit=unit, rows=rows.rows, count=rows.count)
-                    )
-                session.assign(assigns)
 
     def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
         task = asyncio.ensure_future(coroutine)

@@ -76,6 +76,11 @@ class Session:
 
     # --- what the engine asks ---
 
+    @property
+    def outstanding(self) -> int:
+        """Units that the node was given and did not answer yet."""
+        return len(self._outstanding)
+
     def assign(self, assigns: Iterable[pb.Assign]) -> None:
         for assign in assigns:
             self._outstanding[assign.attempt] = assign
