@@ -178,24 +178,23 @@ class _Sitting:
             speeds.plan = plan
             engine, sessions, opened = await self._open(cluster, job, samples, speeds, plan)
             outcome = await self._drive(engine, sessions, opened)
+            busy = {item.node: item.busy_seconds for item in await asyncio.to_thread(self._run.ledger.nodes_summary)}
             speeds.learn(
                 {
-                    view.name: (view.cost_per_second, self._busy_seconds(view.name))
+                    view.name: (view.cost_per_second, busy.get(view.name, 0.0))
                     for view in engine.scheduler.node_states().values()
                     if view.units_committed
                 }
             )
         return outcome
 
-    def _busy_seconds(self, node: NodeName) -> float:
-        return next((item.busy_seconds for item in self._run.ledger.nodes_summary() if item.node == node), 0.0)
-
     def _job(self, cluster: Cluster) -> ScoreJob:
         job = self._request.job(self._run.spec, canaries=make_canaries(self._request.kinds, self._request.fields))
         if not self._request.reproducible:
             return job
-        device = cluster.nodes[0].info.device
-        return job.model_copy(update={"blas_threads": 1, "blas_core_type": device.blas_core_type})
+        reference = self._reference()  # of an earlier sitting: its kernels are the run's, whoever is first today
+        core_type = reference[1].blas_core_type if reference else cluster.nodes[0].info.device.blas_core_type
+        return job.model_copy(update={"blas_threads": 1, "blas_core_type": core_type})
 
     def _plan(self, cluster: Cluster, speeds: Speeds, lengths: list[dict[str, int]], per_byte: float) -> Plan:
         counters = self._run.ledger.counters()
