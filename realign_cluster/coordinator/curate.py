@@ -299,8 +299,10 @@ class _Sitting:
         return (NodeName(stored["node"]), WorkerReport.model_validate(stored["report"])) if stored else None
 
     def _remember_reference(self, node: NodeName, report: WorkerReport) -> None:
+        """For later sittings; on a full disk this one goes on without it, and the next one chooses its own."""
         stored = {"node": node, "report": report.model_dump(mode="json")}
-        self._run.ledger.set_meta("canary_reference", stored)
+        with contextlib.suppress(StorageFull):
+            self._run.ledger.set_meta("canary_reference", stored)
 
     # --- the end ---
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping
@@ -306,14 +307,15 @@ class Engine:
         attempt = AttemptId(result.attempt)
         rows = self._dispatch.rows_sent(attempt)
         intact = hashlib.blake2b(result.payload, digest_size=16).digest() == result.checksum
-        counted = rows is None or (result.payload.count(b"\n") + 1 if result.payload else 0) == rows
+        objects = rows is None or _is_objects(result.payload, rows)
+        timed = math.isfinite(result.compute_seconds) and result.compute_seconds >= 0
         event = ResultReceived(
             at=now,
             node=node,
             attempt=attempt,
             unit=UnitId(result.unit),
             epoch=Epoch(result.epoch),
-            valid=intact and counted,
+            valid=intact and objects and timed,
             compute_seconds=result.compute_seconds,
         )
         record = ResultRecord(
@@ -440,6 +442,12 @@ class Engine:
             self._note(
                 f"the disk is nearly full: no lease is given out until {needed / 1e6:.0f} MB more are free", "error"
             )
+
+
+def _is_objects(payload: bytes, rows: int) -> bool:
+    """Whether a result has the form of `rows` JSON objects, one per line: a line break within one would be escaped."""
+    whole = payload.startswith(b"{") and payload.endswith(b"}")
+    return whole and payload.count(b"\n") == payload.count(b"}\n{") == rows - 1
 
 
 def _worth_recording(entry: Entry) -> bool:

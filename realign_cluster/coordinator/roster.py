@@ -71,6 +71,8 @@ class Roster:
     def receiving_model(self, node: NodeName, sent: int, total: int) -> None:
         line = self.lines[node]
         line.model_sent = (sent, total)
+        if line.state in GONE:
+            return
         line.state, line.detail = "loading", f"receiving the model: {sent / max(1, total):.0%} of {total / 1e9:.2f} GB"
 
     def measuring(self, node: NodeName, what: str, fraction: float) -> None:

@@ -58,7 +58,7 @@ class Run:
     @property
     def started(self) -> bool:
         """Whether a node was ever given work: then there is something to go on with."""
-        return bool(self.ledger.attempts())
+        return self.ledger.granted_anything
 
     def close(self) -> None:
         self.sources.close()

@@ -236,6 +236,11 @@ class LedgerReader:
             for node, units, rows, cost, tokens, seconds in found
         ]
 
+    @property
+    def granted_anything(self) -> bool:
+        """Whether any attempt was ever granted."""
+        return bool(self._query("SELECT 1 FROM attempt LIMIT 1"))
+
     def attempts(self, node: NodeName | None = None, *, live_only: bool = False) -> list[AttemptRecord]:
         """Every attempt in order of its id, or those of one node, or those without an outcome."""
         conditions = [sql for sql, asked in (("node = ?", node is not None), ("outcome IS NULL", live_only)) if asked]

@@ -321,7 +321,13 @@ class Sources:
         if found is not None:
             self._open.move_to_end(index)
             return found
-        descriptor = os.open(self.prepare(index), os.O_RDONLY)
+        try:
+            descriptor = os.open(self.prepare(index), os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise RunFailed(
+                f"the input {self.files[index].name} was removed while the run was on",
+                "put the file back as it was: the same command goes on where it stopped",
+            ) from error
         self._open[index] = descriptor
         if len(self._open) > OPEN_FILES:
             os.close(self._open.popitem(last=False)[1])

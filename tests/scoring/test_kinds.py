@@ -151,3 +151,17 @@ def test_the_tiny_model_learnt_something(tiny_model: Path) -> None:
     (right, scrambled), _ = score(make_scorer(tiny_model, "loglik"), [row, other])
     assert right["loglik"]["mean"] > scrambled["loglik"]["mean"] + 1.0
     assert right["loglik"]["mean"] > -2.5
+
+
+def test_a_label_with_nothing_before_it_is_undefined(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A template of nothing but empty fields, for a tokenizer that adds no start token."""
+    monkeypatch.setattr("realign_cluster.scoring.encode._ids_added_at_the_start", lambda tokenizer: ())
+    scorer = make_scorer(tiny_model, "judge", template="{evidence}{claim}", labels=("yes", "no"), chat="plain")
+    (found, whole), _ = score(scorer, [{"claim": "", "evidence": ""}, {"claim": "It rains.", "evidence": ""}])
+    assert found["judge"] == {
+        "probabilities": {"yes": None, "no": None},
+        "label": None,
+        "truncated": False,
+        "undefined": "nothing before the response to predict it from",
+    }
+    assert "undefined" not in whole["judge"]

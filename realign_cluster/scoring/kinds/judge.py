@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from realign_cluster.domain.job import JUDGE_LABELS, JUDGE_TEMPLATE, ScoreJob
-from realign_cluster.scoring.encode import Scored, TextEncoder, common_prefix
+from realign_cluster.scoring.encode import NO_CONTEXT, Scored, TextEncoder, common_prefix
 from realign_cluster.scoring.errors import RowRefused
 from realign_cluster.scoring.kinds.base import NOT_FINITE, KindPlan, LogProbs, total
 
@@ -47,6 +47,8 @@ class Judge:
             first, last = self._cut_of_evidence(encoder, trunk, cut, excess)
             answers = [answer[:first] + answer[last:] for answer in answers]
             start, cut = start - excess, cut - excess
+        if start < 1:  # a template that ends in nothing before the label, for a tokenizer that adds nothing either
+            return KindPlan(sequences=(), reduce=lambda _: _undefined(labels, excess > 0, NO_CONTEXT))
         sequences = tuple(
             Scored(ids=tuple(answer), spans=((start, len(answer)),), truncated=excess > 0) for answer in answers
         )
@@ -82,8 +84,7 @@ class Judge:
 def _probabilities(labels: Sequence[str], logprobs: Sequence[LogProbs], truncated: bool) -> dict[str, Any]:
     weights = [total(values) for values in logprobs]
     if any(weight is None for weight in weights):
-        nothing = dict.fromkeys(labels)
-        return {"probabilities": nothing, "label": None, "truncated": truncated, "undefined": NOT_FINITE}
+        return _undefined(labels, truncated, NOT_FINITE)
     exact = np.array(weights, dtype=np.float64)
     likelihoods = np.exp(exact - exact.max())
     probabilities = [float(value) for value in likelihoods / likelihoods.sum()]
@@ -93,3 +94,8 @@ def _probabilities(labels: Sequence[str], logprobs: Sequence[LogProbs], truncate
         "label": labels[best],
         "truncated": truncated,
     }
+
+
+def _undefined(labels: Sequence[str], truncated: bool, reason: str) -> dict[str, Any]:
+    nothing = dict.fromkeys(labels)
+    return {"probabilities": nothing, "label": None, "truncated": truncated, "undefined": reason}
