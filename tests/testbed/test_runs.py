@@ -27,7 +27,7 @@ from tests.testbed.bed import COORDINATOR, Bed
 
 pytestmark = [pytest.mark.testbed, pytest.mark.timeout(300)]
 
-ROWS = 1600
+ROWS = 1200
 SCORING = ("--model", str(TINY_MODEL), "--score", "loglik,ifd", "--reproducible", "--plain")
 SHARE = 50  # percent of one CPU for each host, so that coordinator and ssh find some as well
 CRAWL = 15  # the same for a host that must not finish the run before the other one is back
