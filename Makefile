@@ -49,10 +49,10 @@ demo: setup
 	@echo
 	@echo "Report: $(CURDIR)/$(DEMO_OUT)/report.html"
 
-# The tests with real daemons measure time, so they get the machine to themselves; the others share it.
+# The tests with real daemons mostly wait; each file keeps its own cluster or test bed, so whole files run side by side.
 test: setup
 	$(BIN)/python -m pytest -q -n 2 -m "not soak and not ($(SLOW))"
-	$(BIN)/python -m pytest -q -m "not soak and ($(SLOW))"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not soak and ($(SLOW))"
 
 check: setup
 	$(BIN)/ruff format --check .

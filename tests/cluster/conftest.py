@@ -51,6 +51,12 @@ def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", made_rows(700))
 
 
+@pytest.fixture(scope="session")
+def long_rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough for a node to be given up, or to come up, while the run goes on."""
+    return write_rows(tmp_path_factory.mktemp("rows") / "long.jsonl", made_rows(1500))
+
+
 class Undisturbed:
     """The output of the same command on the same input when nothing goes wrong, made once per test process."""
 

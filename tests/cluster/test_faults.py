@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from realign_cluster.store.ledger_reader import AttemptRecord
-from tests.cluster.conftest import Undisturbed, made_rows
+from tests.cluster.conftest import Undisturbed
 from tests.cluster.kit import (
     TINY_MODEL,
     CurateCluster,
@@ -19,7 +19,6 @@ from tests.cluster.kit import (
     output_bytes,
     summary,
     wait_until,
-    write_rows,
 )
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
@@ -67,10 +66,10 @@ def test_worker_killed(pair: CurateCluster, rows_file: Path, undisturbed: Undist
     assert any(taken.attempt > lost.attempt for lost, taken in moved)
 
 
-def test_daemon_killed(pair: CurateCluster, rows_file: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
-    expected = undisturbed.of(pair, rows_file, tmp_path / "calm", *SCORING)
+def test_daemon_killed(pair: CurateCluster, long_rows_file: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
+    expected = undisturbed.of(pair, long_rows_file, tmp_path / "calm", *SCORING)
     run = tmp_path / "run"
-    process = pair.spawn(pair.command(rows_file, run, *SCORING))
+    process = pair.spawn(pair.command(long_rows_file, run, *SCORING))
     midway(run)
     victim = pair.daemons["beta"]
     workers = victim.worker_pids()
@@ -80,6 +79,7 @@ def test_daemon_killed(pair: CurateCluster, rows_file: Path, undisturbed: Undist
     assert output_bytes(run) == expected
     moved = given_to_another(run, "beta")
     assert moved, "no lease was outstanding on the daemon that was killed"
+    assert any("node lost" in (lost.outcome or "") for lost, _ in moved), "it was never given up"
     assert all(taken.node == "alpha" for _, taken in moved)
 
 
@@ -143,12 +143,13 @@ def test_worker_stopped(pair: CurateCluster, rows_file: Path, undisturbed: Undis
         os.kill(pid, signal.SIGCONT)
 
 
-def test_node_leaves_and_another_joins(pair: CurateCluster, undisturbed: Undisturbed, tmp_path: Path) -> None:
-    rows_file = write_rows(tmp_path / "rows.jsonl", made_rows(1500))  # enough for a node to come up meanwhile
-    expected = undisturbed.of(pair, rows_file, tmp_path / "calm", *SCORING)
+def test_node_leaves_and_another_joins(
+    pair: CurateCluster, long_rows_file: Path, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    expected = undisturbed.of(pair, long_rows_file, tmp_path / "calm", *SCORING)
     run = tmp_path / "run"
     pair.daemons["beta"].stop()
-    process = pair.spawn([*pair.command(rows_file, run, *SCORING), "--min-nodes", "1"])
+    process = pair.spawn([*pair.command(long_rows_file, run, *SCORING), "--min-nodes", "1"])
     midway(run, 1)
     pair.daemons["beta"].start()
     reader = ledger(run)
