@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from realign_cluster.coordinator.admission import Admission
 from realign_cluster.coordinator.cluster import Cluster, NodeLink, connect, open_session
@@ -315,10 +316,13 @@ class _Sitting:
             raise _why_not_started(outcome)
         if outcome.interrupted:
             self._stop.asked = False  # that one was heard; the next one stops the writing of the summary
+        finish = partial(finish_run, self._run, progress=progress, node_versions=self._node_versions)
         try:
-            summary = await asyncio.to_thread(
-                finish_run, self._run, outcome, progress=progress, node_versions=self._node_versions
-            )
+            try:
+                summary = await asyncio.to_thread(finish, outcome)
+            except StopAsked:
+                outcome = Outcome(complete=False, reason="interrupted while writing the output", interrupted=True)
+                summary = await asyncio.to_thread(finish, outcome)
         except StorageFull as full:
             fix = "free some room there, then run the same command again: no row is scored twice"
             raise StorageFull(full.path, full.needed_bytes, fix) from full

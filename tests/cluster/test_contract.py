@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import math
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
@@ -25,6 +27,10 @@ import zstandard
 from realign_cluster.cli.main import app as realign_app
 from realign_cluster.cli.main import run as realign_command
 from realign_cluster.cli.realignd import app as realignd_app
+from realign_cluster.coordinator.curate import curate
+from realign_cluster.coordinator.dashboard import LogDashboard
+from realign_cluster.coordinator.progress import ProgressSnapshot
+from realign_cluster.coordinator.request import CurateRequest
 from tests.cluster.conftest import made_rows
 from tests.cluster.kit import TINY_MODEL, CurateCluster, committed_units, ledger, output_bytes, summary, wait_until
 from tests.cluster.kit import write_rows as write_jsonl
@@ -379,12 +385,12 @@ def test_judge_of_a_dataset_folder(one: CurateCluster, tmp_path: Path) -> None:
 
 def test_interrupted_run_is_resumable_from_anywhere(one: CurateCluster, tmp_path: Path) -> None:
     """Typed with relative paths in one folder, resumed by name from another."""
-    write_jsonl(tmp_path / "rows.jsonl", made_rows(500))
+    write_jsonl(tmp_path / "rows.jsonl", made_rows(2500))
     hosts = one.hostfile("alpha")
     relative = os.path.relpath(hosts, tmp_path)
     command = [
         *(sys.executable, "-m", "realign_cluster.cli.main", "curate", "rows.jsonl", "--out", "runs/cut", "--json"),
-        *("--hostfile", relative, "--model", str(TINY_MODEL), "--score", "loglik", "--plain"),
+        *("--hostfile", relative, "--model", str(TINY_MODEL), "--score", "loglik", "--plain", "--reproducible"),
     ]
     process = subprocess.Popen(
         command, cwd=tmp_path, env=one.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -397,20 +403,48 @@ def test_interrupted_run_is_resumable_from_anywhere(one: CurateCluster, tmp_path
     assert process.returncode == 130, errors
     last = events_of(out)[-1]
     assert last["state"] == summary(run)["state"] == "incomplete"
-    assert 0 < last["scored_rows"] < 500
+    assert 0 < last["scored_rows"] < 2500
     assert not (run / "output").exists()
-    assert f"{last['scored_rows']} of 500 rows are scored" in errors
+    assert f"{last['scored_rows']:,} of 2,500 rows are scored" in errors
     resume = [sys.executable, "-m", "realign_cluster.cli.main", "runs", "resume", "cut", "--root", str(run.parent)]
     done = one.run([*resume, "--json"])
     assert done.returncode == 0, done.stderr
     last = events_of(done.stdout)[-1]
-    assert (last["state"], last["resumed"], last["rows"]["kept"]) == ("complete", 1, 500)
-    assert len(lines_of(run / "output")) == 500
+    assert (last["state"], last["resumed"], last["rows"]["kept"]) == ("complete", 1, 2500)
+    assert len(lines_of(run / "output")) == 2500
     reader = ledger(run)
     committed = [attempt.unit for attempt in reader.attempts() if attempt.outcome == "committed"]
     reader.close()
     assert len(committed) == len(set(committed)), "nothing was scored twice"
     assert "realign curate rows.jsonl --out runs/cut" in (run / "run.toml").read_text()
+
+
+class InterruptsWriting(LogDashboard):
+    """Presses Ctrl-C when the output is being written, and waits until it is heard."""
+
+    pressed = False
+
+    def update(self, snapshot: ProgressSnapshot) -> None:
+        super().update(snapshot)
+        if snapshot.phase == "writing" and not self.pressed:
+            self.pressed = True
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)
+
+
+async def test_interrupted_while_the_output_is_written(one: CurateCluster, tmp_path: Path) -> None:
+    rows = write_jsonl(tmp_path / "rows.jsonl", made_rows(20_000))
+    request = CurateRequest(
+        inputs=(str(rows),), out=tmp_path / "run", model="none", kinds=("noop",), hostfile=one.hostfile("alpha")
+    )
+    told = io.StringIO()
+    assert await curate(request, dashboard=InterruptsWriting(told), home=one.home) == 130
+    cut = summary(request.out)
+    assert (cut["state"], cut["reason"]) == ("incomplete", "interrupted while writing the output")
+    assert cut["scored_rows"] == 20_000
+    assert not (request.out / "output").exists()
+    assert await curate(request, dashboard=LogDashboard(told), home=one.home) == 0
+    assert summary(request.out)["rows"]["kept"] == len(lines_of(request.out / "output")) == 20_000
 
 
 @pytest.fixture
