@@ -309,7 +309,3 @@ def _refuse_twins(links: Sequence[NodeLink]) -> tuple[list[NodeLink], list[Missi
             )
             twins.append(MissingNode(name=link.name, reason=reason, address=None))
     return list(first.values()), twins
-
-
-def by_name(links: Sequence[NodeLink]) -> Mapping[NodeName, NodeLink]:
-    return {link.name: link for link in links}

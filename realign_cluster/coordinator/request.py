@@ -5,11 +5,9 @@ Knows no node and no clock. Two requests with equal `identity` give the same sco
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from realign_cluster import __version__
@@ -155,11 +153,6 @@ class CurateRequest(BaseModel):
             "TRL columns": self.export_trl,
             "version of realign-cluster": __version__,
         }
-
-    def task_key(self) -> str:
-        """What a calibration holds for besides node and model: kinds, chat, truncation and shape of the computation."""
-        parts = (self.kinds, self.chat, self.max_tokens, self.truncate, self.reproducible, self.template, self.labels)
-        return ",".join(self.kinds) + "-" + hashlib.blake2b(orjson.dumps(parts), digest_size=6).hexdigest()
 
 
 def _public_kinds() -> list[str]:

@@ -26,7 +26,6 @@ class RosterLine:
     rows: int = 0
     worker_restarts: int = 0
     refusal_code: str = ""
-    model_sent: tuple[int, int] | None = None
     problems: list[str] = field(default_factory=list)
 
 
@@ -70,7 +69,6 @@ class Roster:
 
     def receiving_model(self, node: NodeName, sent: int, total: int) -> None:
         line = self.lines[node]
-        line.model_sent = (sent, total)
         if line.state in GONE:
             return
         line.state, line.detail = "loading", f"receiving the model: {sent / max(1, total):.0%} of {total / 1e9:.2f} GB"
