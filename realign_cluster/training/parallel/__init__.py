@@ -1,0 +1,1 @@
+"""Ways to spread one model's training over ranks, behind one protocol (`base.Strategy`)."""
