@@ -1,7 +1,7 @@
 """From a micro-batch to the log-probability of each target: body, then the head at the wanted positions only.
 
-Differentiable. Logits are taken in slices that are computed again in the backward pass, so that a large vocabulary never
-stands in memory at every position. Must not know methods, ranks or optimizers.
+Differentiable. Logits are taken in slices that are computed again in the backward pass, so that a large vocabulary
+never stands in memory at every position. Must not know methods, ranks or optimizers.
 """
 
 from __future__ import annotations

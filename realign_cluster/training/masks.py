@@ -1,8 +1,8 @@
 """Packed rows in one sequence without attention across them: a stand-in for a block's cache that gives the mask.
 
-mlx-lm's models ask a cache for their mask and take positions from its offset. Rotary positions only matter relative to one
-another, so a row that begins in the middle of a sequence needs no position of its own. Models with absolute positions
-cannot be packed: `takes_segments` says which can.
+mlx-lm's models ask a cache for their mask and take positions from its offset. Rotary positions only matter relative
+to one another, so a row that begins in the middle of a sequence needs no position of its own. Models with absolute
+positions cannot be packed: `takes_segments` says which can.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import mlx.nn as nn
 
 
 def segment_mask(segments: mx.array, window: int | None = None) -> mx.array:
-    """(B, 1, T, T) bool: position i sees j <= i of its own segment, within `window` positions. `segments` (B, T) int32."""
+    """(B, 1, T, T) bool: position i sees j <= i of its own segment, within `window` positions. `segments` (B, T)
+    int32.
+    """
     length = segments.shape[1]
     rows, columns = mx.arange(length)[:, None], mx.arange(length)[None]
     seen = rows >= columns
@@ -44,8 +46,7 @@ def takes_segments(model: nn.Module) -> bool:
     try:
         packed = inner(mx.concatenate([first, second], axis=1), cache=[cache] * len(model.layers))
         alone = mx.concatenate([inner(first), inner(second)], axis=1)
-        scale = mx.abs(alone).max().item()
         bound = 1e-4 if alone.dtype == mx.float32 else 0.05
-        return bool(mx.abs(packed - alone).max().item() <= bound * max(1.0, scale))
+        return bool((mx.abs(packed - alone).max() <= bound * mx.maximum(1.0, mx.abs(alone).max())).item())
     except (TypeError, ValueError, AttributeError, KeyError, IndexError):
         return False

@@ -1,8 +1,8 @@
 """The seam between the training loop and the ways to spread a model: what a micro-batch is, what a strategy answers.
 
-A strategy owns the model on this rank. The loop owns steps, optimizer, states. Gradients are of the summed, already scaled
-loss, in float32, under the unsharded model's parameter names, joined over all ranks: whatever the strategy, the loop then
-does the same thing with them.
+A strategy owns the model on this rank. The loop owns steps, optimizer, states. Gradients are of the summed, already
+scaled loss, in float32, under the unsharded model's parameter names, joined over all ranks: whatever the strategy,
+the loop then does the same thing with them.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class Sums:
 
 
 class Strategy(Protocol):
-    """Made with the loaded model, adapters attached and everything else frozen. Collectives in the same order on all ranks."""
+    """Made with the loaded model, adapters attached and everything else frozen. Collectives in the same order on all
+    ranks.
+    """
 
     def parameters(self) -> dict[str, mx.array]:
         """This rank's pieces of the trainable parameters, as the model holds them."""

@@ -1,8 +1,8 @@
 """Strategies "single" and "data": a whole copy of the model on every rank, each computing its own rows.
 
 Gradients are summed over micro-batches in float32 and then over ranks, in buckets, in the same order everywhere. A rank
-without rows adds zeros. On a GPU the buckets of the last micro-batch are reduced on the CPU while the backward pass goes on;
-on the CPU backend they wait for it, since the ring's spinning threads would take the cores that it needs.
+without rows adds zeros. On a GPU the buckets of the last micro-batch are reduced on the CPU while the backward pass
+goes on; on the CPU backend they wait for it, since the ring's spinning threads would take the cores that it needs.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class DataParallel:
             )
         if self._overlap:
             reduced, total = reduce_in_buckets(sums, total, self._group)
-            mx.async_eval(reduced, total)
+            mx.async_eval(reduced, total)  # type: ignore[no-untyped-call]
             mx.eval(sums)
             computed = time.perf_counter()
             self._entering("reduce")
@@ -120,7 +120,8 @@ class DataParallel:
 def reduce_in_buckets(
     gradients: Mapping[str, mx.array], metrics: mx.array, group: Group
 ) -> tuple[dict[str, mx.array], mx.array]:
-    """Sums over ranks, lazily. Each bucket depends on the one before: the order of collectives is the same on all ranks.
+    """Sums over ranks, lazily. Each bucket depends on the one before: the order of collectives is the same on all
+    ranks.
 
     The last bucket carries the metrics.
     """
