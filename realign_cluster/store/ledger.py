@@ -17,19 +17,18 @@ from typing import Any, Final
 
 import orjson
 
-from realign_cluster.domain.errors import RunFailed, UsageError
+from realign_cluster.domain.errors import UsageError
 from realign_cluster.domain.events import RunOpened, UnitRef
 from realign_cluster.domain.ids import AttemptId, Epoch, LeaseId, UnitId
 from realign_cluster.store.connection import open_writer, transaction
-from realign_cluster.store.durable import sync_folder
 from realign_cluster.store.ledger_changes import Changes, Entry, LedgerConflict, ResultRecord
+from realign_cluster.store.ledger_file import cannot_be_made, check_identity, create_ledger_file, encode_meta
 from realign_cluster.store.ledger_reader import LedgerReader
 from realign_cluster.store.ledger_schema import PENDING, SCHEMA, SCHEMA_VERSION
 
 __all__ = ["Entry", "Ledger", "LedgerConflict", "LedgerReader", "ResultRecord", "encode_meta"]
 
 SMALL_WRITE_BYTES: Final = 64 * 1024
-_MISSING: Final = object()
 
 
 class Ledger(LedgerReader):
@@ -49,32 +48,11 @@ class Ledger(LedgerReader):
 
         Appears whole or not at all. Raises FileExistsError if there is one, RunFailed if it cannot be written.
         """
-        if path.exists():
-            raise FileExistsError(path)
-        temporary = path.with_name(path.name + ".part")
-        for leftover in (temporary, Path(f"{temporary}-wal"), Path(f"{temporary}-shm")):
-            leftover.unlink(missing_ok=True)
-        try:
-            with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
-                connection.execute("PRAGMA synchronous=FULL")
-                connection.execute("BEGIN")
-                for statement in SCHEMA.split(";"):
-                    connection.execute(statement)
-                meta = {"schema_version": SCHEMA_VERSION, "identity": identity}
-                connection.executemany(
-                    "INSERT INTO meta (key, value) VALUES (?, ?)",
-                    [(key, encode_meta(value)) for key, value in meta.items()],
-                )
-                connection.execute("COMMIT")
-                connection.execute("PRAGMA journal_mode=WAL")
-        except sqlite3.Error as error:
-            raise _cannot_be_made(path, error) from error
-        temporary.rename(path)
-        sync_folder(path.parent)
+        create_ledger_file(path, SCHEMA, {"schema_version": SCHEMA_VERSION, "identity": identity})
         try:
             return cls(path, max_pages=max_pages)
         except sqlite3.Error as error:
-            raise _cannot_be_made(path, error) from error
+            raise cannot_be_made(path, error) from error
 
     @classmethod
     def open(cls, path: Path, identity: Mapping[str, Any] | None = None, *, max_pages: int | None = None) -> Ledger:
@@ -105,19 +83,7 @@ class Ledger(LedgerReader):
 
     def check_identity(self, identity: Mapping[str, Any]) -> None:
         """Raises UsageError that names what this run has and what is asked now, for every key that differs."""
-        recorded: dict[str, Any] = self.meta("identity")
-        asked: dict[str, Any] = orjson.loads(encode_meta(identity))
-        differences = [
-            f"{key}: the run has {_shown(recorded.get(key, _MISSING))}, now it is {_shown(asked.get(key, _MISSING))}"
-            for key in sorted({*recorded, *asked})
-            if recorded.get(key, _MISSING) != asked.get(key, _MISSING)
-        ]
-        if differences:
-            listed = "\n  ".join(differences)
-            raise UsageError(
-                f"the run at {self.path.parent} was made from something else:\n  {listed}",
-                "repeat the command it was started with, or choose another --out",
-            )
+        check_identity(self.meta("identity"), identity, self.path.parent)
 
     @contextlib.contextmanager
     def writing(self, needed_bytes: int = SMALL_WRITE_BYTES) -> Iterator[sqlite3.Connection]:
@@ -217,23 +183,5 @@ class Ledger(LedgerReader):
             changes.write(connection)
 
 
-def encode_meta(value: Any) -> str:
-    """A JSON value as the meta table holds it: equal values give equal texts."""
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY).decode()
-
-
 def _names(text: str) -> tuple[Any, ...]:
     return () if text == "[]" else tuple(orjson.loads(text))
-
-
-def _shown(value: Any) -> str:
-    if value is _MISSING:
-        return "nothing"
-    text = encode_meta(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
-
-
-def _cannot_be_made(path: Path, error: sqlite3.Error) -> RunFailed:
-    return RunFailed(
-        f"the ledger {path} cannot be made: {error}", "see whether that disk is full, of bytes or of files"
-    )

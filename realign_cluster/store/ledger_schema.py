@@ -6,14 +6,16 @@ from __future__ import annotations
 
 from typing import Final
 
+from realign_cluster.store.ledger_file import EPOCH, EVENT, META
+
 SCHEMA_VERSION: Final = 2  # also of how events are written: domain/codec.py
 
 PENDING, COMMITTED, SPLIT, QUARANTINED = range(4)  # unit.state
 
 # unit_pending covers what paging and the remaining work need, so that neither touches the table; it is walked longest
 # first
-SCHEMA: Final = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+SCHEMA: Final = f"""
+{META};
 CREATE TABLE file (
     file_index INTEGER PRIMARY KEY, name TEXT NOT NULL, format TEXT NOT NULL, size INTEGER NOT NULL,
     mtime_ns INTEGER NOT NULL, head TEXT NOT NULL, tail TEXT NOT NULL, content_hash TEXT);
@@ -35,10 +37,8 @@ CREATE TABLE result (
 CREATE TABLE quarantine (unit_id INTEGER PRIMARY KEY, code TEXT NOT NULL, message TEXT NOT NULL);
 CREATE TABLE bad_row (
     window INTEGER NOT NULL, position BLOB NOT NULL, code TEXT NOT NULL, message TEXT NOT NULL);
-CREATE TABLE event (seq INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, at REAL NOT NULL, wall REAL NOT NULL, body BLOB
-NOT NULL); CREATE TABLE epoch (
-    epoch INTEGER PRIMARY KEY, opened_at REAL NOT NULL, last_at REAL NOT NULL, closed_at REAL, host TEXT NOT NULL,
-    pid INTEGER NOT NULL);
+{EVENT};
+{EPOCH};
 """
 
 # made when the scan is complete: inserting into a table without them is faster

@@ -1,0 +1,97 @@
+"""What the ledgers of all kinds of runs share: one SQLite file that appears whole, a table of facts, an identity.
+
+Knows no units, steps or events: `ledger` and `train_ledger` do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from realign_cluster.domain.errors import RunFailed, UsageError
+from realign_cluster.store.connection import open_reader
+from realign_cluster.store.durable import sync_folder
+
+META: Final = "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
+EPOCH: Final = """CREATE TABLE epoch (
+    epoch INTEGER PRIMARY KEY, opened_at REAL NOT NULL, last_at REAL NOT NULL, closed_at REAL, host TEXT NOT NULL,
+    pid INTEGER NOT NULL)"""
+EVENT: Final = """CREATE TABLE event (
+    seq INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, at REAL NOT NULL, wall REAL NOT NULL, body BLOB NOT NULL)"""
+_MISSING: Final = object()
+
+
+def create_ledger_file(path: Path, statements: str, meta: Mapping[str, Any]) -> None:
+    """A new database at `path` with these tables and facts. Raises FileExistsError, or RunFailed if it cannot be
+    written.
+    """
+    if path.exists():
+        raise FileExistsError(path)
+    temporary = path.with_name(path.name + ".part")
+    for leftover in (temporary, Path(f"{temporary}-wal"), Path(f"{temporary}-shm")):
+        leftover.unlink(missing_ok=True)
+    try:
+        with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("BEGIN")
+            for statement in statements.split(";"):
+                connection.execute(statement)
+            connection.executemany(
+                "INSERT INTO meta (key, value) VALUES (?, ?)",
+                [(key, encode_meta(value)) for key, value in meta.items()],
+            )
+            connection.execute("COMMIT")
+            connection.execute("PRAGMA journal_mode=WAL")
+    except sqlite3.Error as error:
+        raise cannot_be_made(path, error) from error
+    temporary.rename(path)
+    sync_folder(path.parent)
+
+
+def ledger_kind(path: Path) -> str:
+    """ "score" or "train". Raises RunFailed for a file that is no ledger."""
+    try:
+        with contextlib.closing(open_reader(path)) as connection:
+            found = connection.execute("SELECT value FROM meta WHERE key = 'kind'").fetchone()
+    except sqlite3.Error as error:
+        raise RunFailed(f"the ledger {path} cannot be read: {error}", "start the run again in a new folder") from error
+    return str(orjson.loads(found[0])) if found else "score"
+
+
+def check_identity(recorded: Mapping[str, Any], identity: Mapping[str, Any], folder: Path) -> None:
+    """Raises UsageError that names what this run has and what is asked now, for every key that differs."""
+    asked: dict[str, Any] = orjson.loads(encode_meta(identity))
+    differences = [
+        f"{key}: the run has {_shown(recorded.get(key, _MISSING))}, now it is {_shown(asked.get(key, _MISSING))}"
+        for key in sorted({*recorded, *asked})
+        if recorded.get(key, _MISSING) != asked.get(key, _MISSING)
+    ]
+    if differences:
+        listed = "\n  ".join(differences)
+        raise UsageError(
+            f"the run at {folder} was made from something else:\n  {listed}",
+            "repeat the command it was started with, or choose another --out",
+        )
+
+
+def encode_meta(value: Any) -> str:
+    """A JSON value as the meta table holds it: equal values give equal texts."""
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY).decode()
+
+
+def cannot_be_made(path: Path, error: sqlite3.Error) -> RunFailed:
+    return RunFailed(
+        f"the ledger {path} cannot be made: {error}", "see whether that disk is full, of bytes or of files"
+    )
+
+
+def _shown(value: Any) -> str:
+    if value is _MISSING:
+        return "nothing"
+    text = encode_meta(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
