@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from realign_cluster.training.adapters import adapters_off
+from realign_cluster.training.dropout import DropoutContext
 from realign_cluster.training.forward import Forward
 from realign_cluster.training.parallel.base import MicroBatch, Objective, Piece, Sums
 
@@ -26,9 +29,15 @@ class DataParallel:
     """`group` None: the one rank there is. `entering("reduce")` is told when the waiting for others begins."""
 
     def __init__(
-        self, model: nn.Module, group: Group | None = None, *, entering: Callable[[str], None] = lambda section: None
+        self,
+        model: nn.Module,
+        group: Group | None = None,
+        *,
+        dropout: DropoutContext | None = None,
+        entering: Callable[[Literal["step", "reduce", "evaluate", "reference"]], None] = lambda section: None,
     ) -> None:
         self._model = model
+        self._dropout = dropout or DropoutContext()
         self._forward = Forward(model)
         self._group = group if group is not None and group.size() > 1 else None
         self._entering = entering
@@ -95,12 +104,13 @@ class DataParallel:
 
     def log_probabilities(self, batches: Sequence[MicroBatch]) -> list[mx.array]:
         found = []
-        for batch in batches:
-            self._entering("reference")
-            targets = self._forward.log_probabilities(batch)
-            sums = mx.zeros(batch.sequences).at[batch.owners].add(targets)
-            mx.eval(sums)
-            found.append(sums)
+        with adapters_off(self._model):
+            for batch in batches:
+                self._entering("reference")
+                targets = self._forward.log_probabilities(batch)
+                sums = mx.zeros(batch.sequences).at[batch.owners].add(targets)
+                mx.eval(sums)
+                found.append(sums)
         return found
 
     def norm_squared(self, gradients: Mapping[str, mx.array]) -> mx.array:
@@ -113,7 +123,8 @@ class DataParallel:
             self._model.update(tree_unflatten(list(values.items())))
             return objective(self._forward.log_probabilities(batch), batch)
 
-        (_, part), gradients = mx.value_and_grad(loss)(parameters)
+        with self._dropout.keyed(batch.keys):
+            (_, part), gradients = mx.value_and_grad(loss)(parameters)
         return {name: value.astype(mx.float32) for name, value in gradients.items()}, part
 
 
