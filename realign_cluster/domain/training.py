@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
-
 from realign_cluster.domain.job import Chat, ModelSpec, Strict, Truncate
 
 Method = Literal["sft", "dpo", "cdpo", "robust", "ipo", "orpo"]
@@ -71,12 +69,10 @@ class EvaluationSettings(Strict):
     max_rows: int | None = None
 
 
-class TrainJob(Strict):
-    """One training run as a rank sees it. `data` is the prepared dataset: train.jsonl and, where given, valid.jsonl."""
+class TrainSettings(Strict):
+    """What a user chooses, apart from the model and the data."""
 
     method: Method = "sft"
-    model: ModelSpec
-    data: ModelSpec
     fine_tune: FineTune = "lora"
     adapter: AdapterSettings = AdapterSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -99,10 +95,6 @@ class TrainJob(Strict):
     checkpoint_every: int = 100
     keep_checkpoints: int = 3
     snapshot_every: int | None = None  # None: from a budget of 1 % of the step time
-    blas_threads: int | None = None
-    blas_core_type: str = ""
-    memory_limit_bytes: int | None = None
-    version: int = Field(default=TRAINING_VERSION)
 
     @property
     def preference(self) -> bool:
@@ -111,3 +103,14 @@ class TrainJob(Strict):
     @property
     def needs_reference(self) -> bool:
         return self.method in REFERENCE_METHODS
+
+
+class TrainJob(TrainSettings):
+    """One training run as a rank sees it. `data` is the prepared dataset: train.jsonl and, where given, valid.jsonl."""
+
+    model: ModelSpec
+    data: ModelSpec
+    blas_threads: int | None = None  # None: the rank's share of the cores
+    blas_core_type: str = ""  # pinned when reproducible
+    memory_limit_bytes: int | None = None
+    version: int = TRAINING_VERSION
