@@ -1,0 +1,84 @@
+"""How far the policy has moved: exact KL from the base model, on completions that the policy itself samples.
+
+    KL = mean over completion tokens of sum_v pi(v) (log pi(v) - log ref(v)),  nats per token
+
+at temperature 1, without top-p, dropout off, prompt excluded, in float32. What is drawn depends on (seed, step,
+prompt) only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import blake2b
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.cache import make_prompt_cache
+
+from realign_cluster.training.adapters import adapters_off
+
+
+def sample_completion(
+    model: nn.Module, prompt: Sequence[int], *, new_tokens: int, stop: Iterable[int], key: tuple[int, int, int]
+) -> list[int]:
+    """Up to `new_tokens` token ids drawn from the model's own distribution, the stop token included. `key`: (seed,
+    step, prompt).
+    """
+    stops = frozenset(stop)
+    cache = make_prompt_cache(model)
+    state = mx.random.key(int.from_bytes(blake2b(repr(key).encode(), digest_size=8).digest(), "little"))
+    tokens = mx.array([list(prompt)], dtype=mx.int32)
+    drawn: list[int] = []
+    while len(drawn) < new_tokens:
+        state, now = mx.random.split(state)
+        logits = model(tokens, cache=cache)[0, -1].astype(mx.float32)
+        token = int(mx.random.categorical(logits, key=now).item())
+        drawn.append(token)
+        if token in stops:
+            break
+        tokens = mx.array([[token]], dtype=mx.int32)
+    return drawn
+
+
+def divergence(
+    model: nn.Module,
+    reference: nn.Module | None,
+    prompts: Sequence[tuple[int, Sequence[int]]],
+    *,
+    new_tokens: int,
+    stop: Iterable[int],
+    seed: int,
+    step: int,
+    progress: Callable[[], None],
+) -> tuple[float, int]:
+    """(sum of KL over completion tokens, their number). `prompts` are (number, token ids).
+
+    `reference` None: the model with its adapters switched off.
+    """
+    model.eval()
+    stops = frozenset(stop)
+    total, count = 0.0, 0
+    for number, prompt in prompts:
+        progress()
+        drawn = sample_completion(model, prompt, new_tokens=new_tokens, stop=stops, key=(seed, step, number))
+        tokens = mx.array([[*prompt, *drawn]], dtype=mx.int32)
+        policy = _log_softmax(model, tokens, len(drawn))
+        if reference is None:
+            with adapters_off(model):
+                base = _log_softmax(model, tokens, len(drawn))
+        else:
+            base = _log_softmax(reference, tokens, len(drawn))
+        total += float(mx.sum(mx.exp(policy) * (policy - base)).item())
+        count += len(drawn)
+    model.train()
+    return total, count
+
+
+def _log_softmax(model: nn.Module, tokens: mx.array, last: int) -> mx.array:
+    """(last, vocabulary) float32: the distributions that the last `last` tokens were drawn from. Evaluated: adapters
+    may be switched afterwards.
+    """
+    logits = model(tokens[:, :-1])[0, -last:].astype(mx.float32)
+    found = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    mx.eval(found)
+    return found
