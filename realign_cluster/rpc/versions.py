@@ -9,9 +9,8 @@ from importlib import metadata
 from realign_cluster import __version__
 from realign_cluster.rpc.pb.common_pb2 import Versions
 
-PROTOCOL_VERSION = (
-    1  # of proto/*.proto and of the worker pipe; raised with every change that an older peer would misread
-)
+# Of proto/*.proto and of the worker pipe; raised with every change that an older peer would misread.
+PROTOCOL_VERSION = 2
 
 
 def _installed(distribution: str) -> str:

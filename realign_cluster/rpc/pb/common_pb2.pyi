@@ -15,12 +15,14 @@ class WorkerState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     WORKER_COMPUTING: _ClassVar[WorkerState]
     WORKER_BACKING_OFF: _ClassVar[WorkerState]
     WORKER_REFUSED: _ClassVar[WorkerState]
+    WORKER_TRAINING: _ClassVar[WorkerState]
 WORKER_ABSENT: WorkerState
 WORKER_STARTING: WorkerState
 WORKER_READY: WorkerState
 WORKER_COMPUTING: WorkerState
 WORKER_BACKING_OFF: WorkerState
 WORKER_REFUSED: WorkerState
+WORKER_TRAINING: WorkerState
 
 class Versions(_message.Message):
     __slots__ = ("project", "protocol", "mlx", "mlx_lm", "python", "platform")

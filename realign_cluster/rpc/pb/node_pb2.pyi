@@ -17,7 +17,7 @@ class HealthRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class CoordinatorMessage(_message.Message):
-    __slots__ = ("hello", "prepare", "assign", "revoke", "ack", "beat", "restart_worker", "release")
+    __slots__ = ("hello", "prepare", "assign", "revoke", "ack", "beat", "restart_worker", "release", "prepare_training", "rank_order", "rank_ack", "fetch_part", "drop_parts")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     PREPARE_FIELD_NUMBER: _ClassVar[int]
     ASSIGN_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +26,11 @@ class CoordinatorMessage(_message.Message):
     BEAT_FIELD_NUMBER: _ClassVar[int]
     RESTART_WORKER_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
+    PREPARE_TRAINING_FIELD_NUMBER: _ClassVar[int]
+    RANK_ORDER_FIELD_NUMBER: _ClassVar[int]
+    RANK_ACK_FIELD_NUMBER: _ClassVar[int]
+    FETCH_PART_FIELD_NUMBER: _ClassVar[int]
+    DROP_PARTS_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     prepare: Prepare
     assign: Assign
@@ -34,7 +39,12 @@ class CoordinatorMessage(_message.Message):
     beat: CoordinatorBeat
     restart_worker: RestartWorker
     release: Release
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., assign: _Optional[_Union[Assign, _Mapping]] = ..., revoke: _Optional[_Union[Revoke, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., beat: _Optional[_Union[CoordinatorBeat, _Mapping]] = ..., restart_worker: _Optional[_Union[RestartWorker, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ...) -> None: ...
+    prepare_training: PrepareTraining
+    rank_order: RankOrder
+    rank_ack: RankAck
+    fetch_part: FetchPart
+    drop_parts: DropParts
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., assign: _Optional[_Union[Assign, _Mapping]] = ..., revoke: _Optional[_Union[Revoke, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., beat: _Optional[_Union[CoordinatorBeat, _Mapping]] = ..., restart_worker: _Optional[_Union[RestartWorker, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., prepare_training: _Optional[_Union[PrepareTraining, _Mapping]] = ..., rank_order: _Optional[_Union[RankOrder, _Mapping]] = ..., rank_ack: _Optional[_Union[RankAck, _Mapping]] = ..., fetch_part: _Optional[_Union[FetchPart, _Mapping]] = ..., drop_parts: _Optional[_Union[DropParts, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("run_id", "epoch", "coordinator", "versions", "lease_seconds", "node_id")
@@ -121,8 +131,93 @@ class Release(_message.Message):
     reason: str
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
+class PrepareTraining(_message.Message):
+    __slots__ = ("job", "environment", "nice")
+    class EnvironmentEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    ENVIRONMENT_FIELD_NUMBER: _ClassVar[int]
+    NICE_FIELD_NUMBER: _ClassVar[int]
+    job: bytes
+    environment: _containers.ScalarMap[str, str]
+    nice: int
+    def __init__(self, job: _Optional[bytes] = ..., environment: _Optional[_Mapping[str, str]] = ..., nice: _Optional[int] = ...) -> None: ...
+
+class RankOrder(_message.Message):
+    __slots__ = ("generation", "number", "start", "go", "tell", "stop")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    GO_FIELD_NUMBER: _ClassVar[int]
+    TELL_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    number: int
+    start: StartRank
+    go: Go
+    tell: TellRank
+    stop: StopRank
+    def __init__(self, generation: _Optional[int] = ..., number: _Optional[int] = ..., start: _Optional[_Union[StartRank, _Mapping]] = ..., go: _Optional[_Union[Go, _Mapping]] = ..., tell: _Optional[_Union[TellRank, _Mapping]] = ..., stop: _Optional[_Union[StopRank, _Mapping]] = ...) -> None: ...
+
+class StartRank(_message.Message):
+    __slots__ = ("spec",)
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    spec: bytes
+    def __init__(self, spec: _Optional[bytes] = ...) -> None: ...
+
+class Go(_message.Message):
+    __slots__ = ("addresses",)
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, addresses: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class TellRank(_message.Message):
+    __slots__ = ("message",)
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    message: bytes
+    def __init__(self, message: _Optional[bytes] = ...) -> None: ...
+
+class StopRank(_message.Message):
+    __slots__ = ("kill", "reason", "grace_seconds")
+    KILL_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    GRACE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    kill: bool
+    reason: str
+    grace_seconds: float
+    def __init__(self, kill: bool = ..., reason: _Optional[str] = ..., grace_seconds: _Optional[float] = ...) -> None: ...
+
+class RankAck(_message.Message):
+    __slots__ = ("generation", "sequence")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    sequence: int
+    def __init__(self, generation: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class FetchPart(_message.Message):
+    __slots__ = ("part", "address", "node_id")
+    PART_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    part: bytes
+    address: str
+    node_id: str
+    def __init__(self, part: _Optional[bytes] = ..., address: _Optional[str] = ..., node_id: _Optional[str] = ...) -> None: ...
+
+class DropParts(_message.Message):
+    __slots__ = ("parts",)
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    parts: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, parts: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
 class NodeMessage(_message.Message):
-    __slots__ = ("welcome", "refusal", "beat", "model_needed", "worker_ready", "worker_exited", "result", "unit_failed", "worker_refused", "measuring")
+    __slots__ = ("welcome", "refusal", "beat", "model_needed", "worker_ready", "worker_exited", "result", "unit_failed", "worker_refused", "measuring", "training_ready", "rank_report", "rank_exited", "part_fetched")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     BEAT_FIELD_NUMBER: _ClassVar[int]
@@ -133,6 +228,10 @@ class NodeMessage(_message.Message):
     UNIT_FAILED_FIELD_NUMBER: _ClassVar[int]
     WORKER_REFUSED_FIELD_NUMBER: _ClassVar[int]
     MEASURING_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_READY_FIELD_NUMBER: _ClassVar[int]
+    RANK_REPORT_FIELD_NUMBER: _ClassVar[int]
+    RANK_EXITED_FIELD_NUMBER: _ClassVar[int]
+    PART_FETCHED_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     refusal: Refusal
     beat: NodeBeat
@@ -143,7 +242,11 @@ class NodeMessage(_message.Message):
     unit_failed: UnitFailed
     worker_refused: WorkerRefused
     measuring: Measuring
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., beat: _Optional[_Union[NodeBeat, _Mapping]] = ..., model_needed: _Optional[_Union[ModelNeeded, _Mapping]] = ..., worker_ready: _Optional[_Union[WorkerReady, _Mapping]] = ..., worker_exited: _Optional[_Union[WorkerExited, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ..., unit_failed: _Optional[_Union[UnitFailed, _Mapping]] = ..., worker_refused: _Optional[_Union[WorkerRefused, _Mapping]] = ..., measuring: _Optional[_Union[Measuring, _Mapping]] = ...) -> None: ...
+    training_ready: TrainingReady
+    rank_report: RankReport
+    rank_exited: RankExited
+    part_fetched: PartFetched
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., beat: _Optional[_Union[NodeBeat, _Mapping]] = ..., model_needed: _Optional[_Union[ModelNeeded, _Mapping]] = ..., worker_ready: _Optional[_Union[WorkerReady, _Mapping]] = ..., worker_exited: _Optional[_Union[WorkerExited, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ..., unit_failed: _Optional[_Union[UnitFailed, _Mapping]] = ..., worker_refused: _Optional[_Union[WorkerRefused, _Mapping]] = ..., measuring: _Optional[_Union[Measuring, _Mapping]] = ..., training_ready: _Optional[_Union[TrainingReady, _Mapping]] = ..., rank_report: _Optional[_Union[RankReport, _Mapping]] = ..., rank_exited: _Optional[_Union[RankExited, _Mapping]] = ..., part_fetched: _Optional[_Union[PartFetched, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("info", "spooled_attempts")
@@ -180,18 +283,38 @@ class Refusal(_message.Message):
     def __init__(self, code: _Optional[_Union[Refusal.Code, str]] = ..., message: _Optional[str] = ..., holder: _Optional[_Union[_common_pb2.Holder, _Mapping]] = ...) -> None: ...
 
 class NodeBeat(_message.Message):
-    __slots__ = ("sequence", "health", "computing_attempt", "progress", "phase")
+    __slots__ = ("sequence", "health", "computing_attempt", "progress", "phase", "rank")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     HEALTH_FIELD_NUMBER: _ClassVar[int]
     COMPUTING_ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     health: _common_pb2.Health
     computing_attempt: int
     progress: int
     phase: str
-    def __init__(self, sequence: _Optional[int] = ..., health: _Optional[_Union[_common_pb2.Health, _Mapping]] = ..., computing_attempt: _Optional[int] = ..., progress: _Optional[int] = ..., phase: _Optional[str] = ...) -> None: ...
+    rank: RankBeat
+    def __init__(self, sequence: _Optional[int] = ..., health: _Optional[_Union[_common_pb2.Health, _Mapping]] = ..., computing_attempt: _Optional[int] = ..., progress: _Optional[int] = ..., phase: _Optional[str] = ..., rank: _Optional[_Union[RankBeat, _Mapping]] = ...) -> None: ...
+
+class RankBeat(_message.Message):
+    __slots__ = ("generation", "rank", "section", "step", "progress", "pid", "orders")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    SECTION_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    ORDERS_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    rank: int
+    section: str
+    step: int
+    progress: int
+    pid: int
+    orders: int
+    def __init__(self, generation: _Optional[int] = ..., rank: _Optional[int] = ..., section: _Optional[str] = ..., step: _Optional[int] = ..., progress: _Optional[int] = ..., pid: _Optional[int] = ..., orders: _Optional[int] = ...) -> None: ...
 
 class ModelNeeded(_message.Message):
     __slots__ = ("model_hash",)
@@ -283,6 +406,56 @@ class Measuring(_message.Message):
     fraction: float
     def __init__(self, what: _Optional[str] = ..., fraction: _Optional[float] = ...) -> None: ...
 
+class TrainingReady(_message.Message):
+    __slots__ = ("parts", "generation", "running", "orders")
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    ORDERS_FIELD_NUMBER: _ClassVar[int]
+    parts: _containers.RepeatedScalarFieldContainer[bytes]
+    generation: int
+    running: bool
+    orders: int
+    def __init__(self, parts: _Optional[_Iterable[bytes]] = ..., generation: _Optional[int] = ..., running: bool = ..., orders: _Optional[int] = ...) -> None: ...
+
+class RankReport(_message.Message):
+    __slots__ = ("generation", "sequence", "body", "rank")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    sequence: int
+    body: bytes
+    rank: int
+    def __init__(self, generation: _Optional[int] = ..., sequence: _Optional[int] = ..., body: _Optional[bytes] = ..., rank: _Optional[int] = ...) -> None: ...
+
+class RankExited(_message.Message):
+    __slots__ = ("generation", "sequence", "rank", "reason", "asked", "wedged", "last_lines")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ASKED_FIELD_NUMBER: _ClassVar[int]
+    WEDGED_FIELD_NUMBER: _ClassVar[int]
+    LAST_LINES_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    sequence: int
+    rank: int
+    reason: str
+    asked: bool
+    wedged: bool
+    last_lines: str
+    def __init__(self, generation: _Optional[int] = ..., sequence: _Optional[int] = ..., rank: _Optional[int] = ..., reason: _Optional[str] = ..., asked: bool = ..., wedged: bool = ..., last_lines: _Optional[str] = ...) -> None: ...
+
+class PartFetched(_message.Message):
+    __slots__ = ("part", "error")
+    PART_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    part: bytes
+    error: str
+    def __init__(self, part: _Optional[bytes] = ..., error: _Optional[str] = ...) -> None: ...
+
 class ModelFile(_message.Message):
     __slots__ = ("path", "size", "blake2b")
     PATH_FIELD_NUMBER: _ClassVar[int]
@@ -333,6 +506,38 @@ class ModelChunk(_message.Message):
     data: bytes
     manifest: ModelManifest
     def __init__(self, model_hash: _Optional[str] = ..., path: _Optional[str] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ..., manifest: _Optional[_Union[ModelManifest, _Mapping]] = ...) -> None: ...
+
+class PartRequest(_message.Message):
+    __slots__ = ("run_id", "part", "offset")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    part: bytes
+    offset: int
+    def __init__(self, run_id: _Optional[str] = ..., part: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class PartChunk(_message.Message):
+    __slots__ = ("run_id", "part", "manifest", "offset", "data")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    part: bytes
+    manifest: bytes
+    offset: int
+    data: bytes
+    def __init__(self, run_id: _Optional[str] = ..., part: _Optional[bytes] = ..., manifest: _Optional[bytes] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class PartProgress(_message.Message):
+    __slots__ = ("received", "complete")
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    received: int
+    complete: bool
+    def __init__(self, received: _Optional[int] = ..., complete: bool = ...) -> None: ...
 
 class LogsRequest(_message.Message):
     __slots__ = ("stream", "last_bytes", "follow")

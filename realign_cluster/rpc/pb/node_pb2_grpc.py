@@ -60,6 +60,16 @@ class NodeStub(object):
                 request_serializer=realign__cluster_dot_rpc_dot_pb_dot_node__pb2.ModelChunk.SerializeToString,
                 response_deserializer=realign__cluster_dot_rpc_dot_pb_dot_node__pb2.ModelProgress.FromString,
                 _registered_method=True)
+        self.ReadPart = channel.unary_stream(
+                '/realign.v1.Node/ReadPart',
+                request_serializer=realign__cluster_dot_rpc_dot_pb_dot_node__pb2.PartRequest.SerializeToString,
+                response_deserializer=realign__cluster_dot_rpc_dot_pb_dot_node__pb2.PartChunk.FromString,
+                _registered_method=True)
+        self.WritePart = channel.stream_unary(
+                '/realign.v1.Node/WritePart',
+                request_serializer=realign__cluster_dot_rpc_dot_pb_dot_node__pb2.PartChunk.SerializeToString,
+                response_deserializer=realign__cluster_dot_rpc_dot_pb_dot_node__pb2.PartProgress.FromString,
+                _registered_method=True)
         self.Logs = channel.unary_stream(
                 '/realign.v1.Node/Logs',
                 request_serializer=realign__cluster_dot_rpc_dot_pb_dot_node__pb2.LogsRequest.SerializeToString,
@@ -93,7 +103,7 @@ class NodeServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Session(self, request_iterator, context):
-        """One stream for a run: leases down, results up. Ends with the run, or with the coordinator.
+        """One stream for a run: leases or orders down, results or reports up. Ends with the run, or with the coordinator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,6 +118,20 @@ class NodeServicer(object):
 
     def PutModel(self, request_iterator, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadPart(self, request, context):
+        """Parts of a training state, of a run that has or had this node. Nodes read them from each other.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WritePart(self, request_iterator, context):
+        """A stream that brings nothing but its first chunk asks how far an earlier one came.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -158,6 +182,16 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.PutModel,
                     request_deserializer=realign__cluster_dot_rpc_dot_pb_dot_node__pb2.ModelChunk.FromString,
                     response_serializer=realign__cluster_dot_rpc_dot_pb_dot_node__pb2.ModelProgress.SerializeToString,
+            ),
+            'ReadPart': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadPart,
+                    request_deserializer=realign__cluster_dot_rpc_dot_pb_dot_node__pb2.PartRequest.FromString,
+                    response_serializer=realign__cluster_dot_rpc_dot_pb_dot_node__pb2.PartChunk.SerializeToString,
+            ),
+            'WritePart': grpc.stream_unary_rpc_method_handler(
+                    servicer.WritePart,
+                    request_deserializer=realign__cluster_dot_rpc_dot_pb_dot_node__pb2.PartChunk.FromString,
+                    response_serializer=realign__cluster_dot_rpc_dot_pb_dot_node__pb2.PartProgress.SerializeToString,
             ),
             'Logs': grpc.unary_stream_rpc_method_handler(
                     servicer.Logs,
@@ -310,6 +344,60 @@ class Node(object):
             '/realign.v1.Node/PutModel',
             realign__cluster_dot_rpc_dot_pb_dot_node__pb2.ModelChunk.SerializeToString,
             realign__cluster_dot_rpc_dot_pb_dot_node__pb2.ModelProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadPart(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/realign.v1.Node/ReadPart',
+            realign__cluster_dot_rpc_dot_pb_dot_node__pb2.PartRequest.SerializeToString,
+            realign__cluster_dot_rpc_dot_pb_dot_node__pb2.PartChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WritePart(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/realign.v1.Node/WritePart',
+            realign__cluster_dot_rpc_dot_pb_dot_node__pb2.PartChunk.SerializeToString,
+            realign__cluster_dot_rpc_dot_pb_dot_node__pb2.PartProgress.FromString,
             options,
             channel_credentials,
             insecure,
