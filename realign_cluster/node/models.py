@@ -22,7 +22,7 @@ from realign_cluster.rpc.pb.node_pb2 import ModelChunk, ModelManifest, ModelProg
 
 log = structlog.get_logger()
 
-ALLOWED_SUFFIXES = frozenset({".json", ".safetensors", ".jinja", ".model", ".txt"})
+ALLOWED_SUFFIXES = frozenset({".json", ".jsonl", ".safetensors", ".jinja", ".model", ".txt"})
 KEEP_FREE_BYTES = 128 * 1024**2
 MAX_FILES = 4096
 _HASH = re.compile(r"[0-9a-f]{32,128}")

@@ -51,6 +51,15 @@ async def test_a_model_arrives_and_is_found(tmp_path: Path) -> None:
     assert ModelStore(tmp_path).status(manifest()).complete
 
 
+async def test_a_prepared_dataset_arrives_like_a_model(tmp_path: Path) -> None:
+    files = {"train.jsonl": b'{"text":"a"}\n' * 300, "valid.jsonl": b'{"text":"b"}\n'}
+    store = ModelStore(tmp_path)
+    assert (await store.receive(stream(chunks(files=files)))).complete
+    folder = store.find(HASH)
+    assert folder is not None
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+
+
 async def test_a_transfer_resumes_where_it_broke_off(tmp_path: Path) -> None:
     store = ModelStore(tmp_path)
 
