@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from realign_cluster.coordinator.model_transfer import ModelSource
 from realign_cluster.coordinator.request import CurateRequest
@@ -90,7 +90,7 @@ def open_run(request: CurateRequest, command: str | None = None) -> Run:
         ledger = undo.enter_context(contextlib.closing(_open_ledger(request, folder, spec)))
         if ledger.files():  # none: the scan has not begun
             check_inputs(ledger, files)
-        _note_request(folder, request, command)
+        note_request(folder, "curate", request.anchored(), command)
         run_id = ledger.meta("run_id")
         if run_id is None:
             run_id = secrets.token_hex(8)
@@ -137,14 +137,15 @@ def read_request(path: Path) -> CurateRequest:
         raise UsageError(f"{path}/run.toml cannot be read: {error}", "start the run again with its command") from error
 
 
-def _note_request(folder: RunFolder, request: CurateRequest, command: str | None) -> None:
+def note_request(folder: RunFolder, kind: str, request: BaseModel, command: str | None) -> None:
+    """run.toml: which command (`kind`), what was typed, and the request, which has to have absolute paths."""
     if command is None and folder.run_toml.exists():
         noted = folder.read_run_toml()
         command, directory = noted.get("command"), noted.get("directory")
     else:
         directory = str(Path.cwd())
-    body = request.anchored().model_dump(mode="json", exclude_none=True)
-    folder.write_run_toml({"command": command, "directory": directory, "request": body})
+    body = request.model_dump(mode="json", exclude_none=True)
+    folder.write_run_toml({"kind": kind, "command": command, "directory": directory, "request": body})
 
 
 def _model(request: CurateRequest) -> tuple[ModelSpec, ModelSource | None]:

@@ -1,7 +1,7 @@
 """What a training run asks of every rank: method, model, data, optimizer and their numbers, all typed.
 
-Equal jobs, from equal states, give the same trajectory whatever the ranks and shares are. Knows no tokenizer, no MLX and
-no node: `training` gives these names their meaning, `domain.world` says who computes what.
+Equal jobs, from equal states, give the same trajectory whatever the ranks and shares are. Knows no tokenizer, no MLX
+and no node: `training` gives these names their meaning, `domain.world` says who computes what.
 """
 
 from __future__ import annotations

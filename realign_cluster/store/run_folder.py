@@ -25,6 +25,7 @@ KNOWN: Final = frozenset(
     {
         "run.toml", "plan.json", "ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm", "events.jsonl", "output",
         "dropped", "failed", "checkpoints", "summary.json", "report.html", "input-cache", LOCK_NAME, "logs", ".writing",
+        "metrics.jsonl", "data", "track",
     }
 )  # fmt: skip
 
@@ -51,6 +52,8 @@ class RunFolder:
         self.summary = path / "summary.json"
         self.report = path / "report.html"
         self.input_cache = path / "input-cache"
+        self.data = path / "data"  # of a training run: the prepared dataset
+        self.metrics = path / "metrics.jsonl"
 
     @classmethod
     def hold(cls, path: Path | str) -> RunFolder:
