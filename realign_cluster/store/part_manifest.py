@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from typing import Final
+from typing import Final, TypeVar
 
 import orjson
-from pydantic import Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from realign_cluster.domain.job import Strict
 from realign_cluster.domain.world import StateKind, StatePart
@@ -24,6 +24,7 @@ ITEM_BYTES: Final = {
     "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
 PART_NAME: Final = re.compile(r"(snapshot|checkpoint)-\d{8,}\.[A-Za-z0-9-]+\.\d+-of-\d+")
+Model = TypeVar("Model", bound=BaseModel)
 Scalar = bool | int | FiniteFloat | str | None
 _HEAD: Final = b'{"manifest":'
 _TAIL: Final = b',"digest":"%s"}\n'
@@ -79,7 +80,7 @@ class PartHeader(Strict):
     step: int
     part: int = 0
     parts: int = 1
-    layout: str = "whole"
+    layout: str = Field(default="whole", pattern="^[A-Za-z0-9-]+$")
     run: str = ""
     config: str = ""
     scalars: dict[str, Scalar] = Field(default_factory=dict)
@@ -120,23 +121,37 @@ class PartManifest(Strict):
 
 
 def encode(manifest: PartManifest) -> bytes:
-    body = orjson.dumps(manifest.model_dump(mode="json"))
-    return _HEAD + body + _tail(body)
+    return seal(orjson.dumps(manifest.model_dump(mode="json")))
 
 
 def decode(data: bytes) -> PartManifest:
     """Raises ValueError, with the reason, for anything but the bytes that `encode` made of a part."""
+    manifest = parse(PartManifest, unseal(data))
+    if problem := manifest.problem():
+        raise ValueError(problem)
+    return manifest
+
+
+def seal(body: bytes) -> bytes:
+    """`body`, which is JSON, with its digest: JSON again."""
+    return _HEAD + body + _tail(body)
+
+
+def unseal(data: bytes) -> bytes:
+    """What was sealed. Raises ValueError if any byte is not as `seal` made it."""
     body = data[len(_HEAD) : -_TAIL_BYTES]
     if not data.startswith(_HEAD) or data[-_TAIL_BYTES:] != _tail(body):
         raise ValueError(f"the digest over its {len(data)} bytes is wrong")
+    return body
+
+
+def parse(model: type[Model], body: bytes) -> Model:
+    """Raises ValueError, with the first field that is wrong."""
     try:
-        manifest = PartManifest.model_validate_json(body)
-        problem = manifest.problem()
+        return model.model_validate_json(body)
     except ValidationError as error:
-        raise ValueError(f"{error.error_count()} fields are not as expected, the first: {error.errors()[0]}") from error
-    if problem:
-        raise ValueError(problem)
-    return manifest
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 def _tail(body: bytes) -> bytes:

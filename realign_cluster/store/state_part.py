@@ -12,10 +12,10 @@ import hashlib
 import mmap
 import os
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -30,8 +30,7 @@ from realign_cluster.store.space import StorageFull, is_disk_full, room
 
 DATA_SUFFIX: Final = ".safetensors"
 MANIFEST_SUFFIX: Final = ".json"
-READ_BYTES: Final = 1 << 20
-WRITE_BYTES: Final = 1 << 28  # macOS refuses a single write of 2 GiB
+CHUNK_BYTES: Final = 1 << 20
 ALIGNMENT: Final = 8
 
 SourceTensor = tuple[str, str, tuple[int, ...], Any]  # name, dtype, shape, contiguous buffer
@@ -69,24 +68,29 @@ def write_part(folder: Path, header: PartHeader, tensors: Iterable[SourceTensor]
     Raises ValueError for tensors that cannot be of this part, StorageFull where there is no room, and OSError; the
     folder's other parts are then as they were.
     """
-    head, names, buffers, entries = _lay_out(header, tensors)
-    size = len(head) + sum(buffer.nbytes for buffer in buffers)
+    head, sources = _lay_out(tensors)
+    size = len(head) + sum(data.nbytes for _, _, data in sources.values())
+    if strangers := header.pieces.keys() - sources.keys():
+        raise ValueError(f"{min(strangers)}: a piece, but no tensor")
 
-    def fill(file: BinaryIO) -> bytes:
-        # hashing is the slower half and lets other threads run
-        with ThreadPoolExecutor(1) as pool:
-            digest = pool.submit(_digest, (memoryview(head), *buffers))
-            _write(file, memoryview(head))
-            for name, buffer in zip(names, buffers, strict=True):
-                _write(file, buffer)
-                entries[name] = entries[name].model_copy(update={"crc32": zlib.crc32(buffer)})
-            manifest = PartManifest(
-                state=header.state(digest.result(), size), run=header.run, config=header.config,
-                scalars=header.scalars, tensors=entries,
-            )  # fmt: skip
+    def fill(file: FileIO) -> bytes:
+        digest, at, entries = _hasher(), len(head), {}
+        _put(file, memoryview(head), digest)
+        for name, (dtype, shape, data) in sources.items():
+            piece = header.pieces.get(name) or PieceOf(whole=shape)
+            crc32 = _put(file, data, digest)
+            entries[name] = TensorEntry(
+                dtype=dtype, shape=shape, offset=at, bytes=data.nbytes, crc32=crc32, piece=piece
+            )
+            at += data.nbytes
+        manifest = PartManifest(
+            state=header.state(digest.hexdigest(), size), run=header.run, config=header.config, scalars=header.scalars,
+            tensors=entries,
+        )  # fmt: skip
+        if problem := manifest.problem():
+            raise ValueError(problem)
         return encode(manifest)
 
-    folder.mkdir(parents=True, exist_ok=True)
     return _store(folder, header.state("", size), durable, fill)
 
 
@@ -101,19 +105,17 @@ def receive_part(folder: Path, manifest: bytes, chunks: Iterable[bytes], *, dura
         raise Corrupt(folder, f"a manifest was received that is damaged: {error}") from error
     path = data_path(folder, part)
 
-    def fill(file: BinaryIO) -> bytes:
+    def fill(file: FileIO) -> bytes:
         digest, size = _hasher(), 0
         for chunk in chunks:
             size += len(chunk)
             if size > part.bytes:
                 break
-            digest.update(chunk)
-            _write(file, memoryview(chunk))
+            _put(file, memoryview(chunk), digest)
         if size != part.bytes or digest.hexdigest() != part.digest:
             raise Corrupt(path, f"what was received is not the {part.bytes} bytes with digest {part.digest}")
         return manifest
 
-    folder.mkdir(parents=True, exist_ok=True)
     return _store(folder, part, durable, fill)
 
 
@@ -197,57 +199,43 @@ def sweep(folder: Path) -> list[Path]:
     return removed
 
 
-def _lay_out(
-    header: PartHeader, tensors: Iterable[SourceTensor]
-) -> tuple[bytes, list[str], list[memoryview], dict[str, TensorEntry]]:
-    """The safetensors header and, in file order, names, bytes and entries (without checksums)."""
-    sources: dict[str, tuple[str, tuple[int, ...], memoryview]] = {}
+def _lay_out(tensors: Iterable[SourceTensor]) -> tuple[bytes, dict[str, tuple[str, tuple[int, ...], memoryview]]]:
+    """The header of a safetensors file, and by name, in the file's order: dtype, shape, bytes."""
+    given: dict[str, tuple[str, tuple[int, ...], memoryview]] = {}
     for name, dtype, shape, buffer in tensors:
         data = memoryview(buffer)
-        if name in sources or name == "__metadata__":
+        if name in given or name == "__metadata__":
             raise ValueError(f"{name}: a name for one tensor only")
         if not data.c_contiguous:
             raise ValueError(f"{name}: not contiguous")
-        sources[name] = (dtype, tuple(shape), data.cast("B") if data.nbytes else memoryview(b""))
-    if strangers := header.pieces.keys() - sources.keys():
-        raise ValueError(f"{min(strangers)}: a piece, but no tensor")
+        given[name] = dtype, tuple(shape), data.cast("B") if data.nbytes else memoryview(b"")
     # wide items first: each then lies at a multiple of its own size
-    names = sorted(sources, key=lambda name: -ITEM_BYTES.get(sources[name][0], 1))
+    sources = dict(sorted(given.items(), key=lambda item: -ITEM_BYTES.get(item[1][0], 1)))
     fields, at = {}, 0
-    for name in names:
-        dtype, shape, data = sources[name]
+    for name, (dtype, shape, data) in sources.items():
         fields[name] = {"dtype": dtype, "shape": shape, "data_offsets": (at, at + data.nbytes)}
         at += data.nbytes
     text = orjson.dumps(fields)
     text += b" " * (-len(text) % ALIGNMENT)
-    head = len(text).to_bytes(8, "little") + text
-    entries, at = {}, len(head)
-    for name in names:
-        dtype, shape, data = sources[name]
-        piece = header.pieces.get(name) or PieceOf(whole=shape)
-        entries[name] = TensorEntry(dtype=dtype, shape=shape, offset=at, bytes=data.nbytes, crc32=0, piece=piece)
-        at += data.nbytes
-    trial = PartManifest(state=header.state("", at), run="", config="", scalars={}, tensors=entries)
-    if problem := trial.problem():
-        raise ValueError(problem)
-    return head, names, [sources[name][2] for name in names], entries
+    return len(text).to_bytes(8, "little") + text, sources
 
 
-def _store(folder: Path, part: StatePart, durable: bool, fill: Callable[[BinaryIO], bytes]) -> StatePart:
+def _store(folder: Path, part: StatePart, durable: bool, fill: Callable[[FileIO], bytes]) -> StatePart:
     """Puts both files in place. `fill` writes the data and answers the bytes of the manifest."""
     data, manifest = data_path(folder, part), manifest_path(folder, part)
     new_data, new_manifest = (path.with_name(path.name + TEMPORARY_SUFFIX) for path in (data, manifest))
-    room(folder, part.bytes)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        room(folder, part.bytes)
         with new_data.open("wb", buffering=0) as file:
             said = fill(file)
             if durable:
                 sync_descriptor(file.fileno())
         with new_manifest.open("wb", buffering=0) as file:
-            _write(file, memoryview(said))
+            _put(file, memoryview(said), _hasher())
             if durable:
                 sync_descriptor(file.fileno())
-        manifest.unlink(missing_ok=True)  # of a part that is replaced: it must not speak for the new data
+        remove_part(folder, part)  # if it is replaced; and ext4 writes at once what is renamed over something else
         new_data.replace(data)
         if durable:
             sync_folder(folder)
@@ -260,17 +248,18 @@ def _store(folder: Path, part: StatePart, durable: bool, fill: Callable[[BinaryI
         if isinstance(error, OSError):
             if is_disk_full(error):
                 raise StorageFull(folder, part.bytes) from error
-            raise OSError(error.errno, error.strerror, str(data)) from error
+            if error.errno is not None and error.filename is None:
+                error.filename = str(data)
         raise
     return decode(said).state
 
 
-def _check(file: BinaryIO, path: Path, manifest: PartManifest) -> None:
+def _check(file: FileIO, path: Path, manifest: PartManifest) -> None:
     """Raises Corrupt unless every byte of the data file is what was written."""
     size = os.fstat(file.fileno()).st_size
     if size != manifest.state.bytes:
         raise Corrupt(path, f"it has {size} bytes, not {manifest.state.bytes}")
-    digest, buffer = _hasher(), memoryview(bytearray(READ_BYTES))
+    digest, buffer = _hasher(), memoryview(bytearray(min(size, CHUNK_BYTES)))
     first = min((entry.offset for entry in manifest.tensors.values()), default=size)
     _read(file, first, buffer, digest)
     damaged = [
@@ -282,11 +271,11 @@ def _check(file: BinaryIO, path: Path, manifest: PartManifest) -> None:
         raise Corrupt(path, "its header is damaged")
 
 
-def _read(file: BinaryIO, size: int, buffer: memoryview, digest: hashlib.blake2b) -> int:
+def _read(file: FileIO, size: int, buffer: memoryview, digest: hashlib.blake2b) -> int:
     """Adds the next `size` bytes to `digest`. Their CRC-32."""
     crc = 0
     while size:
-        count = file.readinto(buffer[:size])  # type: ignore[attr-defined]
+        count = file.readinto(buffer[:size])
         if not count:
             break
         digest.update(buffer[:count])
@@ -295,18 +284,17 @@ def _read(file: BinaryIO, size: int, buffer: memoryview, digest: hashlib.blake2b
     return crc
 
 
-def _write(file: BinaryIO, data: memoryview) -> None:
-    at = 0
-    while at < data.nbytes:
-        at += file.write(data[at : at + WRITE_BYTES])
+def _put(file: FileIO, data: memoryview, digest: hashlib.blake2b) -> int:
+    """Writes `data` and adds it to `digest`. Its CRC-32. In chunks: each is read from memory once for all three."""
+    crc = 0
+    for at in range(0, data.nbytes, CHUNK_BYTES):
+        chunk = data[at : at + CHUNK_BYTES]
+        digest.update(chunk)
+        crc = zlib.crc32(chunk, crc)
+        while chunk:
+            chunk = chunk[file.write(chunk) :]
+    return crc
 
 
 def _hasher() -> hashlib.blake2b:
     return hashlib.blake2b(digest_size=DIGEST_BYTES)
-
-
-def _digest(buffers: Sequence[memoryview]) -> str:
-    digest = _hasher()
-    for buffer in buffers:
-        digest.update(buffer)
-    return digest.hexdigest()

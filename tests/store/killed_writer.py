@@ -1,0 +1,31 @@
+"""A process that writes parts into a folder without end, the two newest kept, and says which step is there.
+
+Started by test_state_part.py: python killed_writer.py FOLDER FIRST_STEP. A step's tensors follow from its number.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from realign_cluster.store.state_part import PartHeader, list_parts, remove_part, write_part
+
+
+def tensors_of(step):
+    rng = np.random.default_rng(step)
+    return [(f"weights/{at}", "F32", (64, 1000), rng.standard_normal((64, 1000), np.float32)) for at in range(6)]
+
+
+def main():
+    folder, step = Path(sys.argv[1]), int(sys.argv[2])
+    print("begin", flush=True)
+    while True:
+        write_part(folder, PartHeader(kind="snapshot", step=step), tensors_of(step), durable=step % 4 == 0)
+        print(step, flush=True)
+        for old in list_parts(folder)[2:]:
+            remove_part(folder, old)
+        step += 1
+
+
+if __name__ == "__main__":
+    main()
