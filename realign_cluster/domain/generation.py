@@ -1,0 +1,100 @@
+"""The ranks of one generation: how far each is, which of them hang, which one is to blame, and which still live.
+
+State and its reading; what follows from it is decided in `recovery`. Time is passed in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from realign_cluster.domain.ids import NodeName
+from realign_cluster.domain.inventory import State
+from realign_cluster.domain.rank_report import SectionName
+from realign_cluster.domain.recovery_events import RankEnded
+from realign_cluster.domain.recovery_policy import RecoveryPolicy
+from realign_cluster.domain.world import WorldPlan
+
+WAITING: frozenset[str] = frozenset({"wait", "join", "reduce"})  # sections in which a rank waits for others
+
+
+@dataclass(slots=True, kw_only=True)
+class Rank:
+    """A process that may be alive. `gone`: it certainly is not, so nothing of it can reach a later generation."""
+
+    node: NodeName
+    generation: int
+    section: SectionName = "load"
+    progress_at: float = 0.0
+    loaded: bool = False
+    joined: bool = False
+    config: str = ""
+    ended: RankEnded | None = None
+    blameless: bool = False  # it said that it fails because of another rank, or of the state
+    gone: bool = False
+    fenced_at: float | None = None  # its node is cut off: by then the daemon there has killed it
+    kill_asked_at: float | None = None
+    kill_said_at: float = 0.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Generation:
+    number: int
+    plan: WorldPlan
+    start: State | None  # None: from step 0
+    ranks: dict[NodeName, Rank]  # in rank order
+    went: bool = False  # told to join
+    step: int = 0
+    slowest_step: float = 0.0
+    shares_version: int = 0
+    larger_world: str = ""  # why it is to stop at its next checkpoint
+    stop_reason: str = ""  # asked to stop after a step
+    stop_until: float | None = None  # and killed then
+    failure: str = ""  # the first reason that it cannot go on
+    planned: bool = False  # it was ended on purpose: nobody failed
+    state_failed: bool = False  # what it was to start from could not be used
+    lost: list[NodeName] = field(default_factory=list)
+    culprits: dict[NodeName, str] = field(default_factory=dict)  # whose rank failed by itself, and how
+
+    @property
+    def start_step(self) -> int:
+        return self.start.step if self.start else 0
+
+    @property
+    def ending(self) -> bool:
+        return bool(self.failure) or self.planned
+
+    @property
+    def living(self) -> list[Rank]:
+        return [rank for rank in self.ranks.values() if not rank.gone]
+
+    @property
+    def all_loaded(self) -> bool:
+        return all(rank.loaded for rank in self.ranks.values())
+
+    @property
+    def complete_step(self) -> int | None:
+        """Where all ranks ended, having nothing left to do; None if they did not."""
+        steps = {rank.ended.step if rank.ended and rank.ended.complete else None for rank in self.ranks.values()}
+        return steps.pop() if len(steps) == 1 else None
+
+    def disagreement(self) -> str:
+        """Replicas must end with the same weights: who did not; "" if they did. Sharded ranks hold different ones."""
+        ends = [rank.ended for rank in self.ranks.values() if rank.ended is not None]
+        if self.plan.parts > 1 or len({end.digest for end in ends}) < 2:
+            return ""
+        return ", ".join(f"{end.node} {end.digest[:12]}" for end in ends)
+
+    def stalled(self, now: float, policy: RecoveryPolicy) -> list[tuple[Rank, float]]:
+        """Ranks without progress for longer than their section may last, with the seconds.
+
+        Of several, those that only wait for others are left out: they are the ones that are waited for who hang.
+        """
+        found = []
+        for rank in self.ranks.values():
+            if rank.gone or rank.kill_asked_at is not None or (rank.loaded and not self.went):
+                continue
+            silent = now - rank.progress_at
+            if silent > policy.limit(rank.section, self.slowest_step):
+                found.append((rank, silent))
+        busy = [(rank, silent) for rank, silent in found if rank.section not in WAITING]
+        return busy or found

@@ -1,0 +1,73 @@
+"""The numbers that recovery decides by. One object, passed whole; recorded with a run: a replay uses the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from realign_cluster.domain.rank_report import SectionName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryPolicy:
+    # death of what cannot be seen
+    lease_seconds: float = 3.0  # a daemon that hears nothing for as long kills its rank
+    fence_margin_seconds: float = 2.0  # that this takes, SIGKILL included, and that clocks may differ by
+    kill_grace_seconds: float = 3.0  # from SIGTERM to SIGKILL
+    kill_again_seconds: float = 5.0
+    kill_patience_seconds: float = 30.0  # a node whose rank is not reported dead by then needs a reboot
+
+    # sections: seconds without any progress
+    load_seconds: float = 900.0
+    join_seconds: float = 60.0
+    reference_seconds: float = 300.0
+    first_step_seconds: float = 300.0  # until a generation has done one: kernels are compiled
+    step_least_seconds: float = 5.0
+    step_factor: float = 3.0  # times the slowest step of this generation
+    snapshot_seconds: float = 120.0
+    evaluate_seconds: float = 300.0
+    generate_seconds: float = 300.0
+    save_seconds: float = 600.0
+
+    # waiting for nodes
+    arrival_seconds: float = 120.0  # for expected nodes, since the first one was ready
+    return_seconds: float = 10.0  # for nodes of the last generation, since it ended
+    same_world_seconds: float = 1800.0  # the same under `reproducible`
+    give_up_seconds: float = 600.0  # nothing could be started for so long
+
+    # trying again
+    relaunches: int = 5  # in a row without one new step
+    relaunches_after_losses: int = 20  # the same, where it was nodes that went
+    strikes_to_set_aside: int = 3  # generations in a row that ended because of this node's rank alone
+    forgiving_steps: int = 20  # new steps after which earlier strikes are forgotten
+    start_state_failures: int = 2  # to load a state, before it is taken to be unusable everywhere
+    transfer_attempts: int = 3
+    transfer_seconds: float = 1800.0  # without an answer; the transfer's own deadlines are far shorter
+    transfer_again_seconds: float = 3.0  # after one that failed
+
+    # stopping
+    stop_seconds: float = 60.0  # for the last step and its checkpoint, in addition to a step's limit
+    softenings: int = 5  # of an exceeded KL budget
+
+    def limit(self, section: SectionName, slowest_step: float) -> float:
+        """Seconds that a rank may stay in a section without progress. `slowest_step` is 0 before the first."""
+        match section:
+            case "step" | "reduce":
+                if not slowest_step:
+                    return self.first_step_seconds
+                return max(self.step_least_seconds, self.step_factor * slowest_step)
+            case "load":
+                return self.load_seconds
+            case "wait":
+                return 2 * self.load_seconds  # for the others to load
+            case "join":
+                return self.join_seconds
+            case "reference":
+                return self.reference_seconds
+            case "snapshot":
+                return self.snapshot_seconds
+            case "evaluate":
+                return self.evaluate_seconds
+            case "generate":
+                return self.generate_seconds
+            case "save":
+                return self.save_seconds
