@@ -12,7 +12,6 @@ from math import exp, log, sqrt
 from typing import Final
 
 SHORTEST_SECONDS: Final = 1e-6  # below the resolution of any clock we read
-MEMORY_STEPS: Final = 100  # so many steps ago, a measurement counts 1/e
 RECENT_STEPS: Final = 8
 FAR: Final = 4.0  # standard deviations that chance does not reach
 SMALLEST_DEVIATION: Final = 0.02  # of a step's speed, relative: nothing real is steadier
@@ -43,6 +42,7 @@ class BalancePolicy:
     `largest_change` of the work.
     """
 
+    memory_steps: int = 100  # so many steps ago, a measurement counts 1/e
     settle_steps: int = 8
     least_gain: float = 0.02
     doubt: float = 2.5
@@ -62,13 +62,13 @@ class Pace:
     variance: float = 0.0
     steps: int = 0
 
-    def after(self, cost: float, seconds: float) -> Pace:
+    def after(self, cost: float, seconds: float, memory_steps: int) -> Pace:
         """With one more step. One that is far off (a pause, a disk) counts as `FAR` deviations."""
         found = log(cost / max(seconds, SHORTEST_SECONDS))
         deviation = sqrt(max(self.variance, SMALLEST_DEVIATION**2))
         if self.steps >= RECENT_STEPS:
             found = min(max(found, self.mean - FAR * deviation), self.mean + FAR * deviation)
-        weight = max(1 / (self.steps + 1), 1 / MEMORY_STEPS)
+        weight = max(1 / (self.steps + 1), 1 / memory_steps)
         off = found - self.mean
         mean = self.mean + weight * off
         recent = self.recent + max(weight, 1 / RECENT_STEPS) * (found - self.recent)
@@ -77,10 +77,9 @@ class Pace:
             return Pace(mean=recent, recent=recent, variance=variance, steps=RECENT_STEPS)
         return Pace(mean=mean, recent=recent, variance=variance, steps=self.steps + 1)
 
-    @property
-    def standard_error(self) -> float:
+    def standard_error(self, memory_steps: int) -> float:
         """Of `mean`: a relative error of the speed."""
-        return sqrt(self.variance / max(1, min(self.steps, 2 * MEMORY_STEPS) - 1))
+        return sqrt(self.variance / max(1, min(self.steps, 2 * memory_steps) - 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,13 +90,13 @@ class Balance:
     paces: tuple[Pace, ...]
     steps: int = 0
 
-    def after(self, costs: Sequence[float], seconds: Sequence[float]) -> Balance:
+    def after(self, costs: Sequence[float], seconds: Sequence[float], policy: BalancePolicy) -> Balance:
         """With a step in which rank r computed `costs[r]` in `seconds[r]`; a rank without rows was not measured.
 
         Leave out a generation's first step, in which kernels are compiled.
         """
         paces = tuple(
-            pace.after(cost, time) if cost > 0 else pace
+            pace.after(cost, time, policy.memory_steps) if cost > 0 else pace
             for pace, cost, time in zip(self.paces, costs, seconds, strict=True)
         )
         return replace(self, paces=paces, steps=self.steps + 1)
@@ -125,7 +124,7 @@ def rebalance(balance: Balance, policy: BalancePolicy) -> tuple[tuple[float, ...
     part = min(1.0, policy.largest_change / furthest) if furthest else 0.0
     shares = tuple(share + part * (wanted - share) for wanted, share in zip(ideal, balance.shares, strict=True))
     gain = 1 - _step_time(shares, speeds) / _step_time(balance.shares, speeds)
-    error = max(pace.standard_error for pace in balance.paces)
+    error = max(pace.standard_error(policy.memory_steps) for pace in balance.paces)
     needed = max(policy.least_gain, policy.doubt * error)
     if gain < needed:
         return None, f"a step would be {gain:.1%} shorter, less than {needed:.1%}"

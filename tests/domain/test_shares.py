@@ -77,7 +77,7 @@ class Cluster:
             rows = self.random.lognormal(5, 0.7, 48)
             costs = [float(rows[list(given_rows)].sum()) for given_rows in assign(rows.tolist(), self.balance.shares)]
             factors = np.clip(self.random.normal(1, self.noise, len(costs)), 0.5, 1.5)
-            self.balance = self.balance.after(costs, (costs / self.speeds * factors).tolist())
+            self.balance = self.balance.after(costs, (costs / self.speeds * factors).tolist(), policy)
             shares, _ = rebalance(self.balance, policy)
             if shares is not None:
                 self.balance = self.balance.with_shares(shares)
@@ -130,7 +130,7 @@ def test_a_pause_of_one_rank_moves_nothing():
     cluster.run(60)
     before = cluster.balance
     for _ in range(3):
-        cluster.balance = cluster.balance.after([1000.0, 1000.0], [0.5, 12.0])
+        cluster.balance = cluster.balance.after([1000.0, 1000.0], [0.5, 12.0], POLICY)
         assert rebalance(cluster.balance, POLICY)[0] is None
         cluster.run(20)
     assert cluster.balance.shares == before.shares
@@ -139,7 +139,7 @@ def test_a_pause_of_one_rank_moves_nothing():
 def measured(shares: tuple[float, ...], speeds: list[float], steps: int = 20) -> Balance:
     balance = begin_balance(shares)
     for _ in range(steps):
-        balance = balance.after([1000.0] * len(shares), [1000 / speed for speed in speeds])
+        balance = balance.after([1000.0] * len(shares), [1000 / speed for speed in speeds], POLICY)
     return balance
 
 
@@ -160,5 +160,5 @@ def test_reasons_to_leave_shares_as_they_are():
     )
     balance = begin_balance((0.99, 0.01))
     for _ in range(20):
-        balance = balance.after([1000.0, 0.0], [1.0, 0.0])  # the second rank had no rows
+        balance = balance.after([1000.0, 0.0], [1.0, 0.0], POLICY)  # the second rank had no rows
     assert rebalance(balance, POLICY) == (None, "too little is known of rank 1")
