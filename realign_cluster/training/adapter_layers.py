@@ -17,12 +17,14 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from realign_cluster.domain.training import AdapterSettings
 from realign_cluster.training.dropout import DropoutContext, drop, salt_of
+from realign_cluster.training.parallel.base import Piece
+from realign_cluster.training.pieces import cut
 
 Ranges = tuple[tuple[int, int], ...]
 Join = Callable[[mx.array], mx.array]
 
 
-def _as_it_is(value: mx.array) -> mx.array:
+def unchanged(value: mx.array) -> mx.array:
     return value
 
 
@@ -31,7 +33,8 @@ class Site:
     """Where a layer stands: its path in the model, which inputs and outputs of the unsharded layer it holds.
 
     `enter` is applied to the input (its backward pass may join gradients), `leave` to the output without bias, `join`
-    to sums over the inputs.
+    to sums over the inputs. `lengths` are those of the unsharded weight's rows, (outputs,) float32, for DoRA, where
+    only some of the inputs are here.
     """
 
     name: str
@@ -39,9 +42,21 @@ class Site:
     input_ranges: Ranges
     outputs: int
     output_ranges: Ranges
-    enter: Join = _as_it_is
-    leave: Join = _as_it_is
-    join: Join = _as_it_is
+    enter: Join = unchanged
+    leave: Join = unchanged
+    join: Join = unchanged
+    lengths: mx.array | None = None
+
+    @property
+    def sharded(self) -> bool:
+        return self.input_ranges != ((0, self.inputs),) or self.output_ranges != ((0, self.outputs),)
+
+    def of_inputs(self, *shape: int, axis: int) -> Piece:
+        """Of an unsharded array whose `axis` are the inputs."""
+        return _piece(shape, axis, self.input_ranges)
+
+    def of_outputs(self, *shape: int, axis: int) -> Piece:
+        return _piece(shape, axis, self.output_ranges)
 
 
 def whole_site(name: str, linear: nn.Module) -> Site:
@@ -64,13 +79,17 @@ class Adapter(nn.Module):  # type: ignore[misc]
         self.linear = linear
         self.off = False
         self.scale = settings.scale
-        self._site = site
+        self.site = site
         self._rate = settings.dropout
         self._dropout = dropout
         self._salt = salt_of(site.name)
 
+    def pieces(self) -> dict[str, Piece]:
+        """Where its own parameters lie in the unsharded ones, by name."""
+        raise NotImplementedError
+
     def _features(self) -> mx.array:
-        return mx.concatenate([mx.arange(*bounds, dtype=mx.uint32) for bounds in self._site.input_ranges])
+        return mx.concatenate([mx.arange(*bounds, dtype=mx.uint32) for bounds in self.site.input_ranges])
 
 
 class LoraLinear(Adapter):
@@ -80,15 +99,21 @@ class LoraLinear(Adapter):
         self, linear: nn.Module, site: Site, settings: AdapterSettings, dropout: DropoutContext, seed: int
     ) -> None:
         super().__init__(linear, site, settings, dropout)
-        whole = initial_a(site, seed, (site.inputs, settings.rank))
-        self.lora_a = take(whole, 0, site.input_ranges)
+        self._rank = settings.rank
+        self.lora_a = initial_a(site, seed, self.pieces()["lora_a"])
         self.lora_b = mx.zeros((settings.rank, dimensions(linear)[1]))
+
+    def pieces(self) -> dict[str, Piece]:
+        return {
+            "lora_a": self.site.of_inputs(self.site.inputs, self._rank, axis=0),
+            "lora_b": self.site.of_outputs(self._rank, self.site.outputs, axis=1),
+        }
 
     def __call__(self, x: mx.array) -> mx.array:
         if self.off:
             base: mx.array = self.linear(x)
             return base
-        y = self._site.leave(self._scaled(self._sum(self._site.enter(x))))
+        y = self.site.leave(self._scaled(self._sum(self.site.enter(x))))
         return y + self.linear.bias if "bias" in self.linear else y
 
     def _sum(self, x: mx.array) -> mx.array:
@@ -101,7 +126,7 @@ class LoraLinear(Adapter):
     def _dropped(self, x: mx.array) -> mx.array:
         if not (self._rate and self._dropout.active):
             return x
-        keys = self._dropout.of_tokens(x.shape[:-1], self._site.name)
+        keys = self._dropout.of_tokens(x.shape[:-1], self.site.name)
         return drop(x, keys, self._salt, self._features(), self._rate)
 
 
@@ -115,14 +140,15 @@ class DoraLinear(LoraLinear):
         self, linear: nn.Module, site: Site, settings: AdapterSettings, dropout: DropoutContext, seed: int
     ) -> None:
         super().__init__(linear, site, settings, dropout, seed)
-        self.m = self._lengths(plain_weight(linear).astype(mx.float32))
+        self.m = row_lengths(linear) if site.lengths is None else site.lengths
+
+    def pieces(self) -> dict[str, Piece]:
+        return super().pieces() | {"m": self.site.of_outputs(self.site.outputs, axis=0)}
 
     def _scaled(self, y: mx.array) -> mx.array:
         adapted = plain_weight(self.linear) + (self.scale * self.lora_b.T) @ self.lora_a.T
-        return (self.m / mx.stop_gradient(self._lengths(adapted))).astype(y.dtype) * y
-
-    def _lengths(self, weight: mx.array) -> mx.array:
-        return mx.sqrt(self._site.join(mx.square(weight).sum(axis=1)))
+        lengths = mx.sqrt(self.site.join(mx.square(mx.stop_gradient(adapted)).sum(axis=1)))
+        return (self.m / lengths).astype(y.dtype) * y
 
 
 class LoraSwitch(Adapter):
@@ -132,10 +158,15 @@ class LoraSwitch(Adapter):
         self, linear: nn.Module, site: Site, settings: AdapterSettings, dropout: DropoutContext, seed: int
     ) -> None:
         super().__init__(linear, site, settings, dropout)
-        experts = linear.weight.shape[0]
-        whole = initial_a(site, seed, (experts, settings.rank, site.inputs))
-        self.lora_a = take(whole, 2, site.input_ranges)
-        self.lora_b = mx.zeros((experts, dimensions(linear)[1], settings.rank))
+        self._experts, self._rank = linear.weight.shape[0], settings.rank
+        self.lora_a = initial_a(site, seed, self.pieces()["lora_a"])
+        self.lora_b = mx.zeros((self._experts, dimensions(linear)[1], settings.rank))
+
+    def pieces(self) -> dict[str, Piece]:
+        return {
+            "lora_a": self.site.of_inputs(self._experts, self._rank, self.site.inputs, axis=2),
+            "lora_b": self.site.of_outputs(self._experts, self.site.outputs, self._rank, axis=1),
+        }
 
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
         y: mx.array = self.linear(x, indices, sorted_indices=sorted_indices)
@@ -149,7 +180,7 @@ class LoraSwitch(Adapter):
     def _dropped(self, x: mx.array, indices: mx.array, sorted_indices: bool) -> mx.array:
         if not (self._rate and self._dropout.active):
             return x
-        keys = self._dropout.of_experts(indices, self._site.name, sorted_indices=sorted_indices)
+        keys = self._dropout.of_experts(indices, self.site.name, sorted_indices=sorted_indices)
         return drop(x, keys[..., None], self._salt, self._features(), self._rate)
 
 
@@ -184,19 +215,21 @@ def plain_weight(linear: nn.Module) -> mx.array:
     )
 
 
-def initial_a(site: Site, seed: int, shape: tuple[int, ...]) -> mx.array:
+def row_lengths(linear: nn.Module) -> mx.array:
+    """Euclidean length of each row of the weight, (outputs,) float32."""
+    return mx.linalg.norm(plain_weight(linear).astype(mx.float32), axis=1)
+
+
+def initial_a(site: Site, seed: int, piece: Piece) -> mx.array:
     """Uniform within 1 / sqrt(inputs) as mlx-lm's, float32, a function of the seed and the parameter's name only."""
     digest = blake2b(f"{seed}/{site.name}.lora_a".encode(), digest_size=8).digest()
     key = mx.array([int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")], dtype=mx.uint32)
     bound = 1 / math.sqrt(site.inputs)
-    return mx.random.uniform(low=-bound, high=bound, shape=shape, key=key)
+    return cut(mx.random.uniform(low=-bound, high=bound, shape=piece.whole, key=key), piece)
 
 
-def take(whole: mx.array, axis: int, ranges: Ranges) -> mx.array:
-    """`ranges` of `axis`, one after the other; the array itself where that is all of it."""
-    if ranges == ((0, whole.shape[axis]),):
-        return whole
-    return mx.concatenate([mx.take(whole, mx.arange(*bounds), axis=axis) for bounds in ranges], axis=axis)
+def _piece(whole: tuple[int, ...], axis: int, ranges: Ranges) -> Piece:
+    return Piece(whole=whole) if ranges == ((0, whole[axis]),) else Piece(whole=whole, axis=axis, ranges=ranges)
 
 
 def _quantised(linear: nn.Module) -> bool:
