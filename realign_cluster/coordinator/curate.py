@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from realign_cluster.coordinator.admission import Admission
@@ -18,7 +16,7 @@ from realign_cluster.coordinator.cluster import Cluster, NodeLink, connect, open
 from realign_cluster.coordinator.engine import Engine, Outcome
 from realign_cluster.coordinator.finish import finish_run
 from realign_cluster.coordinator.home import ClusterHome
-from realign_cluster.coordinator.inbox import Inbox, Interrupted
+from realign_cluster.coordinator.inbox import Inbox
 from realign_cluster.coordinator.ledger_desk import LedgerDesk
 from realign_cluster.coordinator.planning import facts_of_model, open_calibrations, plan_for
 from realign_cluster.coordinator.progress import Dashboard, Phase, ProgressSnapshot
@@ -29,6 +27,7 @@ from realign_cluster.coordinator.samples import make_canaries, make_samples, rol
 from realign_cluster.coordinator.session import Session
 from realign_cluster.coordinator.snapshot import Snapshots
 from realign_cluster.coordinator.speeds import Speeds
+from realign_cluster.coordinator.stop import Stop, StopAsked, signals
 from realign_cluster.coordinator.tokens import tokens_per_byte
 from realign_cluster.domain.errors import NodesMissing, RealignError, UsageError
 from realign_cluster.domain.events import RunOpened
@@ -47,27 +46,6 @@ FAILED = 1
 NODES_MISSING = 3
 
 
-class StopAsked(Exception):
-    """Raised out of a scan or of writing when the user interrupted: both go on where they stopped."""
-
-
-@dataclass(slots=True)
-class Stop:
-    """What Ctrl-C and SIGTERM do in each phase."""
-
-    asked: bool = False
-    engine_inbox: Inbox | None = None
-
-    def ask(self) -> None:
-        self.asked = True
-        if self.engine_inbox is not None:
-            self.engine_inbox.put_nowait(Interrupted())
-
-    def raise_if_asked(self) -> None:
-        if self.asked:
-            raise StopAsked
-
-
 async def curate(
     request: CurateRequest, *, dashboard: Dashboard, command: str | None = None, home: ClusterHome | None = None
 ) -> int:
@@ -77,7 +55,7 @@ async def curate(
     """
     run = await asyncio.to_thread(open_run, request, command)
     stop = Stop()
-    with contextlib.closing(run), _signals(stop):
+    with contextlib.closing(run), signals(stop):
         if run.finished_summary is not None:
             dashboard.start(f"curate {run.folder.path}")
             dashboard.note("this run is complete: nothing is left to do", "info")
@@ -129,7 +107,7 @@ class _Sitting:
                 allow_skew=frozenset(self._request.allow_skew),
             ) as cluster:
                 for link in cluster.nodes:
-                    self._node_versions[link.name] = _versions_of(link)
+                    self._node_versions[link.name] = versions_of(link)
                     for warning in link.warnings:
                         self._dashboard.note(warning, "warning")
                 for missing in cluster.missing:
@@ -272,9 +250,7 @@ class _Sitting:
             room=self._room,
             stop_asked=lambda: self._stop.asked,
         )
-        self._stop.engine_inbox = inbox
-        if self._stop.asked:
-            inbox.put_nowait(Interrupted())
+        self._stop.listen(inbox)
         planned = tuple(NodeName(node.name) for node in plan.nodes)
         opened = replace(opened_epoch, planned_cost_per_second=plan.cost_per_second, planned_nodes=planned)
         return engine, sessions, opened
@@ -284,7 +260,7 @@ class _Sitting:
         try:
             return await engine.run(opened)
         finally:
-            self._stop.engine_inbox = None
+            self._stop.listen(None)
             await asyncio.gather(*(session.release("the run is over") for session in sessions.values()))
             for task in tasks:
                 task.cancel()
@@ -352,7 +328,7 @@ def _why_not_started(outcome: Outcome) -> RealignError:
     return NodesMissing(outcome.reason, "see realign doctor")
 
 
-def _versions_of(link: NodeLink) -> dict[str, str]:
+def versions_of(link: NodeLink) -> dict[str, str]:
     versions = link.info.versions
     return {
         "chip": link.info.device.chip,
@@ -363,16 +339,3 @@ def _versions_of(link: NodeLink) -> dict[str, str]:
         "platform": versions.platform,
         "blas": link.info.device.blas,
     }
-
-
-@contextlib.contextmanager
-def _signals(stop: Stop) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    caught = (signal.SIGINT, signal.SIGTERM)
-    for number in caught:
-        loop.add_signal_handler(number, stop.ask)
-    try:
-        yield
-    finally:
-        for number in caught:
-            loop.remove_signal_handler(number)

@@ -24,6 +24,7 @@ from realign_cluster.coordinator.progress import Dashboard, Level, NodeLine, Pro
 LEVEL_STYLE: dict[Level, str] = {"debug": "dim", "info": "", "warning": "yellow", "error": "bold red"}
 STATE_STYLE = {
     "computing": "green",
+    "training": "green",
     "idle": "cyan",
     "connecting": "dim",
     "loading": "blue",
@@ -123,7 +124,7 @@ class LogDashboard:
         self._next = now + min(max(FIRST_LOG_SECONDS, (now - self._started) / 20), LONGEST_LOG_SECONDS)
         self._write(summary_line(snapshot), "info")
         if snapshot.nodes:
-            self._write("  " + "; ".join(node_text(node) for node in snapshot.nodes), "info")
+            self._write("  " + "; ".join(node_text(node, snapshot.node_unit) for node in snapshot.nodes), "info")
 
     def note(self, message: str, level: Level = "info") -> None:
         if level != "debug":
@@ -189,15 +190,15 @@ def render_snapshot(title: str, snapshot: ProgressSnapshot) -> RenderableType:
     parts.append(head)
     parts.append(Text(summary_line(snapshot)))
     if snapshot.nodes:
-        parts.append(_node_table(snapshot.nodes))
+        parts.append(_node_table(snapshot.nodes, snapshot.node_unit))
     return Group(*parts)
 
 
-def _node_table(nodes: tuple[NodeLine, ...]) -> Table:
+def _node_table(nodes: tuple[NodeLine, ...], unit: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for heading in ("node", "state"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("share", "planned", "rows", "rows/s", "memory", "retries"):
+    for heading in ("share", "planned", unit, f"{unit}/s", "memory", "retries"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("in flight", overflow="ellipsis", no_wrap=True, ratio=1)
     for node in nodes:
@@ -218,11 +219,11 @@ def _node_table(nodes: tuple[NodeLine, ...]) -> Table:
 def summary_line(snapshot: ProgressSnapshot) -> str:
     """`scoring 1,200/4,507 rows (27 %), 310 rows/s, 11 s left, 2 retries`."""
     total = "" if snapshot.rows_total is None else f"/{snapshot.rows_total:,}"
-    parts = [f"{snapshot.phase} {snapshot.rows_done:,}{total} rows"]
+    parts = [f"{snapshot.phase} {snapshot.rows_done:,}{total} {snapshot.unit}"]
     if snapshot.rows_total:
         parts[0] += f" ({snapshot.rows_done / snapshot.rows_total:.0%})"
     if snapshot.rows_per_second is not None:
-        parts.append(f"{rate_text(snapshot.rows_per_second)} rows/s")
+        parts.append(f"{rate_text(snapshot.rows_per_second)} {snapshot.unit}/s")
     if snapshot.seconds_left is not None and snapshot.phase not in ("done", "writing"):
         parts.append(f"{duration_text(snapshot.seconds_left)} left")
     elif snapshot.seconds_elapsed:
@@ -236,7 +237,7 @@ def summary_line(snapshot: ProgressSnapshot) -> str:
     return ", ".join(parts)
 
 
-def node_text(node: NodeLine) -> str:
+def node_text(node: NodeLine, unit: str = "rows") -> str:
     """One node in a log line."""
     parts = [f"{node.name} {node.state}"]
     if node.detail:
@@ -244,7 +245,7 @@ def node_text(node: NodeLine) -> str:
     if node.share is not None:
         parts.append(share_text(node.share))
     if node.rows_per_second is not None:
-        parts.append(f"{rate_text(node.rows_per_second)} rows/s")
+        parts.append(f"{rate_text(node.rows_per_second)} {unit}/s")
     if node.memory_bytes is not None:
         parts.append(memory_text(node.memory_bytes, node.memory_limit_bytes))
     if node.retries:

@@ -10,7 +10,18 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 Level = Literal["debug", "info", "warning", "error"]
-Phase = Literal["scanning", "connecting", "loading", "calibrating", "scoring", "draining", "writing", "done"]
+Phase = Literal[
+    "scanning",
+    "connecting",
+    "loading",
+    "calibrating",
+    "scoring",
+    "training",
+    "recovering",
+    "draining",
+    "writing",
+    "done",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +47,10 @@ class NodeLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgressSnapshot:
-    """The whole run. `rows_total` None while the input is still being scanned; times are seconds of this sitting."""
+    """The whole run. `rows_total` None while the input is still being scanned; times are seconds of this sitting.
+
+    What counts as a row: `unit` for the run, `node_unit` for its nodes (a training run counts steps, its nodes tokens).
+    """
 
     phase: Phase
     rows_done: int
@@ -50,6 +64,8 @@ class ProgressSnapshot:
     units_done: int = 0
     units_total: int | None = None
     message: str = ""  # what the phase is doing: "scanning a.jsonl, 120,000 rows"
+    unit: str = "rows"
+    node_unit: str = "rows"
 
 
 class Dashboard(Protocol):

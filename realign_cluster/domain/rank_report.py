@@ -1,4 +1,5 @@
-"""What a rank says of itself: one JSON object a report, told apart by "op". Written by `training`, read by the coordinator.
+"""What a rank says of itself: one JSON object a report, told apart by "op". Written by `training`, read by the
+coordinator.
 
 Steps count what is done: `step` 3 means three optimizer steps are behind the state that is spoken of.
 """
@@ -35,14 +36,18 @@ class Loaded(Loose):
     valid_rows: int
     truncated_rows: int = 0
     parameters: int
-    trainable: int
     seconds: float
     peak_bytes: int
 
 
 class Joined(Loose):
+    """The group is there, and this rank's part of the model. `trainable`: numbers that are trained in what it holds,
+    each counted as if it were whole.
+    """
+
     op: Literal["joined"] = "joined"
     seconds: float
+    trainable: int
 
 
 class StepDone(Loose):

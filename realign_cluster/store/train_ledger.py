@@ -44,6 +44,10 @@ CREATE TABLE measurement (
 CREATE TABLE reference (row INTEGER PRIMARY KEY, chosen REAL NOT NULL, rejected REAL NOT NULL)
 """
 
+_SET_META: Final = (
+    "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRecord:
@@ -177,10 +181,7 @@ class TrainLedger(TrainLedgerReader):
 
     def set_meta(self, key: str, value: Any) -> None:
         with self._transaction() as connection:
-            connection.execute(
-                "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-                (key, encode_meta(value)),
-            )
+            connection.execute(_SET_META, (key, encode_meta(value)))
 
     def open_epoch(self, wall: float) -> int:
         """Begins a sitting; its number rises with each."""
@@ -205,10 +206,12 @@ class TrainLedger(TrainLedgerReader):
         steps: Iterable[StepRecord] = (),
         measurements: Iterable[Measurement] = (),
         reference: Iterable[tuple[int, float, float]] = (),
+        memory: Mapping[str, Any] | None = None,
     ) -> None:
         """All of it in one transaction. Raises StorageFull (nothing written, the same call may be repeated).
 
-        `events` are (monotonic time, body). What a rank says twice is kept once.
+        `events` are (monotonic time, body). What a rank says twice is kept once. `memory` is what the next sitting opens
+        with, where it has changed.
         """
         with self._transaction() as connection:
             connection.executemany(
@@ -229,6 +232,8 @@ class TrainLedger(TrainLedgerReader):
             connection.executemany(
                 "INSERT OR REPLACE INTO reference (row, chosen, rejected) VALUES (?, ?, ?)", list(reference)
             )
+            if memory is not None:
+                connection.execute(_SET_META, ("memory", encode_meta(memory)))
             connection.execute("UPDATE epoch SET last_at = ? WHERE epoch = ?", (wall, self._epoch))
 
     @contextlib.contextmanager

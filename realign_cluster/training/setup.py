@@ -24,18 +24,30 @@ DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
+class LoadedModel:
     model: nn.Module
     tokenizer: Tokenizer
     vocabulary: int
+    stop_tokens: frozenset[int]
     dtype: str
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that the weights stand for: of quantised ones, those that they were made from."""
+        count = 0
+        for module in self.model.modules():
+            for name, value in module.items():
+                if isinstance(value, mx.array) and name not in ("scales", "biases"):
+                    packed = "scales" in module and name == "weight"
+                    count += value.size * (32 // module.bits if packed else 1)
+        return count
 
 
 class CannotLoad(RealignError):
     """This job cannot be done with this model, on this node or on any."""
 
 
-def load(folder: Path, job: TrainJob) -> Loaded:
+def load(folder: Path, job: TrainJob) -> LoadedModel:
     """The job's model, lazily. Raises CannotLoad or UsageError, with the fix."""
     if (found := describe_model(folder).hash) != job.model.hash:
         raise CannotLoad(
@@ -56,10 +68,11 @@ def load(folder: Path, job: TrainJob) -> Loaded:
     if job.dtype != "auto":
         model.set_dtype(DTYPES[job.dtype])
     model.train()
-    return Loaded(
+    return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         vocabulary=int(_text_config(config).get("vocab_size", 0)) or len(getattr(tokenizer, "vocab", ())),
+        stop_tokens=frozenset(getattr(tokenizer, "eos_token_ids", ())),
         dtype=job.dtype if job.dtype != "auto" else dtype_of(config),
     )
 

@@ -49,6 +49,10 @@ class Watchdog:
     def section(self) -> SectionName:
         return self._section
 
+    @property
+    def step(self) -> int:
+        return self._step
+
     def enter(self, section: SectionName, step: int) -> None:
         changed = (section, step) != (self._section, self._step)
         self._section, self._step, self._since = section, step, time.monotonic()

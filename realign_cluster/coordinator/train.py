@@ -1,0 +1,211 @@
+"""`realign train`, one sitting from the command to the report: data, cluster, plan, generations of ranks, result.
+
+Puts the parts together and owns the order of things; each part decides or does its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from realign_cluster.coordinator.cluster import Cluster, connect
+from realign_cluster.coordinator.curate import FAILED, INTERRUPTED, NODES_MISSING, versions_of
+from realign_cluster.coordinator.home import ClusterHome
+from realign_cluster.coordinator.inbox import Inbox
+from realign_cluster.coordinator.node_address import NodeAddress
+from realign_cluster.coordinator.part_store import PartStore
+from realign_cluster.coordinator.progress import Dashboard
+from realign_cluster.coordinator.rank_board import RankBoard
+from realign_cluster.coordinator.share_watch import ShareWatch
+from realign_cluster.coordinator.stop import Stop, signals
+from realign_cluster.coordinator.train_desk import TrainDesk
+from realign_cluster.coordinator.train_engine import TrainEngine
+from realign_cluster.coordinator.train_finish import finish_training
+from realign_cluster.coordinator.train_planning import Planner
+from realign_cluster.coordinator.train_record import TrainRun, open_train_run
+from realign_cluster.coordinator.train_request import TrainRequest
+from realign_cluster.coordinator.training_session import TrainingSession, open_training_session
+from realign_cluster.domain.errors import RealignError
+from realign_cluster.domain.ids import Epoch, NodeName
+from realign_cluster.domain.recovery_codec import decode
+from realign_cluster.domain.recovery_commands import Finish, Remember
+from realign_cluster.domain.recovery_events import Opened
+from realign_cluster.domain.run_memory import Options, RunMemory
+from realign_cluster.domain.training import TrainJob
+
+
+async def train(
+    request: TrainRequest, *, dashboard: Dashboard, command: str | None = None, home: ClusterHome | None = None
+) -> int:
+    """Runs or continues the run; returns the exit code. Raises RealignError for what must stop it before it starts."""
+    run = await asyncio.to_thread(open_train_run, request, command)
+    stop = Stop()
+    with contextlib.closing(run), signals(stop):
+        dashboard.start(f"train {run.folder.path}")
+        try:
+            if run.finished_summary is not None:
+                dashboard.note("this run is complete: nothing is left to do", "info")
+                dashboard.event("summary", run.finished_summary)
+                return 0
+            return await _Sitting(request, run, dashboard, stop, home or ClusterHome()).run()
+        except (RealignError, OSError):
+            if not run.started:
+                run.abandon()
+            raise
+        finally:
+            dashboard.stop()
+
+
+class _Sitting:
+    def __init__(
+        self, request: TrainRequest, run: TrainRun, dashboard: Dashboard, stop: Stop, home: ClusterHome
+    ) -> None:
+        self._request = request
+        self._run = run
+        self._dashboard = dashboard
+        self._stop = stop
+        self._home = home
+        self._versions: dict[str, dict[str, str]] = {}
+
+    async def run(self) -> int:
+        async with connect(
+            self._request.hostfile,
+            discover=self._request.discover,
+            home=self._home,
+            min_nodes=self._request.min_nodes,
+            allow_skew=frozenset(self._request.allow_skew),
+        ) as cluster:
+            for link in cluster.nodes:
+                self._versions[link.name] = versions_of(link)
+                for warning in link.warnings:
+                    self._dashboard.note(warning, "warning")
+            for missing in cluster.missing:
+                self._dashboard.note(f"{missing.name} is not there: {missing.reason}", "warning")
+            with contextlib.closing(TrainDesk(self._run.ledger)) as desk:
+                finish = await self._train(cluster, desk)
+        return await self._finish(finish)
+
+    async def _train(self, cluster: Cluster, desk: TrainDesk) -> Finish:
+        run, request = self._run, self._request
+        planner = Planner(cluster, run, request, datetime.now(UTC))
+        plan = planner.first()
+        plan.raise_if_refused()
+        run.folder.write_json(run.folder.plan, plan.to_json())
+        self._dashboard.event("plan", plan.to_json())
+        for line in plan.why:
+            self._dashboard.note(line, "debug")
+        job = self._pinned(cluster)
+        inbox: Inbox = asyncio.Queue()
+        epoch = await desk.do(lambda: run.ledger.open_epoch(time.time()))
+        addresses = _addresses(cluster)
+        sessions = {
+            address.name: open_training_session(
+                address,
+                run_id=run.run_id,
+                epoch=epoch,
+                job=job,
+                model=run.model,
+                data=run.data,
+                inbox=inbox,
+                environment=request.environment,
+                nice=request.nice,
+            )
+            for address in addresses
+        }
+        memory = self._memory()
+        board = RankBoard(sessions, steps=job.steps, first=run.ledger.last_step())
+        engine = TrainEngine(
+            desk=desk,
+            sessions=sessions,
+            rank_hosts={address.name: planner.rank_host(address) for address in addresses},
+            inbox=inbox,
+            parts=PartStore(run, sessions),
+            shares=ShareWatch(fixed=job.reproducible),
+            board=board,
+            replan=planner.again,
+            note=self._dashboard.note,
+            show=lambda engine: self._dashboard.update(board.snapshot(stopping=self._stop.asked)),
+        )
+        opened = Opened(
+            at=asyncio.get_running_loop().time(),
+            epoch=Epoch(epoch),
+            options=Options(
+                steps=job.steps,
+                nodes=tuple(NodeName(node) for node in plan.world().nodes),
+                reproducible=job.reproducible,
+                snapshot_every=job.snapshot_every or 1,
+                kl_budget=job.kl.budget if job.kl is not None else None,
+                kl_action=job.kl.action if job.kl is not None else "soften",
+            ),
+            memory=memory,
+            checkpoints=await asyncio.to_thread(self._checkpoints),
+        )
+        self._stop.listen(inbox)
+        try:
+            return await self._drive(engine, sessions, opened)
+        finally:
+            await desk.do(lambda: run.ledger.close_epoch(time.time()))
+
+    async def _drive(self, engine: TrainEngine, sessions: dict[NodeName, TrainingSession], opened: Opened) -> Finish:
+        tasks = [asyncio.create_task(session.run()) for session in sessions.values()]
+        try:
+            return await engine.run(opened)
+        finally:
+            self._stop.listen(None)
+            await asyncio.gather(*(session.release("the run is over") for session in sessions.values()))
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _pinned(self, cluster: Cluster) -> TrainJob:
+        """A reproducible run computes with the same kernels and threads in every sitting."""
+        job = self._run.job
+        if not job.reproducible:
+            return job
+        core_type = self._run.ledger.meta("blas_core_type")
+        if core_type is None:
+            core_type = cluster.nodes[0].info.device.blas_core_type
+            self._run.ledger.set_meta("blas_core_type", core_type)
+        return job.model_copy(update={"blas_threads": 1, "blas_core_type": core_type})
+
+    def _memory(self) -> RunMemory:
+        stored = self._run.ledger.meta("memory")
+        if stored is None:
+            return RunMemory()
+        remembered = decode(stored)
+        assert isinstance(remembered, Remember)
+        return remembered.memory
+
+    def _checkpoints(self) -> tuple[Any, ...]:
+        """Parts of the checkpoints in the run folder that are whole; what is damaged is said and left out."""
+        found = []
+        for manifest in self._run.checkpoints.manifests():
+            verified = self._run.checkpoints.verify(manifest)
+            if isinstance(verified, RealignError):
+                self._dashboard.note(f"a checkpoint is left out: {verified}", "warning")
+            else:
+                found += manifest.parts
+        return tuple(found)
+
+    async def _finish(self, finish: Finish) -> int:
+        summary = await finish_training(self._run, finish, self._versions, note=self._dashboard.note)
+        code = {"complete": 0, "incomplete": FAILED, "failed": FAILED}[str(summary["state"])]
+        if self._stop.asked and code:
+            self._dashboard.note("interrupted: run the same command again to go on", "warning")
+            code = INTERRUPTED
+        elif finish.state == "incomplete":
+            self._dashboard.note(f"{finish.reason}\n  fix: the same command goes on where it stopped", "error")
+            code = NODES_MISSING if not self._run.started else FAILED
+        elif finish.state == "failed":
+            self._dashboard.note(finish.reason, "error")
+        self._dashboard.event("summary", summary)
+        return code
+
+
+def _addresses(cluster: Cluster) -> list[NodeAddress]:
+    """Of those that are there, and of those that may come later."""
+    there = [link.address for link in cluster.nodes]
+    return there + [missing.address for missing in cluster.missing if missing.address is not None]

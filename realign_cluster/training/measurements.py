@@ -1,0 +1,131 @@
+"""What a rank computes beside the steps: reference log-probabilities, validation, divergence from the base model.
+
+All of it is spread over the ranks as the steps are, and known to all of them afterwards. Must not decide anything.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
+
+from realign_cluster.domain.rank_report import Diverged, ReferenceRows
+from realign_cluster.training.context import RankContext
+from realign_cluster.training.divergence import divergence
+from realign_cluster.training.examples import Examples
+from realign_cluster.training.micro_batches import micro_batches
+from realign_cluster.training.objectives import GlobalCounts, make_objective, mean_metrics, metric_names
+from realign_cluster.training.setup import load
+
+CHUNK_ROWS = 256  # between two looks at the watchdog, over all ranks
+
+Reference = npt.NDArray[np.float32]  # (rows, 2): chosen, rejected
+
+
+class Measurements:
+    def __init__(self, context: RankContext) -> None:
+        self._context = context
+        self._base: nn.Module | None = None
+
+    def reference(self) -> dict[str, Reference]:
+        """By split, (rows, 2). Taken from the coordinator as far as it has them, computed and reported where it lacks
+        them. The model must be as it was loaded.
+        """
+        found: dict[str, Reference] = {}
+        known = self._context.mailbox.reference
+        first = 0  # rows of all splits are numbered through for the coordinator
+        for split, examples in self._splits():
+            values = np.full((examples.rows, 2), np.nan, dtype=np.float32)
+            for row in range(examples.rows):
+                if first + row in known:
+                    values[row] = known[first + row]
+            self._compute_reference(examples, values, first)
+            found[split] = values
+            first += examples.rows
+        return found
+
+    def _compute_reference(self, examples: Examples, values: Reference, first: int) -> None:
+        context = self._context
+        missing = np.flatnonzero(np.isnan(values[:, 0])).tolist()
+        done = 0
+        for chunk in _chunks(missing):
+            context.watch.enter("reference", 0)
+            own = context.division.own(examples, chunk)
+            batches = micro_batches(examples, own, context.orders.job)
+            sums = context.strategy.log_probabilities([each.batch for each in batches])
+            new = np.zeros((len(chunk), 2), dtype=np.float32)
+            place = {row: at for at, row in enumerate(chunk)}
+            for each, batch_sums in zip(batches, sums, strict=True):
+                pairs = np.array(batch_sums).reshape(-1, 2)
+                for at, row in enumerate(each.rows):
+                    new[place[row]] = pairs[at]
+            if own and not (context.division.together and context.orders.spec.rank):
+                rows = tuple((first + row, *map(float, new[place[row]])) for row in own)
+                done += len(chunk)
+                context.say(ReferenceRows(rows=rows, done=done, total=len(missing)))
+            values[chunk] = np.array(context.all_sum(mx.array(new)))
+
+    def evaluation(self, step: int, reference: dict[str, Reference] | None) -> dict[str, float]:
+        """Means over the validation rows, "loss" among them. There have to be some."""
+        context = self._context
+        job, valid = context.orders.job, context.data.valid
+        assert valid is not None
+        rows = list(range(min(valid.rows, job.evaluation.max_rows or valid.rows)))
+        objective = make_objective(job, GlobalCounts(tokens=1, pairs=1), context.orders.spec.beta_factor)
+        names = metric_names(job.method)
+        total = mx.zeros(len(names))
+        context.model.model.eval()
+        for chunk in _chunks(rows):
+            context.watch.enter("evaluate", step)
+            given = reference["valid"] if reference is not None else None
+            batches = micro_batches(valid, context.division.own(valid, chunk), job, reference=given)
+            total = total + context.strategy.losses([each.batch for each in batches], objective, len(names))
+            mx.eval(total)
+        context.model.model.train()
+        return mean_metrics(job.method, total.tolist())
+
+    def divergence(self, step: int) -> None:
+        """KL from the base model, on prompts of the validation rows or, without any, of the first training rows."""
+        context = self._context
+        job = context.orders.job
+        assert job.kl is not None
+        started = time.perf_counter()
+        examples = context.data.valid or context.data.train
+        prompts = [(row, examples.prompt(row)) for row in range(min(job.kl.prompts, examples.rows))]
+        if not context.division.together and context.group is not None:
+            prompts = prompts[context.orders.spec.rank :: context.orders.spec.world.size]
+        if job.fine_tune == "full" and self._base is None:
+            self._base = load(context.orders.model_dir, job).model
+        total, tokens = divergence(
+            context.model.model,
+            self._base,
+            prompts,
+            new_tokens=job.kl.new_tokens,
+            stop=context.model.stop_tokens,
+            seed=job.seed,
+            step=step,
+            progress=lambda: context.watch.enter("generate", step),
+        )
+        summed = context.all_sum(mx.array([total, float(tokens)])).tolist()
+        context.say(
+            Diverged(
+                step=step,
+                kl=summed[0] / max(1.0, summed[1]),
+                tokens=int(summed[1]),
+                seconds=time.perf_counter() - started,
+            )
+        )
+
+    def _splits(self) -> Iterator[tuple[str, Examples]]:
+        yield "train", self._context.data.train
+        if self._context.data.valid is not None:
+            yield "valid", self._context.data.valid
+
+
+def _chunks(rows: Sequence[int]) -> Iterator[list[int]]:
+    """Equal on all ranks, so that all of them make the same number of collectives."""
+    return (list(rows[at : at + CHUNK_ROWS]) for at in range(0, len(rows), CHUNK_ROWS))

@@ -1,0 +1,34 @@
+"""Which strategy a world asks for, made with the model that this rank holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import assert_never
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from realign_cluster.domain.rank_report import SectionName
+from realign_cluster.domain.training import TrainJob
+from realign_cluster.domain.world import WorldPlan
+from realign_cluster.training.adapters import attach
+from realign_cluster.training.parallel.base import Strategy
+from realign_cluster.training.parallel.data import DataParallel
+
+
+def make_strategy(
+    world: WorldPlan,
+    model: nn.Module,
+    job: TrainJob,
+    group: mx.distributed.Group | None,
+    entering: Callable[[SectionName], None],
+) -> Strategy:
+    """Attaches what is trained. `entering` hears which section begins, or that it goes on. Raises UsageError."""
+    match world.parallel:
+        case "single" | "data":
+            adapters = attach(model, job.adapter, job.fine_tune, job.seed)
+            return DataParallel(model, group, dropout=adapters.dropout, entering=entering)
+        case "tensor" | "pipeline" | "sharded":
+            raise AssertionError(world.parallel)
+        case _:
+            assert_never(world.parallel)

@@ -1,0 +1,175 @@
+"""The steps of one rank: batch, gradients, update, report; then what is due: evaluation, divergence, states.
+
+Every rank walks through the same decisions in the same order, from what all of them know: collectives never cross.
+Must not know how the model is spread.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+from realign_cluster.domain.batch_order import rows_of_step
+from realign_cluster.domain.learning_rate import learning_rate
+from realign_cluster.domain.rank_report import Ended, Evaluated, StepDone
+from realign_cluster.domain.world import StateKind
+from realign_cluster.training.agreement import Agreed, Voice, agree
+from realign_cluster.training.context import RankContext
+from realign_cluster.training.keeper import Keeper
+from realign_cluster.training.measurements import Measurements
+from realign_cluster.training.micro_batches import micro_batches
+from realign_cluster.training.objectives import GlobalCounts, make_objective, mean_metrics, metric_names
+from realign_cluster.training.optimizer import MasterOptimizer, NotFiniteError
+from realign_cluster.training.pace import SnapshotPace
+from realign_cluster.training.state import Standing, digest_of, restore, state_of
+
+
+class NotFinite(Exception):
+    """Loss or gradient is NaN or infinite. `rows` are those of the step, by number in train.jsonl."""
+
+    def __init__(self, step: int, rows: Sequence[int], what: str) -> None:
+        super().__init__(f"step {step + 1}: {what}")
+        self.step = step
+        self.rows = list(rows)
+
+
+class Training:
+    """Made after all ranks have joined, with the model as it was loaded."""
+
+    def __init__(self, context: RankContext) -> None:
+        job, spec = context.orders.job, context.orders.spec
+        self._context = context
+        self._job = job
+        self._measure = Measurements(context)
+        self._reference = self._measure.reference() if job.needs_reference else None
+        self._optimizer = MasterOptimizer(job.optimizer, context.strategy.parameters())
+        self._pieces = context.strategy.pieces()
+        self._standing = Standing()
+        if spec.start:
+            self._standing = restore(context.orders.state_dir, spec.start, self._optimizer, self._pieces)
+        context.strategy.update(self._optimizer.weights)
+        self._keeper = Keeper(context.orders.state_dir, context.say)
+        self._pace = SnapshotPace(job.snapshot_every, spec.snapshot_every)
+
+    def run(self) -> None:
+        """From the state that the orders name to the last step, or until all agree to stop."""
+        job, step, reason = self._job, self._context.orders.spec.start_step, ""
+        while step < job.steps and not reason:
+            self._one(step)
+            step += 1
+            best = self._evaluate(step)
+            early = job.evaluation.patience is not None and self._standing.worse >= job.evaluation.patience
+            measured = job.kl is not None and step % job.kl.every == 0
+            if measured:
+                self._measure.divergence(step)
+            agreed = self._agree()
+            reason = "stopped as asked" if agreed.stop else "early stop" if early else ""
+            if reason or best or measured or step == job.steps or step % job.checkpoint_every == 0:
+                self._keep("checkpoint", step)
+            elif agreed.snapshot_ready and self._pace.due(step, agreed.snapshot_every):
+                self._keep("snapshot", step)
+            if agreed.shares_version > self._context.division.version:
+                self._context.division.use(
+                    agreed.shares_version, self._context.mailbox.shares_of(agreed.shares_version).shares
+                )
+        self._context.watch.enter("save", step)
+        self._keeper.flush()
+        self._context.say(
+            Ended(
+                step=step,
+                complete=step >= job.steps or reason == "early stop",
+                reason=reason or "all steps are done",
+                digest=digest_of(self._optimizer.weights),
+                peak_bytes=int(mx.get_peak_memory()),
+            )
+        )
+
+    # --- a step ---
+
+    def _one(self, step: int) -> None:
+        started = time.perf_counter()
+        context, job, train = self._context, self._job, self._context.data.train
+        context.watch.enter("step", step)
+        rows = rows_of_step(job.seed, step, train.rows, job.global_batch)
+        own = context.division.own(train, rows)
+        reference = self._reference["train"] if self._reference is not None else None
+        batches = [each.batch for each in micro_batches(train, own, job, step=step, reference=reference)]
+        counts = GlobalCounts(tokens=sum(int(train.completion_tokens[row]) for row in rows), pairs=len(rows))
+        objective = make_objective(job, counts, context.orders.spec.beta_factor)
+        sums = context.strategy.gradients(batches, objective, len(metric_names(job.method)))
+        norm = math.sqrt(float(context.strategy.norm_squared(sums.gradients).item()))
+        metrics = mean_metrics(job.method, sums.metrics.tolist())
+        rate = learning_rate(job.optimizer, step, job.steps) * context.orders.spec.learning_rate_factor
+        if not math.isfinite(metrics.get("loss", 0.0)):
+            raise NotFinite(step, rows, f"the loss is {metrics['loss']}")
+        try:
+            self._optimizer.step(sums.gradients, norm=norm, learning_rate=rate)
+        except NotFiniteError as error:
+            raise NotFinite(step, rows, str(error)) from error
+        context.strategy.update(self._optimizer.weights)
+        seconds = time.perf_counter() - started
+        context.watch.step_took(seconds)
+        self._pace.step_took(seconds)
+        context.say(
+            StepDone(
+                step=step + 1,
+                loss=metrics.pop("loss"),
+                metrics=metrics,
+                tokens=sum(int(train.lengths[row]) for row in rows),
+                rows=len(rows),
+                own_tokens=sum(int(train.lengths[row]) for row in own),
+                own_padded=sum(batch.tokens.size for batch in batches),
+                seconds=seconds,
+                compute_seconds=sums.compute_seconds,
+                reduce_seconds=sums.reduce_seconds,
+                gradient_norm=norm,
+                learning_rate=rate,
+                shares_version=context.division.version,
+            )
+        )
+
+    def _agree(self) -> Agreed:
+        mailbox = self._context.mailbox
+        shares = mailbox.newest_shares()
+        return agree(
+            Voice(
+                stop=mailbox.stop_asked,
+                shares_version=shares.version if shares is not None else 0,
+                snapshot_ready=not self._keeper.busy,
+                snapshot_every=self._pace.every,
+            ),
+            self._context.group,
+        )
+
+    # --- what is due after a step ---
+
+    def _evaluate(self, step: int) -> bool:
+        """Whether this is the best state so far. Nothing without validation rows."""
+        every = self._job.evaluation.every
+        due = step == self._job.steps or (every > 0 and step % every == 0)
+        if self._context.data.valid is None or not due:
+            return False
+        started = time.perf_counter()
+        found = self._measure.evaluation(step, self._reference)
+        self._context.say(Evaluated(step=step, metrics=found, seconds=time.perf_counter() - started))
+        return self._standing.judge(found["loss"], step)
+
+    def _keep(self, kind: StateKind, step: int) -> None:
+        context = self._context
+        context.watch.enter("save" if kind == "checkpoint" else "snapshot", step)
+        state = state_of(
+            kind,
+            step,
+            spec=context.orders.spec,
+            run=context.orders.run_id,
+            config=context.config,
+            optimizer=self._optimizer,
+            pieces=self._pieces,
+            standing=self._standing,
+        )
+        before = self._keeper.last_seconds
+        blocked = self._keeper.keep(state, durable=kind == "checkpoint")
+        self._pace.kept(step, blocked, before)
