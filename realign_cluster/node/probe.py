@@ -82,6 +82,15 @@ async def quick_device() -> Device:
     return device
 
 
+async def boot_session() -> str:
+    """Changes when the machine restarts, not with its clock."""
+    if platform.system() == "Darwin":
+        return (await command_output("sysctl", "-n", "kern.bootsessionuuid")).strip()
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
 async def full_device(cache: Path) -> Device:
     """With what MLX sees. Asked once per MLX version, platform and BLAS; `backend` is empty when MLX does not load."""
     device = await quick_device()

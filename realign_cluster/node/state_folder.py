@@ -27,7 +27,7 @@ class StateFolder:
         """
         folder = cls(path.expanduser().resolve())
         try:
-            for each in (folder.root, folder.models, folder.spool, folder.logs):
+            for each in (folder.root, folder.models, folder.spool, folder.training, folder.logs):
                 each.mkdir(parents=True, exist_ok=True, mode=0o700)
             if folder.root.stat().st_mode & 0o077:
                 folder.root.chmod(0o700)
@@ -49,6 +49,11 @@ class StateFolder:
     @property
     def spool(self) -> Path:
         return self.root / "spool"
+
+    @property
+    def training(self) -> Path:
+        """States of training runs, and tokenised data."""
+        return self.root / "training"
 
     @property
     def logs(self) -> Path:

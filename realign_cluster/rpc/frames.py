@@ -31,10 +31,27 @@ class Writable(Protocol):
 
 def encode_frame(frame: Mapping[str, Any]) -> bytes:
     """Raises FrameError if the frame is larger than MAX_FRAME_BYTES: the other end would refuse it."""
-    body: bytes = msgpack.packb(frame)
+    body = pack_frame(frame)
     if len(body) > MAX_FRAME_BYTES:
         raise FrameError(f"a frame of {len(body)} bytes is larger than {MAX_FRAME_BYTES}")
     return _LENGTH.pack(len(body)) + body
+
+
+def pack_frame(frame: Mapping[str, Any]) -> bytes:
+    """A frame without its length: what a coordinator sends for a daemon to hand on."""
+    body: bytes = msgpack.packb(frame)
+    return body
+
+
+def unpack_frame(body: bytes) -> dict[str, Any]:
+    """Raises FrameError."""
+    try:
+        frame = msgpack.unpackb(body)
+    except (ValueError, msgpack.exceptions.UnpackException) as error:
+        raise FrameError(f"a frame is not msgpack: {error}") from error
+    if not isinstance(frame, dict):
+        raise FrameError(f"a frame holds {type(frame).__name__}, not a map")
+    return frame
 
 
 def write_frame(file: Writable, frame: Mapping[str, Any]) -> None:
@@ -46,16 +63,6 @@ def write_frame(file: Writable, frame: Mapping[str, Any]) -> None:
             raise BlockingIOError("a frame was written to a pipe that does not block")
         data = data[written:]
     file.flush()
-
-
-def _decode(body: bytes) -> dict[str, Any]:
-    try:
-        frame = msgpack.unpackb(body)
-    except (ValueError, msgpack.exceptions.UnpackException) as error:
-        raise FrameError(f"a frame is not msgpack: {error}") from error
-    if not isinstance(frame, dict):
-        raise FrameError(f"a frame holds {type(frame).__name__}, not a map")
-    return frame
 
 
 def _checked_length(header: bytes) -> int:
@@ -94,7 +101,7 @@ class FrameReader:
         body = self._exactly(length)
         if len(body) < length:
             raise FrameError(f"the pipe closed {length - len(body)} bytes before the end of a frame")
-        return _decode(body)
+        return unpack_frame(body)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         while (frame := self.read()) is not None:
@@ -105,7 +112,7 @@ async def read_frame(reader: asyncio.StreamReader) -> dict[str, Any] | None:
     """The asyncio form of FrameReader.read."""
     try:
         header = await reader.readexactly(_LENGTH.size)
-        return _decode(await reader.readexactly(_checked_length(header)))
+        return unpack_frame(await reader.readexactly(_checked_length(header)))
     except asyncio.IncompleteReadError as error:
         if error.expected == _LENGTH.size and not error.partial:
             return None

@@ -407,16 +407,18 @@ class Measuring(_message.Message):
     def __init__(self, what: _Optional[str] = ..., fraction: _Optional[float] = ...) -> None: ...
 
 class TrainingReady(_message.Message):
-    __slots__ = ("parts", "generation", "running", "orders")
+    __slots__ = ("parts", "generation", "running", "orders", "boot")
     PARTS_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     ORDERS_FIELD_NUMBER: _ClassVar[int]
+    BOOT_FIELD_NUMBER: _ClassVar[int]
     parts: _containers.RepeatedScalarFieldContainer[bytes]
     generation: int
     running: bool
     orders: int
-    def __init__(self, parts: _Optional[_Iterable[bytes]] = ..., generation: _Optional[int] = ..., running: bool = ..., orders: _Optional[int] = ...) -> None: ...
+    boot: str
+    def __init__(self, parts: _Optional[_Iterable[bytes]] = ..., generation: _Optional[int] = ..., running: bool = ..., orders: _Optional[int] = ..., boot: _Optional[str] = ...) -> None: ...
 
 class RankReport(_message.Message):
     __slots__ = ("generation", "sequence", "body", "rank")
@@ -531,13 +533,9 @@ class PartChunk(_message.Message):
     data: bytes
     def __init__(self, run_id: _Optional[str] = ..., part: _Optional[bytes] = ..., manifest: _Optional[bytes] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
-class PartProgress(_message.Message):
-    __slots__ = ("received", "complete")
-    RECEIVED_FIELD_NUMBER: _ClassVar[int]
-    COMPLETE_FIELD_NUMBER: _ClassVar[int]
-    received: int
-    complete: bool
-    def __init__(self, received: _Optional[int] = ..., complete: bool = ...) -> None: ...
+class PartWritten(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class LogsRequest(_message.Message):
     __slots__ = ("stream", "last_bytes", "follow")

@@ -68,7 +68,7 @@ class NodeStub(object):
         self.WritePart = channel.stream_unary(
                 '/realign.v1.Node/WritePart',
                 request_serializer=realign__cluster_dot_rpc_dot_pb_dot_node__pb2.PartChunk.SerializeToString,
-                response_deserializer=realign__cluster_dot_rpc_dot_pb_dot_node__pb2.PartProgress.FromString,
+                response_deserializer=realign__cluster_dot_rpc_dot_pb_dot_node__pb2.PartWritten.FromString,
                 _registered_method=True)
         self.Logs = channel.unary_stream(
                 '/realign.v1.Node/Logs',
@@ -123,14 +123,14 @@ class NodeServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ReadPart(self, request, context):
-        """Parts of a training state, of a run that has or had this node. Nodes read them from each other.
+        """Parts of a training state, of a run that has or had this node: read by nodes and coordinators, from any byte on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WritePart(self, request_iterator, context):
-        """A stream that brings nothing but its first chunk asks how far an earlier one came.
+        """Of the run that has this node. It counts once every byte is checked; nothing is left of one that is not.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -191,7 +191,7 @@ def add_NodeServicer_to_server(servicer, server):
             'WritePart': grpc.stream_unary_rpc_method_handler(
                     servicer.WritePart,
                     request_deserializer=realign__cluster_dot_rpc_dot_pb_dot_node__pb2.PartChunk.FromString,
-                    response_serializer=realign__cluster_dot_rpc_dot_pb_dot_node__pb2.PartProgress.SerializeToString,
+                    response_serializer=realign__cluster_dot_rpc_dot_pb_dot_node__pb2.PartWritten.SerializeToString,
             ),
             'Logs': grpc.unary_stream_rpc_method_handler(
                     servicer.Logs,
@@ -397,7 +397,7 @@ class Node(object):
             target,
             '/realign.v1.Node/WritePart',
             realign__cluster_dot_rpc_dot_pb_dot_node__pb2.PartChunk.SerializeToString,
-            realign__cluster_dot_rpc_dot_pb_dot_node__pb2.PartProgress.FromString,
+            realign__cluster_dot_rpc_dot_pb_dot_node__pb2.PartWritten.FromString,
             options,
             channel_credentials,
             insecure,
