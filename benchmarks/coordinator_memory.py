@@ -86,9 +86,9 @@ def be_worker() -> int:
 
 def be_daemon() -> None:
     from realign_cluster.cli import realignd
-    from realign_cluster.node import worker_process
+    from realign_cluster.node import workplace
 
-    worker_process.WORKER_MODULE = MODULE
+    workplace.SCORING_MODULE = MODULE  # type: ignore[attr-defined]
     realignd.main()
 
 

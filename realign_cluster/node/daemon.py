@@ -36,6 +36,7 @@ from realign_cluster.node.service import NodeService
 from realign_cluster.node.serving import Serving
 from realign_cluster.node.spool import Spool
 from realign_cluster.node.state_folder import StateFolder
+from realign_cluster.node.states import StateStore
 from realign_cluster.node.workplace import Workplace
 from realign_cluster.rpc.certificates import CertificateBundle
 from realign_cluster.rpc.channel import SERVER_OPTIONS, own_certificate_days, server_credentials
@@ -139,6 +140,8 @@ def _put_together(
         node_name=identity.name,
         models=models,
         spool=Spool(folder.spool),
+        states=StateStore(folder.training),
+        bundle=bundle,
         output=output,
         cores=options.cores,
         clock=time.monotonic,

@@ -11,6 +11,7 @@ from realign_cluster.domain.errors import RealignError
 from realign_cluster.node.links import MAX_ECHO_BYTES, measure_link
 from realign_cluster.node.logs import follow
 from realign_cluster.node.models import ModelRefused
+from realign_cluster.node.part_service import read_part, write_part
 from realign_cluster.node.serving import Serving, require
 from realign_cluster.node.session import RunStream
 from realign_cluster.rpc.certificates import Role
@@ -98,6 +99,25 @@ class NodeService(node_pb2_grpc.NodeServicer):
         if progress.complete:
             await self._serving.workplace.model_arrived(model_hash)
         return progress
+
+    # --- parts of a training's state --------------------------------------------------------------------------------
+
+    async def ReadPart(self, request: pb.PartRequest, context: grpc.aio.ServicerContext) -> AsyncIterator[pb.PartChunk]:
+        await require(context)
+        async for chunk in read_part(self._serving.workplace.training.states, request, context):
+            yield chunk
+
+    async def WritePart(
+        self, request_iterator: AsyncIterator[pb.PartChunk], context: grpc.aio.ServicerContext
+    ) -> pb.PartWritten:
+        await require(context, Role.COORDINATOR)
+        first = await anext(request_iterator, pb.PartChunk())
+        holder = self._serving.workplace.holder()
+        if holder is None or holder.run_id != first.run_id:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"run {first.run_id} does not hold this node")
+        return await write_part(self._serving.workplace.training.states, first, request_iterator, context)
+
+    # --- runs -------------------------------------------------------------------------------------------------------
 
     async def Session(
         self, request_iterator: AsyncIterator[pb.CoordinatorMessage], context: grpc.aio.ServicerContext

@@ -61,8 +61,9 @@ class Serving:
 
     def health_now(self) -> common_pb2.Health:
         workplace = self.workplace
-        health = self.health.sample(workplace.supervisor.pid)
-        health.worker = workplace.supervisor.state
+        rank_pid = workplace.training.keeper.pid
+        health = self.health.sample(rank_pid or workplace.supervisor.pid)
+        health.worker = common_pb2.WorkerState.WORKER_TRAINING if rank_pid else workplace.supervisor.state
         health.spooled_results = len(workplace.spool)
         return health
 

@@ -21,7 +21,6 @@ log = structlog.get_logger()
 BEAT_SECONDS = 0.5
 HELLO_SECONDS = 10.0
 LAST_WORD_SECONDS = 1.0
-STALL_SECONDS = 1.0
 MINIMUM_FREE_BYTES = 32 * 1024**2
 _WATCH_SECONDS = 0.25
 
@@ -109,19 +108,15 @@ class RunStream:
 
     async def _converse(self, outbox: Outbox, tenant: Tenant) -> str:
         """Until a side ends the stream or the coordinator was silent for its lease. Returns why, if not clean."""
-        tenancy = self._serving.workplace.tenancy
+        workplace = self._serving.workplace
         reader = asyncio.create_task(self._read(tenant))
         writer = asyncio.create_task(self._write(outbox, tenant))
         ended = asyncio.create_task(outbox.ended.wait())
         tasks = {reader, writer, ended}
-        looked = time.monotonic()
         try:
             while True:
                 done, _ = await asyncio.wait(tasks, timeout=_WATCH_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-                now = time.monotonic()
-                gap, looked = now - looked - _WATCH_SECONDS, now
-                if gap > STALL_SECONDS:
-                    tenancy.stalled(gap, now)
+                holder = workplace.holder()
                 if ended in done:
                     # The writer says the last word. Cut off within a message it could not: gRPC takes one at a time.
                     await asyncio.wait({writer}, timeout=LAST_WORD_SECONDS)
@@ -129,7 +124,7 @@ class RunStream:
                 for task in done:
                     error = task.exception()
                     return f"broken: {type(error).__name__} {error}" if error else ""
-                if tenancy.current(now) is None:
+                if holder is None:
                     return f"nothing heard for {tenant.lease_seconds:g} s"
         finally:
             for task in tasks:
@@ -177,4 +172,5 @@ class RunStream:
             computing_attempt=workplace.computing_attempt,
             progress=workplace.supervisor.progress,
             phase=workplace.supervisor.phase,
+            rank=workplace.training.beat(),
         )

@@ -15,16 +15,17 @@ from typing import Any, Protocol
 import structlog
 
 from realign_cluster.node.logs import OutputLog
+from realign_cluster.node.orders import WorkOrder
 from realign_cluster.node.work_queue import Held, WorkQueue
-from realign_cluster.node.worker_process import WorkerProcess, WorkOrder
-from realign_cluster.rpc.frames import FrameError, read_frame
+from realign_cluster.node.worker_process import WorkerProcess
+from realign_cluster.rpc.frames import FrameError
 from realign_cluster.rpc.pb.common_pb2 import WorkerState
 
 log = structlog.get_logger()
 
 BACK_OFF_FIRST_SECONDS = 0.2
 BACK_OFF_LAST_SECONDS = 30.0
-DRAIN_SECONDS = 1.0  # for what a dead worker wrote before it died
+DRAIN_SECONDS = 1.0
 STOP_SECONDS = 3.0
 
 
@@ -179,69 +180,47 @@ class Supervisor:
         self.phase = "load"
         self._last_progress = None
         try:
-            worker = await WorkerProcess.start(order, self._cores, self._output)
+            worker = await WorkerProcess.start(order.launch, self._cores, self._output)
         except OSError as error:
             return False, f"could not be started: {error.strerror or error}"
         self._worker = worker
         self._output.begin_process(f"worker {self.generation}, pid {worker.pid}")
-        worker.write(
-            {
-                "op": "prepare",
-                "job": order.job_json,
-                "model_dir": order.model_dir,
-                "measure": measure,
-                "samples": list(order.samples),
-                "cores": self._cores,
-            }
-        )
-        frames = asyncio.create_task(self._read_frames(worker.reader))
-        exited = asyncio.create_task(worker.wait())
+        worker.write(order.frame(measure, self._cores))
         try:
-            await asyncio.wait({frames, exited}, return_when=asyncio.FIRST_COMPLETED)
-            # It died: read what it wrote before. Or it closed its pipe: it is about to exit, or has to be made to.
-            await asyncio.wait({frames, exited}, timeout=DRAIN_SECONDS)
-            worker.kill()
-            code = await exited
-            refused = frames.done() and not frames.cancelled() and frames.exception() is None and frames.result()
-            return bool(refused), _why(code, frames)
+            end = await worker.follow(self._take, DRAIN_SECONDS)
+            return self.state == WorkerState.WORKER_REFUSED and end.broke is None, end.reason
         finally:
-            frames.cancel()
-            exited.cancel()
             await worker.close()
             self._worker = None
 
     # --- frames -----------------------------------------------------------------------------------------------------
 
-    async def _read_frames(self, reader: asyncio.StreamReader) -> bool:
-        """Until the worker closes its end. Returns whether it refused the job. Raises FrameError."""
-        refused = False
-        while (frame := await read_frame(reader)) is not None:
-            match frame.get("op"):
-                case "progress":
-                    self._advance(("progress", frame["n"]))
-                case "phase":
-                    self.phase = str(frame["phase"])
-                    self._advance((self.phase, frame.get("what"), frame.get("fraction")))
-                    if self.phase in ("canary", "measure"):
-                        self._listener.measuring(str(frame.get("what") or self.phase), float(frame.get("fraction", 0)))
-                case "begin":
-                    self.queue.began(int(frame["attempt"]))
-                    self.state, self.phase = WorkerState.WORKER_COMPUTING, "compute"
-                    self._advance(("begin", frame["attempt"]))
-                case "result":
-                    self._crashes = 0
-                    self._answered(frame)
-                case "failed":
-                    self._answered(frame)
-                case "ready":
-                    self._ready(bytes(frame["report"]))
-                case "refused":
-                    refused = True
-                    self.state = WorkerState.WORKER_REFUSED
-                    self._listener.worker_refused(str(frame.get("code", "refused")), str(frame.get("message", "")))
-                case other:
-                    raise FrameError(f"an unknown op {other!r}")
-        return refused
+    def _take(self, frame: dict[str, Any]) -> None:
+        """Raises FrameError."""
+        match frame.get("op"):
+            case "progress":
+                self._advance(("progress", frame["n"]))
+            case "phase":
+                self.phase = str(frame["phase"])
+                self._advance((self.phase, frame.get("what"), frame.get("fraction")))
+                if self.phase in ("canary", "measure"):
+                    self._listener.measuring(str(frame.get("what") or self.phase), float(frame.get("fraction", 0)))
+            case "begin":
+                self.queue.began(int(frame["attempt"]))
+                self.state, self.phase = WorkerState.WORKER_COMPUTING, "compute"
+                self._advance(("begin", frame["attempt"]))
+            case "result":
+                self._crashes = 0
+                self._answered(frame)
+            case "failed":
+                self._answered(frame)
+            case "ready":
+                self._ready(bytes(frame["report"]))
+            case "refused":
+                self.state = WorkerState.WORKER_REFUSED
+                self._listener.worker_refused(str(frame.get("code", "refused")), str(frame.get("message", "")))
+            case other:
+                raise FrameError(f"an unknown op {other!r}")
 
     def _answered(self, frame: dict[str, Any]) -> None:
         held = self.queue.finished(int(frame["attempt"]))
@@ -298,14 +277,6 @@ class Supervisor:
     def _write(self, frame: Mapping[str, Any]) -> None:
         if self._worker is not None:
             self._worker.write(frame)
-
-
-def _why(code: int, frames: asyncio.Task[bool]) -> str:
-    if frames.done() and not frames.cancelled() and (error := frames.exception()) is not None:
-        return f"broke the worker protocol: {error}"
-    if code < 0:
-        return f"killed by signal {-code}"
-    return f"exit status {code}"
 
 
 def _back_off_seconds(crashes: int) -> float:

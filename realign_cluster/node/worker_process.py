@@ -1,4 +1,7 @@
-"""One worker process: its pipes, its environment, its process group, its end. Knows frames, but not what they mean."""
+"""One worker process: its pipes, its environment, its process group, its end. Knows frames, but not what they mean.
+
+Scoring workers and training ranks are both started from here: what they are for is in `orders`.
+"""
 
 from __future__ import annotations
 
@@ -9,45 +12,49 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
-from realign_cluster.domain.job import ScoreJob
 from realign_cluster.node.blas import find_openblas
 from realign_cluster.node.logs import OutputLog
-from realign_cluster.rpc.frames import encode_frame
+from realign_cluster.rpc.frames import encode_frame, read_frame
 
 log = structlog.get_logger()
 
 CHILD_MODULE = "realign_cluster.node.child"
-WORKER_MODULE = "realign_cluster.scoring.worker"
+WEDGED_SECONDS = 10.0  # after SIGKILL a process is gone by then, unless the kernel cannot let go of it
 _PIPE_BYTES = 1024 * 1024
 _READ_LIMIT = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkOrder:
-    """What a worker is started for. `job_json` is the job as the coordinator wrote it."""
+class Launch:
+    """Which worker a process becomes, and what surrounds it. `environment` is as the hostfile and the job ask."""
 
-    job: ScoreJob
-    job_json: bytes
-    model_dir: str
-    measure: str = "none"
-    samples: tuple[bytes, ...] = ()
+    module: str
     environment: Mapping[str, str] = field(default_factory=dict)
     nice: int = 0  # -20 (highest priority) to 19; 0: as the daemon
+    blas_threads: int | None = None  # None: one for each core of the worker's share
+    blas_core_type: str = ""
 
-    def same_worker(self, other: WorkOrder) -> bool:
-        """Whether a worker for `other` serves this one as it is."""
-        return (self.job, self.model_dir, dict(self.environment), self.nice) == (
-            other.job,
-            other.model_dir,
-            dict(other.environment),
-            other.nice,
-        )
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """How a process ended: `status` is negative for a signal, None for one that SIGKILL did not end (wedged)."""
+
+    status: int | None
+    broke: BaseException | None = None  # what was wrong with its frames
+
+    @property
+    def reason(self) -> str:
+        if self.status is None:
+            return f"still there {WEDGED_SECONDS:g} s after SIGKILL: this machine needs a reboot"
+        if self.broke is not None:
+            return f"broke the worker protocol: {self.broke}"
+        return f"killed by signal {-self.status}" if self.status < 0 else f"exit status {self.status}"
 
 
 class WorkerProcess:
@@ -57,13 +64,15 @@ class WorkerProcess:
         self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, pipe: asyncio.WriteTransport
     ) -> None:
         self.pid = process.pid
-        self.reader = reader
+        self._reader = reader
         self._process = process
         self._pipe = pipe
+        self._killed = asyncio.Event()
+        self._wedged = False
         self._open_files = contextlib.ExitStack()
 
     @classmethod
-    async def start(cls, order: WorkOrder, cores: int, output: OutputLog) -> WorkerProcess:
+    async def start(cls, launch: Launch, cores: int, output: OutputLog) -> WorkerProcess:
         """Raises OSError when the process cannot be made."""
         loop = asyncio.get_running_loop()
         with contextlib.ExitStack() as files:
@@ -76,7 +85,7 @@ class WorkerProcess:
             try:
                 _widen(to_worker_write)
                 _widen(from_worker_write)
-                command = [sys.executable, "-m", CHILD_MODULE, str(os.getpid()), WORKER_MODULE]
+                command = [sys.executable, "-m", CHILD_MODULE, str(os.getpid()), launch.module]
                 process = await asyncio.create_subprocess_exec(
                     *command,
                     *("--read-fd", str(to_worker_read), "--write-fd", str(from_worker_write)),
@@ -85,13 +94,13 @@ class WorkerProcess:
                     stderr=output_write,
                     pass_fds=(to_worker_read, from_worker_write),
                     start_new_session=True,  # a group of its own, to be killed with all it started
-                    env=worker_environment(os.environ, order, cores),
+                    env=worker_environment(os.environ, launch, cores),
                 )
             finally:
                 for descriptor in (to_worker_read, from_worker_write, output_write):
                     os.close(descriptor)
-            if order.nice:
-                _prioritise(process.pid, order.nice)
+            if launch.nice:
+                _prioritise(process.pid, launch.nice)
             reader = asyncio.StreamReader(limit=_READ_LIMIT)
             frames, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), frames_file)
             prints, _ = await loop.connect_read_pipe(lambda: _OutputProtocol(output), output_file)
@@ -107,20 +116,51 @@ class WorkerProcess:
         if not self._pipe.is_closing():
             self._pipe.write(encode_frame(frame))
 
+    async def follow(self, handle: Callable[[dict[str, Any]], None], drain_seconds: float) -> Exit:
+        """Hands on its frames until it has ended, or has closed its pipe, or was killed; then it is made to end.
+
+        `drain_seconds`: for what it wrote before it died, and for its own end after it closed its pipe.
+        """
+        frames = asyncio.create_task(self._hand_on(handle))
+        exited = asyncio.create_task(self._process.wait())  # also when others still hold its pipes
+        killed = asyncio.create_task(self._killed.wait())
+        try:
+            await asyncio.wait({frames, exited, killed}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({frames, exited}, timeout=drain_seconds)
+            self.kill()
+            await asyncio.wait({exited}, timeout=WEDGED_SECONDS)
+            self._wedged = not exited.done()
+            broke = frames.exception() if frames.done() and not frames.cancelled() else None
+            return Exit(status=None if self._wedged else exited.result(), broke=broke)
+        finally:
+            for task in (frames, exited, killed):
+                task.cancel()
+
+    async def _hand_on(self, handle: Callable[[dict[str, Any]], None]) -> None:
+        """Until the worker closes its end. Raises FrameError, also what `handle` raises."""
+        while (frame := await read_frame(self._reader)) is not None:
+            handle(frame)
+
+    def terminate(self) -> None:
+        """Asks it to end, with all it started."""
+        self._signal(signal.SIGTERM)
+
     def kill(self) -> None:
         """With all it started."""
+        self._signal(signal.SIGKILL)
+        self._killed.set()
+
+    def _signal(self, number: int) -> None:
         # PermissionError: on macOS, a group of which only an unreaped zombie is left.
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
-
-    async def wait(self) -> int:
-        """Its exit status, negative for a signal. Also when others still hold its pipes."""
-        return await self._process.wait()
+            os.killpg(self.pid, number)
 
     async def close(self) -> None:
-        """Dead and reaped before its pipes close."""
+        """Dead and reaped before its pipes close, unless it cannot be killed."""
         self.kill()
-        await self._process.wait()
+        if not self._wedged:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), WEDGED_SECONDS)
         if not self._pipe.is_closing():  # it closes itself when the worker dies, and cannot be closed twice
             self._pipe.abort()
         self._open_files.close()
@@ -146,15 +186,15 @@ def _prioritise(pid: int, nice: int) -> None:
         )
 
 
-def worker_environment(base: Mapping[str, str], order: WorkOrder, cores: int) -> dict[str, str]:
+def worker_environment(base: Mapping[str, str], launch: Launch, cores: int) -> dict[str, str]:
     """The daemon's own environment, what the hostfile and the job ask, and what computing needs."""
     environment = dict(base)
-    environment["OPENBLAS_NUM_THREADS"] = str(order.job.blas_threads or cores)
-    environment.update(order.environment)
-    if order.job.blas_threads:
-        environment["OPENBLAS_NUM_THREADS"] = str(order.job.blas_threads)
-    if order.job.blas_core_type:
-        environment["OPENBLAS_CORETYPE"] = order.job.blas_core_type
+    environment["OPENBLAS_NUM_THREADS"] = str(cores)
+    environment.update(launch.environment)
+    if launch.blas_threads:
+        environment["OPENBLAS_NUM_THREADS"] = str(launch.blas_threads)
+    if launch.blas_core_type:
+        environment["OPENBLAS_CORETYPE"] = launch.blas_core_type
     environment["TOKENIZERS_PARALLELISM"] = "false"
     environment["HF_HUB_OFFLINE"] = "1"
     environment["PYTHONUNBUFFERED"] = "1"

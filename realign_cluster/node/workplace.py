@@ -1,7 +1,8 @@
 """What this node does for the run that holds it: units to the worker, results through the spool to its stream.
 
 Outlives streams. When the coordinator falls silent or its stream breaks, waiting units are dropped, the unit in hand is
-finished and spooled, and the worker stays warm for the run's return.
+finished and spooled, and the worker stays warm for the run's return. A training's rank ends instead: its peers may be
+gone, and nobody would tell it. What a training asks is the desk's in `training`.
 """
 
 from __future__ import annotations
@@ -13,24 +14,25 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
-from pydantic import ValidationError
 
-from realign_cluster.domain.errors import UsageError
 from realign_cluster.domain.job import NO_MODEL, ScoreJob
-from realign_cluster.node.environment import check_environment
 from realign_cluster.node.logs import OutputLog
 from realign_cluster.node.models import ModelStore
+from realign_cluster.node.orders import SCORING_MODULE, JobRefused, WorkOrder, launch_of, read_job
 from realign_cluster.node.outbox import Outbox
 from realign_cluster.node.spool import Spool
+from realign_cluster.node.states import StateStore
 from realign_cluster.node.supervisor import Supervisor
 from realign_cluster.node.tenancy import Tenancy, Tenant
+from realign_cluster.node.training import TrainingDesk
 from realign_cluster.node.work_queue import Held, QueueFull
-from realign_cluster.node.worker_process import WorkOrder
+from realign_cluster.rpc.certificates import CertificateBundle
 from realign_cluster.rpc.pb import node_pb2 as pb
 
 log = structlog.get_logger()
 
 IDLE_WORKER_SECONDS = 300.0
+STALL_SECONDS = 1.0
 _HOUSEKEEPING_SECONDS = 0.5
 
 
@@ -43,6 +45,8 @@ class Workplace:
         node_name: str,
         models: ModelStore,
         spool: Spool,
+        states: StateStore,
+        bundle: CertificateBundle,
         output: OutputLog,
         cores: int,
         clock: Callable[[], float],
@@ -51,18 +55,37 @@ class Workplace:
         self.tenancy = Tenancy(node_name)
         self.spool = spool
         self.supervisor = Supervisor(output=output, cores=cores, listener=self)
+        self.training = TrainingDesk(
+            models=models,
+            states=states,
+            bundle=bundle,
+            output=output,
+            cores=cores,
+            send=self._send,
+            make_way=self._end_worker,
+        )
         self._models = models
         self._clock = clock
         self._idle_worker_seconds = idle_worker_seconds
         self._outbox: Outbox | None = None
         self._tenant: Tenant | None = None  # whose messages are obeyed: the stream's own, set with it
         self._awaiting_model: tuple[ScoreJob, pb.Prepare] | None = None
-        self._last_used = clock()
+        self._last_used = self._looked = clock()
         self._preparing = asyncio.Lock()
         self._changed = asyncio.Event()  # something was finished or acknowledged: `finish` looks again
         self.stopping = False
 
     # --- streams ----------------------------------------------------------------------------------------------------
+
+    def holder(self) -> Tenant | None:
+        """Who has this node now. Asked several times a second: a longer gap means that this process did not run, and
+        that what was sent meanwhile has yet to be read.
+        """
+        now = self._clock()
+        gap, self._looked = now - self._looked, now
+        if gap > STALL_SECONDS:
+            self.tenancy.stalled(gap, now)
+        return self.tenancy.current(now)
 
     def attach(self, outbox: Outbox, tenant: Tenant) -> list[int]:
         """Makes this the one stream; an older one ends. Returns the run's spooled attempts, which are offered again."""
@@ -80,6 +103,8 @@ class Workplace:
         attempts = self.spool.attempts(tenant.run_id)
         for attempt in attempts:
             outbox.offer(attempt)
+        for message in self.training.serve(tenant.run_id, tenant.epoch):
+            outbox.put(message)
         return attempts
 
     def detach(self, outbox: Outbox) -> None:
@@ -117,11 +142,17 @@ class Workplace:
                 self.supervisor.restart(message.restart_worker.reason)
             case "release":
                 self.release(tenant)
+            case "rank_ack" | "fetch_part" | "drop_parts":
+                self.training.obey(message)
+                self._changed.set()
+            case _ if not self.stopping:
+                self.training.obey(message)
 
     def release(self, tenant: Tenant) -> None:
         self.tenancy.release(tenant.run_id, tenant.epoch)
         self.supervisor.silence(tenant.run_id)
         self.spool.forget(tenant.run_id)  # a later sitting would not take results of this one
+        self.training.serve("", 0)
         self._last_used = self._clock()
 
     def _assign(self, assign: pb.Assign, tenant: Tenant) -> None:
@@ -145,18 +176,9 @@ class Workplace:
 
     async def _prepare(self, prepare: pb.Prepare) -> None:
         try:
-            job = ScoreJob.model_validate_json(prepare.job)
-            check_environment(prepare.environment)
-        except ValidationError as error:
-            first = error.errors()[0]
-            self.worker_refused(
-                "job",
-                f"this node does not understand the job: {'.'.join(map(str, first['loc']))}: {first['msg']}\n"
-                "  fix: install the same version of realign-cluster on all nodes: realign-launch --install",
-            )
-            return
-        except UsageError as error:
-            self.worker_refused("environment", str(error))
+            job = read_job(ScoreJob, prepare)
+        except JobRefused as refused:
+            self.worker_refused(refused.code, str(refused))
             return
         if job.model.hash != NO_MODEL and self._models.find(job.model.hash) is None:
             self._awaiting_model = (job, prepare)
@@ -169,6 +191,7 @@ class Workplace:
             job, prepare = self._awaiting_model
             self._awaiting_model = None
             await self._start(job, prepare)
+        self.training.model_arrived(model_hash)
 
     async def _start(self, job: ScoreJob, prepare: pb.Prepare) -> None:
         folder = self._models.find(job.model.hash)
@@ -178,12 +201,16 @@ class Workplace:
             model_dir=str(folder) if folder else "",
             measure=prepare.measure or "none",
             samples=tuple(prepare.samples),
-            environment=dict(prepare.environment),
-            nice=max(-20, min(19, prepare.nice)),
+            launch=launch_of(SCORING_MODULE, job, prepare),
         )
+        await self.training.vacate("a scoring job has this node")
         async with self._preparing:
             if not self.stopping:
                 await self.supervisor.prepare(order)
+
+    async def _end_worker(self) -> None:
+        async with self._preparing:
+            await self.supervisor.stop_worker(kill=True)
 
     # --- what the worker says ---------------------------------------------------------------------------------------
 
@@ -272,12 +299,17 @@ class Workplace:
         return computing.attempt if computing is not None and self._ours(computing) else 0
 
     async def keep_house(self) -> None:
-        """Runs until cancelled: writes out what has waited too long, ends a worker that nobody has used for long."""
+        """Runs until cancelled: writes out what has waited too long, ends a worker that nobody has used for long, and a
+        rank whose coordinator is gone.
+        """
         while True:
             await asyncio.sleep(_HOUSEKEEPING_SECONDS)
             now = self._clock()
+            holder = self.holder()
             self.spool.spill(now, everything=self._outbox is None)
-            if self.tenancy.current(now) is not None or self.supervisor.queue.computing is not None:
+            if holder is None and self._tenant is not None:
+                self.training.keeper.end(f"nothing heard from the coordinator for {self._tenant.lease_seconds:g} s")
+            if holder is not None or self.supervisor.queue.computing is not None:
                 self._last_used = now
             elif self.supervisor.pid and now - self._last_used > self._idle_worker_seconds:
                 log.info("worker ended: unused", seconds=self._idle_worker_seconds)
@@ -291,6 +323,7 @@ class Workplace:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._until(lambda: self.supervisor.queue.computing is None)
+                await self.training.vacate("this daemon was told to stop")
                 if self._outbox is not None and self._tenant is not None:
                     await self._acknowledged(self._tenant.run_id)
         if self._outbox is not None:
@@ -302,7 +335,11 @@ class Workplace:
     async def _acknowledged(self, run_id: str) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.0):
-                await self._until(lambda: not self.spool.attempts(run_id) or self._outbox is None)
+                await self._until(
+                    lambda: (
+                        self._outbox is None or not (self.spool.attempts(run_id) or self.training.keeper.unrecorded())
+                    )
+                )
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():

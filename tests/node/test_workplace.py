@@ -20,6 +20,7 @@ from realign_cluster.node.serving import Serving
 from realign_cluster.node.session import RunStream
 from realign_cluster.node.spool import Spool
 from realign_cluster.node.state_folder import StateFolder
+from realign_cluster.node.states import StateStore
 from realign_cluster.node.tenancy import Granted, Tenant
 from realign_cluster.node.workplace import Workplace
 from realign_cluster.rpc.certificates import Authority, PeerIdentity, Role
@@ -36,6 +37,8 @@ async def workplace(tmp_path: Path) -> AsyncIterator[Workplace]:
         node_name="studio",
         models=ModelStore(folder.models),
         spool=Spool(folder.spool),
+        states=StateStore(folder.training),
+        bundle=Authority.create(tmp_path / "node-authority").issue("n-1", Role.NODE),
         output=OutputLog(folder.worker_log),
         cores=1,
         clock=time.monotonic,
