@@ -69,7 +69,7 @@ def stacked_over_time(
     top = max(totals, default=0.0) or 1.0
     ticks = nice_ticks(top, 4)
     top = max(top, ticks[-1])
-    x, y = _scale(0, seconds, LEFT, WIDTH - RIGHT), _scale(0, top, height - BOTTOM, TOP)
+    x, y = scale(0, seconds, LEFT, WIDTH - RIGHT), scale(0, top, height - BOTTOM, TOP)
     parts = [_y_grid(ticks, y, unit), _x_axis(seconds, x, height)]
     floor = [0.0] * bins
     for one in series:
@@ -77,7 +77,7 @@ def stacked_over_time(
         parts.append(_area(floor, ceiling, seconds / bins, x, y, one))
         floor = ceiling
     parts += [_marker(marker, x, height) for marker in markers[:MARKERS_SHOWN]]
-    return _svg(height, parts, f"{unit} over time")
+    return svg(height, parts, f"{unit} over time")
 
 
 def lanes(rows: Sequence[tuple[str, Sequence[Span]]], seconds: float, *, markers: Sequence[Marker] = ()) -> str:
@@ -86,7 +86,7 @@ def lanes(rows: Sequence[tuple[str, Sequence[Span]]], seconds: float, *, markers
         return ""
     gutter, lane = _gutter([label for label, _ in rows]), 26.0
     height = TOP + lane * len(rows) + BOTTOM
-    x = _scale(0, seconds, gutter, WIDTH - RIGHT)
+    x = scale(0, seconds, gutter, WIDTH - RIGHT)
     parts = [_x_axis(seconds, x, height, gutter)]
     for index, (label, spans) in enumerate(rows):
         y = TOP + lane * index
@@ -102,7 +102,7 @@ def lanes(rows: Sequence[tuple[str, Sequence[Span]]], seconds: float, *, markers
                 f"<title>{escape(span.title)}</title></rect>"
             )
     parts += [_marker(marker, x, height) for marker in markers[:MARKERS_SHOWN]]
-    return _svg(height, parts, "what each node did")
+    return svg(height, parts, "what each node did")
 
 
 def bar(parts: Sequence[Part], *, height: float = 34.0) -> str:
@@ -120,7 +120,7 @@ def bar(parts: Sequence[Part], *, height: float = 34.0) -> str:
             x, y = left + width / 2, height / 2 + 5
             drawn.append(f'<text class="on" x="{x:.1f}" y="{y:.1f}" text-anchor="middle">{escape(part.label)}</text>')
         left += width
-    return _svg(height, drawn, "parts of a whole")
+    return svg(height, drawn, "parts of a whole")
 
 
 def paired_bars(rows: Sequence[tuple[str, float | None, float, str]]) -> str:
@@ -129,7 +129,7 @@ def paired_bars(rows: Sequence[tuple[str, float | None, float, str]]) -> str:
         return ""
     gutter, lane = _gutter([label for label, *_ in rows]), 38.0
     top = max(max(expected or 0.0, actual) for _, expected, actual, _ in rows) or 1.0
-    x = _scale(0, top * 1.12, gutter, WIDTH - RIGHT)
+    x = scale(0, top * 1.12, gutter, WIDTH - RIGHT)
     parts = []
     for index, (label, expected, actual, style) in enumerate(rows):
         y = lane * index + 4
@@ -142,7 +142,7 @@ def paired_bars(rows: Sequence[tuple[str, float | None, float, str]]) -> str:
             parts.append(
                 f'<text class="value dim" x="{x(expected) + 6:.1f}" y="{y + 25:.1f}">{expected:.1%} expected</text>'
             )
-    return _svg(lane * len(rows) + 4, parts, "share against calibration")
+    return svg(lane * len(rows) + 4, parts, "share against calibration")
 
 
 def histogram(edges: Sequence[float], counts: Sequence[int], *, mean: float | None, median: float | None) -> str:
@@ -150,8 +150,8 @@ def histogram(edges: Sequence[float], counts: Sequence[int], *, mean: float | No
     if not counts or not any(counts):
         return ""
     width, height, bottom = 300.0, 120.0, 20.0
-    x = _scale(edges[0], edges[-1], 4, width - 4)
-    y = _scale(0, max(counts), height - bottom, 6)
+    x = scale(edges[0], edges[-1], 4, width - 4)
+    y = scale(0, max(counts), height - bottom, 6)
     parts = []
     for index, count in enumerate(counts):
         left, right = x(edges[index]), x(edges[index + 1])
@@ -171,7 +171,7 @@ def histogram(edges: Sequence[float], counts: Sequence[int], *, mean: float | No
     parts.append(
         f'<text class="tick" x="{width - 4}" y="{height - 5}" text-anchor="end">{escape(number(edges[-1]))}</text>'
     )
-    return _svg(height, parts, "distribution", width=width)
+    return svg(height, parts, "distribution", width=width)
 
 
 def number(value: float) -> str:
@@ -208,7 +208,7 @@ def time_ticks(seconds: float) -> list[float]:
     return [step * index for index in range(int(seconds / step + 1e-9) + 1)]
 
 
-def _scale(low: float, high: float, start: float, stop: float) -> Callable[[float], float]:
+def scale(low: float, high: float, start: float, stop: float) -> Callable[[float], float]:
     factor = (stop - start) / ((high - low) or 1.0)
     return lambda value: start + (value - low) * factor
 
@@ -276,7 +276,7 @@ def _marker(marker: Marker, x: Callable[[float], float], height: float) -> str:
     )
 
 
-def _svg(height: float, parts: Sequence[str], label: str, *, width: float = WIDTH) -> str:
+def svg(height: float, parts: Sequence[str], label: str, *, width: float = WIDTH) -> str:
     return (
         f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(label)}"'
         f' preserveAspectRatio="xMinYMin meet">{"".join(parts)}</svg>'

@@ -27,6 +27,7 @@ from realign_cluster.coordinator.inbox import (
     Barred,
     Connected,
     Disconnected,
+    Happened,
     Inbox,
     Incoming,
     Interrupted,
@@ -182,7 +183,7 @@ class Engine:
 
     async def _next_entries(self) -> list[Entry]:
         """Waits for a report or for time to pass, then decides on everything that is there."""
-        came: list[Incoming | Loaded | Interrupted] = []
+        came: list[Incoming | Loaded | Interrupted | Happened] = []
         with contextlib.suppress(TimeoutError):
             came.append(await asyncio.wait_for(self._inbox.get(), timeout=min(self._look_in, SHOW_SECONDS)))
         while not self._inbox.empty() and len(came) < MOST_AT_ONCE:
@@ -197,6 +198,8 @@ class Engine:
                     entries += self._decide(UnitsLoaded(at=now, units=units, exhausted=exhausted))
                 case Interrupted():
                     entries += self._on_interrupt(now)
+                case Happened():
+                    raise TypeError("a scoring run heard of a training")
         for fact in self._liveness.check(now):
             entries += self._on_silence(fact)
         if now - self._room_checked >= ROOM_SECONDS:

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Literal
 
+from realign_cluster.domain import recovery_events
 from realign_cluster.domain.events import UnitRef
 from realign_cluster.domain.ids import NodeName
 from realign_cluster.rpc.pb import common_pb2 as common
@@ -65,4 +66,11 @@ class Interrupted:
     """The user asked to stop; the second time, at once."""
 
 
-Inbox = asyncio.Queue[Incoming | Loaded | Interrupted]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Happened:
+    """What a task of the training engine came to, on its way back into the loop."""
+
+    event: recovery_events.Event
+
+
+Inbox = asyncio.Queue[Incoming | Loaded | Interrupted | Happened]

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import time
 from datetime import UTC, datetime
-from typing import Any
 
 from realign_cluster.coordinator.cluster import Cluster, connect
 from realign_cluster.coordinator.curate import FAILED, INTERRUPTED, NODES_MISSING, versions_of
@@ -35,6 +34,7 @@ from realign_cluster.domain.recovery_commands import Finish, Remember
 from realign_cluster.domain.recovery_events import Opened
 from realign_cluster.domain.run_memory import Options, RunMemory
 from realign_cluster.domain.training import TrainJob
+from realign_cluster.domain.world import StatePart
 
 
 async def train(
@@ -179,9 +179,9 @@ class _Sitting:
         assert isinstance(remembered, Remember)
         return remembered.memory
 
-    def _checkpoints(self) -> tuple[Any, ...]:
+    def _checkpoints(self) -> tuple[StatePart, ...]:
         """Parts of the checkpoints in the run folder that are whole; what is damaged is said and left out."""
-        found = []
+        found: list[StatePart] = []
         for manifest in self._run.checkpoints.manifests():
             verified = self._run.checkpoints.verify(manifest)
             if isinstance(verified, RealignError):

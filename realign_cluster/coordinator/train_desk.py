@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -30,10 +30,10 @@ class TrainDesk:
     async def record(
         self,
         *,
-        events: list[tuple[float, Mapping[str, Any]]],
-        steps: list[StepRecord],
-        measurements: list[Measurement],
-        reference: list[tuple[int, float, float]],
+        events: Sequence[tuple[float, Mapping[str, Any]]],
+        steps: Sequence[StepRecord],
+        measurements: Sequence[Measurement],
+        reference: Sequence[tuple[int, float, float]],
         memory: Mapping[str, Any] | None,
         when_full: Callable[[str], None],
     ) -> None:

@@ -88,8 +88,8 @@ class PartHeader(Strict):
 
     def state(self, digest: str, size: int) -> StatePart:
         return StatePart(
-            kind=self.kind, step=self.step, part=self.part, parts=self.parts, layout=self.layout, digest=digest,
-            bytes=size,
+            kind=self.kind, step=self.step, part=self.part, parts=self.parts, layout=self.layout,
+            generation=self.generation, digest=digest, bytes=size,
         )  # fmt: skip
 
 

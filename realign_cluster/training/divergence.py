@@ -13,6 +13,7 @@ from hashlib import blake2b
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
 from realign_cluster.training.adapters import adapters_off
@@ -32,7 +33,7 @@ def sample_completion(
     while len(drawn) < new_tokens:
         state, now = mx.random.split(state)
         logits = model(tokens, cache=cache)[0, -1].astype(mx.float32)
-        token = int(mx.random.categorical(logits, key=now).item())
+        token = int(np.array(mx.random.categorical(logits, key=now)))
         drawn.append(token)
         if token in stops:
             break
@@ -68,7 +69,7 @@ def divergence(
                 base = _log_softmax(model, tokens, len(drawn))
         else:
             base = _log_softmax(reference, tokens, len(drawn))
-        total += float(mx.sum(mx.exp(policy) * (policy - base)).item())
+        total += float(np.array(mx.sum(mx.exp(policy) * (policy - base))))
         count += len(drawn)
     model.train()
     return total, count
@@ -79,6 +80,6 @@ def _log_softmax(model: nn.Module, tokens: mx.array, last: int) -> mx.array:
     may be switched afterwards.
     """
     logits = model(tokens[:, :-1])[0, -last:].astype(mx.float32)
-    found = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    found: mx.array = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
     mx.eval(found)
     return found

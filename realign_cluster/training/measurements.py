@@ -64,7 +64,7 @@ class Measurements:
                 for at, row in enumerate(each.rows):
                     new[place[row]] = pairs[at]
             if own and not (context.division.together and context.orders.spec.rank):
-                rows = tuple((first + row, *map(float, new[place[row]])) for row in own)
+                rows = tuple((first + row, float(new[place[row], 0]), float(new[place[row], 1])) for row in own)
                 done += len(chunk)
                 context.say(ReferenceRows(rows=rows, done=done, total=len(missing)))
             values[chunk] = np.array(context.all_sum(mx.array(new)))
@@ -86,7 +86,7 @@ class Measurements:
             total = total + context.strategy.losses([each.batch for each in batches], objective, len(names))
             mx.eval(total)
         context.model.model.train()
-        return mean_metrics(job.method, total.tolist())
+        return mean_metrics(job.method, np.array(total).tolist())
 
     def divergence(self, step: int) -> None:
         """KL from the base model, on prompts of the validation rows or, without any, of the first training rows."""
@@ -95,7 +95,10 @@ class Measurements:
         assert job.kl is not None
         started = time.perf_counter()
         examples = context.data.valid or context.data.train
-        prompts = [(row, examples.prompt(row)) for row in range(min(job.kl.prompts, examples.rows))]
+        prompts = [
+            (row, examples.prompt(row) or examples.ids(examples.sequences_of(row)[0])[:1].tolist())
+            for row in range(min(job.kl.prompts, examples.rows))
+        ]
         if not context.division.together and context.group is not None:
             prompts = prompts[context.orders.spec.rank :: context.orders.spec.world.size]
         if job.fine_tune == "full" and self._base is None:
@@ -110,11 +113,11 @@ class Measurements:
             step=step,
             progress=lambda: context.watch.enter("generate", step),
         )
-        summed = context.all_sum(mx.array([total, float(tokens)])).tolist()
+        summed = np.array(context.all_sum(mx.array([total, float(tokens)])))
         context.say(
             Diverged(
                 step=step,
-                kl=summed[0] / max(1.0, summed[1]),
+                kl=float(summed[0] / max(1.0, summed[1])),
                 tokens=int(summed[1]),
                 seconds=time.perf_counter() - started,
             )

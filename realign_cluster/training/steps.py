@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 
 import mlx.core as mx
+import numpy as np
 
 from realign_cluster.domain.batch_order import rows_of_step
 from realign_cluster.domain.learning_rate import learning_rate
@@ -100,8 +101,8 @@ class Training:
         counts = GlobalCounts(tokens=sum(int(train.completion_tokens[row]) for row in rows), pairs=len(rows))
         objective = make_objective(job, counts, context.orders.spec.beta_factor)
         sums = context.strategy.gradients(batches, objective, len(metric_names(job.method)))
-        norm = math.sqrt(float(context.strategy.norm_squared(sums.gradients).item()))
-        metrics = mean_metrics(job.method, sums.metrics.tolist())
+        norm = math.sqrt(float(np.array(context.strategy.norm_squared(sums.gradients))))
+        metrics = mean_metrics(job.method, np.array(sums.metrics).tolist())
         rate = learning_rate(job.optimizer, step, job.steps) * context.orders.spec.learning_rate_factor
         if not math.isfinite(metrics.get("loss", 0.0)):
             raise NotFinite(step, rows, f"the loss is {metrics['loss']}")

@@ -14,6 +14,8 @@ from realign_cluster.domain.world import WorldPlan
 from realign_cluster.training.adapters import attach
 from realign_cluster.training.parallel.base import Strategy
 from realign_cluster.training.parallel.data import DataParallel
+from realign_cluster.training.parallel.sharded_model import ShardedModel
+from realign_cluster.training.parallel.tensor import TensorParallel
 
 
 def make_strategy(
@@ -28,7 +30,10 @@ def make_strategy(
         case "single" | "data":
             adapters = attach(model, job.adapter, job.fine_tune, job.seed)
             return DataParallel(model, group, dropout=adapters.dropout, entering=entering)
-        case "tensor" | "pipeline" | "sharded":
+        case "tensor":
+            assert group is not None
+            return TensorParallel(ShardedModel(model, job.adapter, job.fine_tune, job.seed, group), entering=entering)
+        case "pipeline" | "sharded":
             raise AssertionError(world.parallel)
         case _:
             assert_never(world.parallel)
