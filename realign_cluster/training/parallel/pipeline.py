@@ -1,0 +1,101 @@
+"""Strategy "pipeline": consecutive blocks on each rank, micro-batches passing through one forward, one backward.
+
+Every rank is given every micro-batch, so it knows all shapes. Each parameter's gradient arises on the rank that holds
+it; only what both ends hold (tied embeddings) is joined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, pairwise
+from typing import Literal
+
+import mlx.core as mx
+
+from realign_cluster.training.adapters import adapters_off
+from realign_cluster.training.dropout import DropoutContext
+from realign_cluster.training.parallel.base import MicroBatch, Objective, Piece, Sums
+from realign_cluster.training.parallel.stage_pass import StagePass
+from realign_cluster.training.parallel.stages import Stage
+from realign_cluster.training.parallel.wire import Wire
+
+Group = mx.distributed.Group
+Section = Literal["step", "reduce", "evaluate", "reference"]
+
+
+class Pipeline:
+    """`stage` is this rank's. `entering` is told what for before each piece of work and each wait."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        group: Group,
+        *,
+        dropout: DropoutContext | None = None,
+        entering: Callable[[Section], None] = lambda section: None,
+    ) -> None:
+        self._stage = stage
+        self._wire = Wire(group)
+        self._dropout = dropout or DropoutContext()
+        self._entering = entering
+
+    def parameters(self) -> dict[str, mx.array]:
+        return self._stage.trainable()
+
+    def update(self, parameters: Mapping[str, mx.array]) -> None:
+        current = self.parameters()
+        self._stage.hold({name: value.astype(current[name].dtype) for name, value in parameters.items()})
+
+    def pieces(self) -> dict[str, Piece]:
+        return {name: Piece(whole=tuple(value.shape)) for name, value in self.parameters().items()}
+
+    def gradients(self, batches: Sequence[MicroBatch], objective: Objective, metrics: int) -> Sums:
+        waited = self._wire.waited_seconds
+        through = StagePass(self._stage, self._wire, batches, objective, self._dropout)
+        through.run(lambda: self._entering("step"))
+        self._entering("reduce")
+        return Sums(
+            gradients=self._join_ends(through.gradients),
+            metrics=self._wire.sum(sum(through.metrics, mx.zeros(metrics))),
+            compute_seconds=through.compute_seconds,
+            reduce_seconds=self._wire.waited_seconds - waited,
+        )
+
+    def losses(self, batches: Sequence[MicroBatch], objective: Objective, metrics: int) -> mx.array:
+        through = StagePass(self._stage, self._wire, batches, objective)
+        through.run(lambda: self._entering("evaluate"))
+        return self._wire.sum(sum(through.metrics, mx.zeros(metrics)))
+
+    def log_probabilities(self, batches: Sequence[MicroBatch]) -> list[mx.array]:
+        def by_sequence(found: mx.array, batch: MicroBatch) -> tuple[mx.array, mx.array]:
+            return mx.zeros(()), mx.zeros(batch.sequences).at[batch.owners].add(found)
+
+        through = StagePass(self._stage, self._wire, batches, by_sequence)
+        with adapters_off(self._stage.model):
+            through.run(lambda: self._entering("reference"))
+        ends = list(accumulate((batch.sequences for batch in batches), initial=0))
+        here = mx.concatenate(through.metrics) if through.metrics else mx.zeros(ends[-1])
+        everywhere = self._wire.sum(here) if batches else here
+        return [everywhere[start:end] for start, end in pairwise(ends)]
+
+    def norm_squared(self, gradients: Mapping[str, mx.array]) -> mx.array:
+        counted_first = self._stage.shared if self._stage.last else ()
+        own = [mx.sum(mx.square(value)) for name, value in gradients.items() if name not in counted_first]
+        return self._wire.sum(sum(own, mx.zeros(())))
+
+    def _join_ends(self, gradients: dict[str, mx.array]) -> dict[str, mx.array]:
+        """What both ends hold gets the gradients of both: the same bits at both, so that the copies stay equal."""
+        stage, wire = self._stage, self._wire
+        if not (stage.first or stage.last):
+            return gradients
+        joined = dict(gradients)
+        other = stage.stages - 1 if stage.first else 0
+        for name in stage.shared:
+            if stage.first:
+                wire.send(gradients[name], other)
+            theirs = wire.wait(wire.expect(gradients[name].shape, mx.float32, other))
+            if stage.last:
+                wire.send(gradients[name], other)
+            joined[name] = gradients[name] + theirs
+        mx.eval(joined)
+        return joined
