@@ -81,6 +81,7 @@ class PartHeader(Strict):
     part: int = 0
     parts: int = 1
     layout: str = Field(default="whole", pattern="^[A-Za-z0-9-]+$")
+    generation: int = 0
     run: str = ""
     config: str = ""
     scalars: dict[str, Scalar] = Field(default_factory=dict)

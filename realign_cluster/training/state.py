@@ -80,7 +80,7 @@ def digest_of(weights: Mapping[str, mx.array]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, value in sorted(weights.items()):
         digest.update(f"{name} {value.shape} {value.dtype}\n".encode())
-        digest.update(memoryview(np.ascontiguousarray(np.array(value, copy=False))).cast("B"))
+        digest.update(np.array(value, copy=False).tobytes())
     return digest.hexdigest()
 
 
