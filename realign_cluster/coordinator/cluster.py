@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import getpass
 import itertools
-import os
 import secrets
-import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +23,8 @@ from realign_cluster.coordinator.hostfile_reader import naming_hostfile, read_ho
 from realign_cluster.coordinator.inbox import Barred, Disconnected, Inbox, Incoming
 from realign_cluster.coordinator.model_transfer import ModelSource
 from realign_cluster.coordinator.node_address import NodeAddress
-from realign_cluster.coordinator.session import LEASE_SECONDS, Session
+from realign_cluster.coordinator.node_stream import greeting
+from realign_cluster.coordinator.session import Session
 from realign_cluster.domain.errors import NodesMissing, RealignError, UsageError
 from realign_cluster.domain.hostfile import Hostfile
 from realign_cluster.domain.ids import NodeId, NodeName
@@ -148,11 +146,6 @@ def _on_measuring(
             progress(node, f"worker exited: {message.worker_exited.reason}", 0.0)
 
 
-def coordinator_name() -> str:
-    """Who has a node, in the words of whoever is refused because of it."""
-    return f"{getpass.getuser()}@{socket.gethostname()} pid {os.getpid()}"
-
-
 def open_session(
     address: NodeAddress,
     *,
@@ -172,13 +165,7 @@ def open_session(
     )
     return Session(
         address,
-        hello=pb.Hello(
-            run_id=run_id,
-            epoch=epoch,
-            coordinator=coordinator_name(),
-            versions=local_versions(),
-            lease_seconds=LEASE_SECONDS,
-        ),
+        hello=greeting(run_id, epoch),
         prepare=pb.Prepare(
             job=limited.model_dump_json().encode(),
             measure=measure,

@@ -57,7 +57,7 @@ async def remote_part(
                         yield chunk.data
             reason = f"the stream ended at byte {there} of {part.bytes}"
         except (PeerRefused, grpc.aio.AioRpcError) as error:
-            reason = _passing(error, address, part)
+            reason = why_passing(error, f"{part.name} cannot be had from {address}")
         failures = 0 if there > before else failures + 1
         if failures > len(RETRY_SECONDS):
             raise RealignError(
@@ -68,13 +68,13 @@ async def remote_part(
             await asyncio.sleep(RETRY_SECONDS[max(0, failures - 1)])
 
 
-def _passing(error: PeerRefused | grpc.aio.AioRpcError, address: str, part: StatePart) -> str:
-    """Why a try failed that another may mend. Raises RealignError where none would."""
+def why_passing(error: PeerRefused | grpc.aio.AioRpcError, otherwise: str) -> str:
+    """Why a try failed that another may mend. Raises RealignError, which begins with `otherwise`, where none would."""
     if isinstance(error, PeerRefused):
         if error.reason in ("not-listening", "timeout"):
             return error.message
-        raise error
+        raise RealignError(f"{otherwise}: {error.message}", error.fix) from error
     details: str = error.details() or error.code().name.lower()
     if error.code() in PASSING:
         return details
-    raise RealignError(f"{part.name} cannot be had from {address}: {details}", "take it from another node") from error
+    raise RealignError(f"{otherwise}: {details}") from error

@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc.aio
 import pytest
 
-from realign_cluster.coordinator import session as session_module
+from realign_cluster.coordinator import node_stream
 from realign_cluster.coordinator.home import ClusterHome, NodeRequest
 from realign_cluster.coordinator.inbox import Connected, Disconnected, Inbox
 from realign_cluster.coordinator.model_transfer import ModelSource
@@ -99,7 +99,7 @@ async def until(inbox: Inbox, kind: type[object]) -> object:
 async def test_a_node_that_does_not_answer_a_greeting_is_greeted_again(
     greeted: Greet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_module, "GREETING_SECONDS", 0.3)
+    monkeypatch.setattr(node_stream, "GREETING_SECONDS", 0.3)
     node = Node(say_nothing, welcome)
     _, inbox = await greeted(node)
     assert "did not answer" in (await until(inbox, Disconnected)).reason  # type: ignore[attr-defined]
@@ -165,7 +165,7 @@ class NodeWithoutModel(Node):
 async def test_a_model_transfer_that_the_node_breaks_off_is_made_again(
     greeted: Greet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_module, "UPLOAD_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(node_stream, "UPLOAD_RETRY_SECONDS", 0.05)
     (tmp_path / "weights").write_bytes(bytes(64 << 20))
     spec = ModelSpec.model_validate(
         {"name": "m", "hash": "h", "files": [{"path": "weights", "size": 64 << 20, "blake2b": "0" * 32}]}
