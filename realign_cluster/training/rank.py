@@ -23,7 +23,7 @@ from realign_cluster.training.examples import TrainingSet, load_training_set
 from realign_cluster.training.join import WorldMismatch, check_world, free_port, join, world_identity
 from realign_cluster.training.orders import Mailbox, Orders
 from realign_cluster.training.parallel.choose import make_strategy
-from realign_cluster.training.setup import LoadedModel, checkpoint_blocks, load
+from realign_cluster.training.setup import LoadedModel, load
 from realign_cluster.training.steps import NotFinite, Training
 from realign_cluster.training.watchdog import Watchdog
 
@@ -102,8 +102,6 @@ def _run(orders: Orders, mailbox: Mailbox, say: Say, watch: Watchdog) -> bool:
             check_world(group, config)
         except RuntimeError as error:
             raise Broken("group", f"the group of generation {spec.generation} could not be made: {error}") from error
-    if job.grad_checkpoint and spec.world.parallel in ("single", "data", "tensor"):
-        checkpoint_blocks(loaded.model)
     strategy = make_strategy(spec.world, loaded.model, job, group, lambda section: watch.enter(section, watch.step))
     trainable = sum(math.prod(piece.whole) for piece in strategy.pieces().values())
     say(Joined(seconds=time.perf_counter() - began, trainable=trainable))

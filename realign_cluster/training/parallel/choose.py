@@ -14,8 +14,11 @@ from realign_cluster.domain.world import WorldPlan
 from realign_cluster.training.adapters import attach
 from realign_cluster.training.parallel.base import Strategy
 from realign_cluster.training.parallel.data import DataParallel
+from realign_cluster.training.parallel.pipeline import PipelineParallel
 from realign_cluster.training.parallel.sharded_model import ShardedModel
+from realign_cluster.training.parallel.stages import Stage
 from realign_cluster.training.parallel.tensor import TensorParallel
+from realign_cluster.training.setup import checkpoint_blocks
 
 
 def make_strategy(
@@ -29,11 +32,23 @@ def make_strategy(
     match world.parallel:
         case "single" | "data":
             adapters = attach(model, job.adapter, job.fine_tune, job.seed)
+            if job.grad_checkpoint:
+                checkpoint_blocks(model)
             return DataParallel(model, group, dropout=adapters.dropout, entering=entering)
         case "tensor":
             assert group is not None
-            return TensorParallel(ShardedModel(model, job.adapter, job.fine_tune, job.seed, group), entering=entering)
-        case "pipeline" | "sharded":
+            sharded = ShardedModel(model, job.adapter, job.fine_tune, job.seed, group)
+            if job.grad_checkpoint:
+                checkpoint_blocks(model)
+            return TensorParallel(sharded, entering=entering)
+        case "pipeline":
+            assert group is not None
+            adapters = attach(model, job.adapter, job.fine_tune, job.seed)
+            if job.grad_checkpoint:
+                checkpoint_blocks(model)
+            stage = Stage(model, world.layers, group.rank(), progress=lambda: entering("load"))
+            return PipelineParallel(stage, group, dropout=adapters.dropout, entering=entering)
+        case "sharded":
             raise AssertionError(world.parallel)
         case _:
             assert_never(world.parallel)
