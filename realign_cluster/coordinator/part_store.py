@@ -1,0 +1,129 @@
+"""State parts between nodes and the run folder: pulls checkpoints in, sends them out, lets nodes fetch from each other.
+
+Each answers with the event that it came to. Decides nothing but which checkpoints a commit leaves in the folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from realign_cluster.coordinator.part_transfer import read_part, send_part
+from realign_cluster.coordinator.train_record import TrainRun
+from realign_cluster.coordinator.training_session import TrainingSession
+from realign_cluster.domain.errors import RealignError
+from realign_cluster.domain.ids import NodeName
+from realign_cluster.domain.rank_report import Failed
+from realign_cluster.domain.recovery_events import (
+    CheckpointStored,
+    Event,
+    FetchFailed,
+    PartFetched,
+    StoreFailed,
+)
+from realign_cluster.domain.world import StatePart
+from realign_cluster.rpc.versions import local_versions
+from realign_cluster.store.checkpoints import CheckpointManifest
+from realign_cluster.store.state_part import Corrupt
+
+ROWS_SHOWN = 12
+
+
+class PartStore:
+    """For one sitting. Transfers run side by side; a node fetches a part from one place at a time."""
+
+    def __init__(
+        self, run: TrainRun, sessions: Mapping[NodeName, TrainingSession], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._run = run
+        self._sessions = sessions
+        self._clock = clock
+        self._sources: dict[tuple[NodeName, str], NodeName | None] = {}
+        self._storing = asyncio.Lock()
+
+    async def fetch(self, node: NodeName, part: StatePart, source: NodeName | None) -> Event | None:
+        """None: the node will say how it went."""
+        self._sources[(node, part.name)] = source
+        if source is not None:
+            peer = self._sessions[source].address
+            same = source == node
+            self._sessions[node].fetch_part(part, "" if same else peer.address, "" if same else peer.node_id)
+            return None
+        try:
+            folder = self._run.checkpoints.path(part.step)
+            await send_part(self._sessions[node].address, self._run.run_id, part, folder)
+        except Corrupt as error:
+            return self._failed(node, part, None, str(error), corrupt=True)
+        except (RealignError, OSError) as error:
+            return self._failed(node, part, None, str(error), corrupt=False)
+        return PartFetched(at=self._clock(), node=node, part=part)
+
+    def fetched(self, node: NodeName, part: StatePart, error: str, corrupt: bool, now: float) -> Event:
+        """What the node says of a fetch."""
+        source = self._sources.get((node, part.name))
+        if not error:
+            return PartFetched(at=now, node=node, part=part)
+        return FetchFailed(at=now, node=node, part=part, source=source, reason=error, corrupt=corrupt)
+
+    def _failed(self, node: NodeName, part: StatePart, source: NodeName | None, reason: str, *, corrupt: bool) -> Event:
+        return FetchFailed(at=self._clock(), node=node, part=part, source=source, reason=reason, corrupt=corrupt)
+
+    async def store(self, step: int, parts: Sequence[tuple[NodeName, StatePart]]) -> Event:
+        """Pulls a checkpoint into the run folder, and lets older ones go."""
+        async with self._storing:
+            checkpoints = self._run.checkpoints
+            try:
+                await asyncio.to_thread(checkpoints.begin, step)
+                for node, part in parts:
+                    address = self._sessions[node].address
+                    received = await read_part(address, self._run.run_id, part, checkpoints.receive)
+                    if not isinstance(received, StatePart):
+                        raise received
+                committed = await asyncio.to_thread(
+                    checkpoints.commit, self._manifest(step, [part for _, part in parts])
+                )
+                if not isinstance(committed, CheckpointManifest):
+                    raise committed
+            except (RealignError, OSError) as error:
+                await asyncio.to_thread(checkpoints.abandon, step)
+                return StoreFailed(at=self._clock(), step=step, reason=str(error))
+            await asyncio.to_thread(self._prune)
+            return CheckpointStored(at=self._clock(), step=step, parts=tuple(part for _, part in parts))
+
+    def _manifest(self, step: int, parts: Sequence[StatePart]) -> CheckpointManifest:
+        ledger, versions = self._run.ledger, local_versions()
+        losses = [(each.step, each.body["metrics"]["loss"]) for each in ledger.measurements("evaluated")]
+        divergences = [(each.step, each.body["kl"]) for each in ledger.measurements("divergence")]
+        here = [loss for at, loss in losses if at == step]
+        return CheckpointManifest(
+            step=step,
+            layout=parts[0].layout,
+            parts=tuple(parts),
+            run=self._run.run_id,
+            versions={"project": versions.project, "mlx": versions.mlx, "mlx_lm": versions.mlx_lm},
+            validation_loss=_last(losses, step),
+            kl=_last(divergences, step),
+            best=bool(here) and all(here[-1] <= loss for at, loss in losses if at < step),
+        )
+
+    def _prune(self) -> None:
+        budget = self._run.job.kl.budget if self._run.job.kl is not None else None
+        self._run.checkpoints.prune(self._run.job.keep_checkpoints, kl_budget=budget)
+
+    def explain(self, failure: Failed) -> str:
+        """A rank's word on why it failed, with the user's own files and lines where it names rows."""
+        rows: Any = failure.details.get("rows")
+        if not isinstance(rows, list) or not rows:
+            return failure.message
+        places = [self._run.prepared.where("train", int(row)) for row in rows[:ROWS_SHOWN]]
+        more = f" and {len(rows) - ROWS_SHOWN} more" if len(rows) > ROWS_SHOWN else ""
+        return (
+            f"{failure.message}; its batch: {', '.join(places)}{more}\n"
+            "  fix: look at these rows, or a lower --learning-rate, or --clip-norm; the last good checkpoint is kept"
+        )
+
+
+def _last(measured: Sequence[tuple[int, float]], step: int) -> float | None:
+    return next((value for at, value in reversed(measured) if at <= step), None)
