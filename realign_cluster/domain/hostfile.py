@@ -22,7 +22,7 @@ from realign_cluster.domain.hostfile_fields import DEFAULT_PORT, DEFAULT_STATE, 
 from realign_cluster.domain.json_lines import Path, line_of, lines_of
 
 MOST_HOSTS = 16
-MOST_JACCL_HOSTS = 8
+MOST_JACCL_HOSTS = 8  # of a mesh; jaccl-ring has no limit of its own
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 BACKENDS = ("any", "ring", "jaccl", "jaccl-ring", "mpi", "nccl")
 
@@ -292,7 +292,7 @@ class _Reader:
     def _check_rdma(self, at: Path, backend: str, hosts: Sequence[Host | None]) -> None:
         if not backend.startswith("jaccl"):
             return
-        if len(hosts) > MOST_JACCL_HOSTS:
+        if backend == "jaccl" and len(hosts) > MOST_JACCL_HOSTS:
             self.wrong(at, f"{len(hosts)} hosts over {backend}", f"it connects at most {MOST_JACCL_HOSTS}; use ring")
         for index, host in enumerate(hosts):
             if host is None:

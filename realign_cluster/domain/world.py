@@ -41,14 +41,26 @@ class StatePart(Strict):
         return f"{self.kind}-{self.step:08d}.{self.layout}.{self.part}-of-{self.parts}"
 
 
+class RdmaLinks(Strict):
+    """The cables of a jaccl world: `devices[i][j]` are rank i's devices towards rank j, one a cable, the k-th of both
+    ends the same one; none towards itself. `ring`: only neighbours talk, over all their cables.
+    """
+
+    devices: tuple[tuple[tuple[str, ...], ...], ...]
+    ring: bool = False
+
+
 class WorldPlan(Strict):
-    """How a job is spread: `nodes` in rank order. `shares` sum to 1; `layers` are half-open block ranges (pipeline)."""
+    """How a job is spread: `nodes` in rank order. `shares` sum to 1; `layers` are half-open block ranges (pipeline);
+    `rdma` is there where the backend is jaccl.
+    """
 
     parallel: ParallelMode
     backend: Backend = "ring"
     nodes: tuple[str, ...]
     shares: tuple[float, ...]
     layers: tuple[tuple[int, int], ...] = ()
+    rdma: RdmaLinks | None = None
 
     @property
     def size(self) -> int:
