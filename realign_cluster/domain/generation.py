@@ -43,13 +43,14 @@ class Generation:
     start: State | None  # None: from step 0
     ranks: dict[NodeName, Rank]  # in rank order
     went: bool = False  # told to join
-    step: int = 0
+    step: int = 0  # the highest that it did; 0 before
     slowest_step: float = 0.0
     shares_version: int = 0
-    larger_world: str = ""  # why it is to stop at its next checkpoint
+    joining: tuple[NodeName, ...] = ()  # who takes part from the next checkpoint on
     stop_reason: str = ""  # asked to stop after a step
     stop_until: float | None = None  # and killed then
     failure: str = ""  # the first reason that it cannot go on
+    ending_since: float | None = None
     planned: bool = False  # it was ended on purpose: nobody failed
     state_failed: bool = False  # what it was to start from could not be used
     lost: list[NodeName] = field(default_factory=list)
@@ -60,16 +61,16 @@ class Generation:
         return self.start.step if self.start else 0
 
     @property
+    def last_step(self) -> int:
+        return max(self.step, self.start_step)
+
+    @property
     def ending(self) -> bool:
         return bool(self.failure) or self.planned
 
     @property
     def living(self) -> list[Rank]:
         return [rank for rank in self.ranks.values() if not rank.gone]
-
-    @property
-    def all_loaded(self) -> bool:
-        return all(rank.loaded for rank in self.ranks.values())
 
     @property
     def complete_step(self) -> int | None:

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 
 from realign_cluster.domain.ids import NodeName
 from realign_cluster.domain.run_memory import GoBack
-from realign_cluster.domain.world import StateKind, StatePart
+from realign_cluster.domain.world import StatePart
 
 Holder = NodeName | None  # None is the run folder
-_Group = tuple[int, int, str, int]  # step, generation, layout, parts: what belongs together
-_NOBODY = NodeName("")
+Group = tuple[int, int, str, int]  # step, generation, layout, parts: what belongs together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,11 +28,11 @@ class State:
         return self.parts[0].step
 
     @property
-    def group(self) -> _Group:
-        return _group(self.parts[0])
+    def group(self) -> Group:
+        return group_of(self.parts[0])
 
 
-def _group(part: StatePart) -> _Group:
+def group_of(part: StatePart) -> Group:
     return part.step, part.generation, part.layout, part.parts
 
 
@@ -45,7 +44,7 @@ class Inventory:
     def __init__(self, go_backs: Iterable[GoBack] = ()) -> None:
         self._held: dict[Holder, dict[str, StatePart]] = {}
         self._go_backs = tuple(go_backs)
-        self._unusable: set[_Group] = set()
+        self._unusable: set[Group] = set()
         self._states: list[State] | None = None
 
     def set(self, holder: Holder, parts: Iterable[StatePart]) -> None:
@@ -93,39 +92,51 @@ class Inventory:
 
     def is_wanted(self, part: StatePart) -> bool:
         """Whether it may ever be started from."""
-        return _group(part) not in self._unusable and not any(
+        return group_of(part) not in self._unusable and not any(
             part.generation <= back.generation and part.step > back.step for back in self._go_backs
         )
 
     def states(self) -> list[State]:
         """Whole ones, the newest first."""
         if self._states is None:
-            self._states = self._whole()
+            self._states = _whole(
+                part for held in self._held.values() for part in held.values() if self.is_wanted(part)
+            )
         return self._states
 
-    def states_without(self, holder: NodeName) -> list[State]:
+    def states_without(self, node: NodeName) -> list[State]:
         """What would be whole if that node went."""
-        return self._whole(without=holder)
+        return self._states_of(part for holder, held in self._held.items() if holder != node for part in held.values())
 
-    def states_of(self, kind: StateKind) -> list[State]:
-        """Whole ones of parts that nodes hold, of one kind."""
-        return self._whole(without=None, kind=kind)
+    def stored_states(self) -> list[State]:
+        """What the run folder has whole."""
+        return self._states_of(self._held.get(None, {}).values())
 
-    def _whole(self, without: Holder = _NOBODY, kind: StateKind | None = None) -> list[State]:
-        groups: dict[_Group, dict[int, dict[StatePart, int]]] = {}
-        for holder, held in self._held.items():
-            if holder == without:
-                continue
-            for part in held.values():
-                if (kind is None or part.kind == kind) and self.is_wanted(part):
-                    counts = groups.setdefault(_group(part), {}).setdefault(part.part, {})
-                    counts[part] = counts.get(part, 0) + 1
-        whole = [
-            State(parts=tuple(_most_held(group[index]) for index in sorted(group)))
-            for key, group in groups.items()
-            if len(group) == key[-1]
-        ]
-        return sorted(whole, key=lambda state: state.group, reverse=True)
+    def checkpoints(self) -> list[State]:
+        """What nodes have whole as checkpoints."""
+        return self._states_of(
+            part
+            for holder, held in self._held.items()
+            if holder is not None
+            for part in held.values()
+            if part.kind == "checkpoint"
+        )
+
+    def _states_of(self, parts: Iterable[StatePart]) -> list[State]:
+        return _whole(part for part in parts if self.is_wanted(part))
+
+
+def _whole(parts: Iterable[StatePart]) -> list[State]:
+    groups: dict[Group, dict[int, dict[StatePart, int]]] = {}
+    for part in parts:
+        counts = groups.setdefault(group_of(part), {}).setdefault(part.part, {})
+        counts[part] = counts.get(part, 0) + 1
+    whole = [
+        State(parts=tuple(_most_held(group[index]) for index in sorted(group)))
+        for key, group in groups.items()
+        if len(group) == key[-1]
+    ]
+    return sorted(whole, key=lambda state: state.group, reverse=True)
 
 
 def _most_held(counts: dict[StatePart, int]) -> StatePart:

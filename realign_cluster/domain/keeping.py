@@ -1,122 +1,133 @@
-"""What becomes of the states that ranks leave: old ones are dropped, new ones copied to a peer, checkpoints stored.
+"""What becomes of the states that ranks leave: checkpoints are stored, new ones copied to a peer, old ones dropped.
 
-Never drops the two newest whole states, nor the newest that would outlast the loss of any one node. Time is passed in.
+Never drops the two newest whole states, nor the newest that would outlast the loss of any one node.
 """
 
 from __future__ import annotations
 
 from realign_cluster.domain.generation import Generation
 from realign_cluster.domain.ids import NodeName
-from realign_cluster.domain.inventory import Inventory, State
-from realign_cluster.domain.recovery_commands import Command, DropParts, NoteLine, Store
-from realign_cluster.domain.recovery_policy import RecoveryPolicy
-from realign_cluster.domain.transfers import Transfers
+from realign_cluster.domain.inventory import State
+from realign_cluster.domain.recovery_commands import DropParts, Store
+from realign_cluster.domain.sitting import Sitting
 from realign_cluster.domain.world import StatePart
 
-_Out = list[Command]
 _WHOLE_STATES_KEPT = 2
 
 
 class Keeping:
-    def __init__(self, policy: RecoveryPolicy, inventory: Inventory, transfers: Transfers) -> None:
-        self._policy = policy
-        self._inventory = inventory
-        self._transfers = transfers
-        self.storing: State | None = None  # on its way to the run folder
-        self.store_failures = 0  # in a row
+    """At most one checkpoint is on its way to the run folder at a time."""
+
+    def __init__(self, sitting: Sitting) -> None:
+        self._sitting = sitting
+        self.storing: State | None = None
+        self.failures = 0  # to store, in a row
         self.last_failure = ""
         self._storing_since = 0.0
         self._again_at = 0.0
 
-    # --- checkpoints, to the run folder
+    # --- to the run folder
 
-    def store(self, state: State, now: float, out: _Out, reason: str) -> None:
-        if self.storing is not None or now < self._again_at:
-            return
-        sources = tuple((self._node_with(part), part) for part in state.parts)
-        self.storing, self._storing_since = state, now
-        out.append(Store(step=state.step, parts=sources, reason=reason))
+    def store_newest(self) -> None:
+        """The newest checkpoint that nodes have whole, but for the last: whether that counts is not known yet."""
+        stored = [state.step for state in self._sitting.inventory.stored_states()[:1]]
+        for state in self._sitting.inventory.checkpoints():
+            if state.step < self._sitting.options.steps:
+                if not stored or state.step > stored[0]:
+                    self._store(state, "a whole checkpoint")
+                return
 
-    def newest_to_store(self, before: int) -> State | None:
-        """The newest whole checkpoint of a step before that, unless it or a newer one is in the run folder."""
-        for state in self._inventory.states_of("checkpoint"):
-            if state.step < before:
-                return None if self.is_stored(state) else state
-        return None
+    def store_last(self, step: int) -> bool:
+        """False if no nodes have it whole."""
+        for state in self._sitting.inventory.checkpoints():
+            if state.step == step:
+                self._store(state, "the last checkpoint")
+                return True
+        return False
 
-    def checkpoint_of(self, step: int) -> State | None:
-        """Whole on nodes."""
-        return next((state for state in self._inventory.states_of("checkpoint") if state.step == step), None)
+    def is_stored(self, step: int) -> bool:
+        return any(state.step == step for state in self._sitting.inventory.stored_states())
 
-    def is_stored(self, state: State) -> bool:
-        return all(self._inventory.holds(None, part) for part in state.parts)
-
-    def stored(self, parts: tuple[StatePart, ...]) -> None:
-        for part in parts:
-            self._inventory.add(None, part)
-        self.storing, self.store_failures = None, 0
-
-    def store_failed(self, reason: str, now: float, out: _Out) -> None:
-        if self.storing is None:
-            return
-        out.append(NoteLine(text=f"checkpoint {self.storing.step} was not stored: {reason}", level="warning"))
-        self.storing = None
-        self.store_failures += 1
-        self.last_failure = reason
-        self._again_at = now + self._policy.transfer_again_seconds
-
-    def look(self, now: float, out: _Out) -> None:
-        if self.storing is not None and now - self._storing_since > self._policy.transfer_seconds:
-            self.store_failed(f"no answer for {now - self._storing_since:.0f} s", now, out)
+    def _store(self, state: State, reason: str) -> None:
+        now = self._sitting.now
+        if self.storing is None and now >= self._again_at:
+            self.storing, self._storing_since = state, now
+            sources = tuple((self._node_with(part), part) for part in state.parts)
+            self._sitting.do(Store(step=state.step, parts=sources, reason=reason))
 
     def _node_with(self, part: StatePart) -> NodeName:
-        node = self._inventory.holders(part)[0]
+        node = self._sitting.inventory.holders(part)[0]
         assert node is not None
         return node
 
-    # --- states on nodes
+    def stored(self, parts: tuple[StatePart, ...]) -> None:
+        for part in parts:
+            self._sitting.inventory.add(None, part)
+        self.storing, self.failures = None, 0
 
-    def drop_old(self, generation: Generation | None, out: _Out) -> None:
-        states = self._inventory.states()
+    def store_failed(self, reason: str, corrupt: tuple[tuple[NodeName, StatePart], ...] = ()) -> None:
+        for node, part in corrupt:
+            self.drop(node, (part,), reason)
+        if self.storing is None:
+            return
+        self._sitting.warn(f"checkpoint {self.storing.step} was not stored: {reason}")
+        self.storing = None
+        self.failures += 1
+        self.last_failure = reason
+        self._again_at = self._sitting.now + self._sitting.policy.transfer_again_seconds
+
+    def look(self) -> None:
+        waited = self._sitting.now - self._storing_since
+        if self.storing is not None and waited > self._sitting.policy.transfer_seconds:
+            self.store_failed(f"no answer for {waited:.0f} s")
+
+    # --- on nodes
+
+    def copy_to_peer(self, generation: Generation) -> None:
+        """What one node alone has of the newest whole state, one state at a time. Replicas keep their own."""
+        sitting, inventory = self._sitting, self._sitting.inventory
+        nodes = sorted(inventory.nodes())
+        states = inventory.states()
+        replicas = generation.plan.parts == 1 and generation.plan.size > 1
+        if replicas or len(nodes) < 2 or not states or sitting.transfers.copying:
+            return
+        for part in states[0].parts:
+            holders = inventory.holders(part)
+            if len(holders) > 1 or holders[0] is None:
+                continue
+            peer = nodes[(nodes.index(holders[0]) + 1) % len(nodes)]
+            if sitting.transfers.failures(peer, part) < sitting.policy.transfer_attempts:
+                reason = f"a copy, should {holders[0]} be lost"
+                fetch = sitting.transfers.fetch(inventory, peer, part, sitting.now, reason, copy=True)
+                if fetch is not None:
+                    sitting.do(fetch)
+
+    def drop_old(self, generation: Generation | None) -> None:
+        inventory = self._sitting.inventory
+        states = inventory.states()
         newest = states[0].step if states else 0
         kept = set(sorted({state.step for state in states})[-_WHOLE_STATES_KEPT:])
-        kept |= self._outlasting() | self._transfers.steps()
+        kept |= self._outlasting() | self._sitting.transfers.steps()
         if generation is not None and generation.step <= generation.start_step:
             kept.add(generation.start_step)  # ranks may be loading it
         if self.storing is not None:
             kept.add(self.storing.step)
-        for node in self._inventory.nodes():
-            old, given_up = [], []
-            for part in self._inventory.parts_of(node):
-                if not self._inventory.is_wanted(part):
-                    given_up.append(part)
-                elif part.step < newest and part.step not in kept:
-                    old.append(part)
-            for parts, reason in ((given_up, "given up"), (old, f"older than the states of steps {sorted(kept)}")):
-                for part in parts:
-                    self._inventory.remove(node, part)
-                if parts:
-                    out.append(DropParts(node=node, parts=tuple(parts), reason=reason))
+        for node in inventory.nodes():
+            held = inventory.parts_of(node)
+            given_up = tuple(part for part in held if not inventory.is_wanted(part))
+            old = tuple(part for part in held if part.step < newest and part.step not in kept and part not in given_up)
+            self.drop(node, given_up, "given up")
+            self.drop(node, old, f"older than the states that are kept, of steps {sorted(kept)}")
+
+    def drop(self, node: NodeName, parts: tuple[StatePart, ...], reason: str) -> None:
+        for part in parts:
+            self._sitting.inventory.remove(node, part)
+        if parts and self._sitting.crew.is_present(node):
+            self._sitting.do(DropParts(node=node, parts=parts, reason=reason))
 
     def _outlasting(self) -> set[int]:
         """The newest step of which a whole state would be left whichever node went."""
-        left = [{state.step for state in self._inventory.states_without(node)} for node in self._inventory.nodes()]
+        inventory = self._sitting.inventory
+        left = [{state.step for state in inventory.states_without(node)} for node in inventory.nodes()]
         common = set.intersection(*left) if left else set()
         return {max(common)} if common else set()
-
-    def copy_to_peers(self, generation: Generation, now: float, out: _Out) -> None:
-        """The newest whole state's parts that one node alone has, one state at a time. Replicas keep their own."""
-        nodes = sorted(self._inventory.nodes())
-        states = self._inventory.states()
-        replicas = generation.plan.parts == 1 and generation.plan.size > 1
-        if replicas or len(nodes) < 2 or not states or self._transfers.copying:
-            return
-        for part in states[0].parts:
-            holders = self._inventory.holders(part)
-            if len(holders) > 1 or holders[0] is None:
-                continue
-            peer = nodes[(nodes.index(holders[0]) + 1) % len(nodes)]
-            if self._transfers.failures(peer, part) < self._policy.transfer_attempts:
-                fetch = self._transfers.fetch(peer, part, now, f"a copy, should {holders[0]} be lost", copy=True)
-                if fetch is not None:
-                    out.append(fetch)

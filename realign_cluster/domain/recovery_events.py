@@ -17,6 +17,7 @@ from realign_cluster.domain.world import StatePart, WorldPlan
 
 # Codes of RankFailed that mean something here; any other one is a failure of the node that said it.
 STATE_CODE = "state"  # the state it was to start from cannot be used
+HANG_CODE = "hang"  # its own watchdog: it is not to blame where it waited for others
 PEER_CODES = frozenset({"group", "peer"})  # another rank went: this one is not to blame
 
 
@@ -153,9 +154,12 @@ class CheckpointStored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreFailed:
+    """`corrupt`: what turned out to be missing or damaged on its node; empty if it was the way or the disk."""
+
     at: float
     step: int
     reason: str
+    corrupt: tuple[tuple[NodeName, StatePart], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,7 +39,6 @@ class RecoveryPolicy:
     relaunches_after_losses: int = 20  # the same, where it was nodes that went
     strikes_to_set_aside: int = 3  # generations in a row that ended because of this node's rank alone
     forgiving_steps: int = 20  # new steps after which earlier strikes are forgotten
-    start_state_failures: int = 2  # to load a state, before it is taken to be unusable everywhere
     transfer_attempts: int = 3
     transfer_seconds: float = 1800.0  # without an answer; the transfer's own deadlines are far shorter
     transfer_again_seconds: float = 3.0  # after one that failed
