@@ -64,6 +64,8 @@ class CheckpointManifest(Strict):
         for index, part in enumerate(self.parts):
             if (part.step, part.layout, part.part, part.parts) != (self.step, self.layout, index, len(self.parts)):
                 return f"{part.name} is not part {index} of {len(self.parts)} of step {self.step}, {self.layout}"
+            if part.generation != self.parts[0].generation:
+                return f"{part.name} is of generation {part.generation}, not {self.parts[0].generation}"
         return ""
 
 

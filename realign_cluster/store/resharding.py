@@ -52,7 +52,7 @@ def open_parts(paths: Iterable[Path]) -> list[HeldPart]:
     """All parts of one step, verified and mapped. Raises Corrupt, and Misfit if they do not belong together."""
     parts = [HeldPart(read_header(path), open_part(path)) for path in paths]
     states = [part.manifest.state for part in parts]
-    if len({(state.step, state.layout, state.parts) for state in states}) != 1:
+    if len({(state.step, state.layout, state.parts, state.generation) for state in states}) != 1:
         raise Misfit(f"{len(parts)} parts are not of one state: {', '.join(state.name for state in states)}")
     for index in range(states[0].parts):
         count = sum(state.part == index for state in states)

@@ -12,8 +12,7 @@ from realign_cluster.store.state_part import PartHeader, list_parts, remove_part
 
 
 def tensors_of(step):
-    rng = np.random.default_rng(step)
-    return [(f"weights/{at}", "F32", (64, 1000), rng.standard_normal((64, 1000), np.float32)) for at in range(6)]
+    return [(f"weights/{at}", "U32", (64, 1000), np.full((64, 1000), step * 20 + at, np.uint32)) for at in range(20)]
 
 
 def main():

@@ -81,11 +81,13 @@ def tensor_piece(name, shape, rank, count):
     return PieceOf(whole=shape, axis=axis, ranges=(split(shape[axis], count)[rank],))
 
 
-def write_layout(folder, layout, pieces, arrays):
+def write_layout(folder, layout, pieces, arrays, generation=1):
     """Part files of a state: `pieces` and `arrays` by rank. Their paths, last rank first."""
     paths = []
     for rank, (held, of) in enumerate(zip(pieces, arrays, strict=True)):
-        header = PartHeader(kind="snapshot", step=3, part=rank, parts=len(pieces), layout=layout, pieces=held)
+        header = PartHeader(
+            kind="snapshot", step=3, part=rank, parts=len(pieces), layout=layout, generation=generation, pieces=held
+        )
         tensors = [(name, code, array.shape, np.ascontiguousarray(array)) for name, (code, array) in of.items()]
         paths.append(data_path(folder, write_part(folder, header, tensors, durable=False)))
     return paths[::-1]
@@ -225,6 +227,9 @@ def test_parts_that_do_not_belong_together_are_refused(tmp_path):
         open_parts([three[0], two[0]])
     with pytest.raises(Misfit, match="are not of one state"):
         open_parts([])
+    later = write_layout(tmp_path / "later", "sharded-3", whole, arrays, generation=2)
+    with pytest.raises(Misfit, match="are not of one state"):
+        open_parts([three[0], later[1], three[2]])
     with pytest.raises(Misfit, match="part 1 of 3 is missing"):
         open_parts([three[0], three[2]])
     with pytest.raises(Misfit, match="part 2 of 3 is there twice"):

@@ -307,9 +307,9 @@ class TestReceived:
 
 def test_killed_at_any_instant_a_writer_leaves_whole_parts_only(tmp_path):
     rng = random.Random(5)
-    step, leftovers = 0, 0
+    step, kills, leftovers = 0, 0, 0
     environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
-    for _ in range(10):
+    while kills < 8 or leftovers < 3 or step < 5:  # leftovers: of kills that fell within a write
         command = [sys.executable, str(SCRIPT), str(tmp_path), str(step)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
         assert process.stdout.readline() == b"begin\n"
@@ -320,6 +320,7 @@ def test_killed_at_any_instant_a_writer_leaves_whole_parts_only(tmp_path):
         process.wait()
         process.stdout.close()
         assert process.returncode == -9
+        kills += 1
         parts = list_parts(tmp_path)
         # what was said to be there is there, and until then what was there before it
         acknowledged = int(said[-1]) if said else step - 1
@@ -332,8 +333,6 @@ def test_killed_at_any_instant_a_writer_leaves_whole_parts_only(tmp_path):
         assert {path.name for path in tmp_path.iterdir()} == names
         # the next one begins by replacing the newest, as after a step that is done again, unless it is the only one
         step = parts[0].step + (len(parts) == 1) if parts else 0
-    assert step > 10
-    assert leftovers >= 3, "kills did not fall within writes"
 
 
 @pytest.fixture
