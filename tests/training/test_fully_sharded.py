@@ -35,7 +35,7 @@ def case(source: str, bits: int | None, kind: FineTune, method: str = "sft", ste
 
 TINY = [
     case(str(TINY_MODEL), None, "lora", "sft"),
-    case(str(TINY_MODEL), None, "full", "orpo", steps=2),
+    case(str(TINY_MODEL), None, "full", "orpo", steps=1),
     case(str(TINY_MODEL), 4, "lora", "dpo"),
     case(str(TINY_MODEL), 4, "dora"),
 ]

@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from realign_cluster.domain.rank_report import SectionName
 from realign_cluster.training.adapters import adapters_off
 from realign_cluster.training.dropout import DropoutContext
 from realign_cluster.training.forward import Forward
@@ -31,7 +32,6 @@ from realign_cluster.training.parallel.block_calls import Blocks, Plain, watch
 from realign_cluster.training.parallel.spread import SpreadParameters
 
 Group = mx.distributed.Group
-Section = Literal["step", "reduce", "evaluate", "reference"]
 _Run = Callable[[mx.array], list[mx.array]]  # hidden states -> what follows from them
 
 
@@ -53,7 +53,7 @@ class FullySharded:
         group: Group,
         *,
         dropout: DropoutContext | None = None,
-        entering: Callable[[Section], None] = lambda section: None,
+        entering: Callable[[SectionName], None] = lambda section: None,
     ) -> None:
         """Cuts `model` in place, adapters attached, gradient checkpointing not. Raises UsageError if it cannot be run
         block by block.
@@ -62,7 +62,7 @@ class FullySharded:
         self._group = group
         self._dropout = dropout or DropoutContext()
         self._entering = entering
-        self._section: Section = "step"
+        self._section: SectionName = "load"
         self._waited = 0.0
         self._trainable = frozenset(name for name, _ in tree_flatten(model.trainable_parameters()))
         self._blocks = Blocks(model)
@@ -71,8 +71,8 @@ class FullySharded:
         self._trains_beginning = bool(self._reads.before & self._trainable)
         trained = [index for index, names in enumerate(self._reads.blocks) if names & self._trainable]
         self._lowest = 0 if self._trains_beginning else min(trained, default=len(self._reads.blocks))
-        self._spread = SpreadParameters(model, group)
-        with self.callable_model():
+        self._spread = SpreadParameters(model, group, progress=lambda: entering("load"))
+        with self.callable_model("load"):
             self._forward = Forward(model)
 
     def parameters(self) -> dict[str, mx.array]:
@@ -129,8 +129,9 @@ class FullySharded:
         return self._sum_small([cut])[0] + whole
 
     @contextmanager
-    def callable_model(self) -> Iterator[None]:
+    def callable_model(self, section: SectionName = "generate") -> Iterator[None]:
         """Until the end of the block the model may be called, without gradients, by all ranks alike. A collective."""
+        self._section = section
         with self._spread.borrowing(self._ends), self._blocks.turn(self._run_block):
             self._spread.hold(self._gather(self._ends))
             yield

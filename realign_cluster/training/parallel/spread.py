@@ -7,7 +7,7 @@ not know what the parameters are for. Every method that says so is a collective:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import mlx.core as mx
@@ -25,7 +25,7 @@ Group = mx.distributed.Group
 class SpreadParameters:
     """`pieces` says what this rank holds of each parameter, `own` are those arrays, by name in the whole model."""
 
-    def __init__(self, model: nn.Module, group: Group) -> None:
+    def __init__(self, model: nn.Module, group: Group, *, progress: Callable[[], None] = lambda: None) -> None:
         """Cuts the model in place, one parameter at a time: of lazily loaded weights the rest is read and dropped."""
         self._model = model
         self._group = group
@@ -39,6 +39,7 @@ class SpreadParameters:
             self.own[name] = mx.contiguous(cut(value, piece))
             mx.eval(self.own[name])
             self.hold({name: self.own[name]})
+            progress()
 
     def hold(self, arrays: Mapping[str, mx.array]) -> None:
         """Puts `arrays` into the model."""
