@@ -56,13 +56,14 @@ class StagePass:
         self.compute_seconds = 0.0
 
     def run(self, progress: Callable[[], None]) -> None:
-        """`progress` is called before each action."""
+        """`progress` is called before each action. All that was sent has gone out on return."""
         stage = self._stage
         for action in actions_of(
             stage.rank, stages=stage.stages, micro_batches=len(self._batches), backward_from=self._backward_from
         ):
             progress()
             self._do(action)
+        self._wire.flush()
 
     def _do(self, action: Action) -> None:
         number, rank = action.micro_batch, self._stage.rank
