@@ -16,6 +16,7 @@ COSTS = st.lists(st.floats(1, 5000), max_size=80)
 SHARES = st.lists(st.floats(0.01, 1), min_size=1, max_size=8)
 
 
+@settings(deadline=None)
 @given(costs=COSTS, shares=SHARES)
 def test_every_row_goes_to_one_rank_and_none_is_through_much_later_than_the_others(costs, shares):
     given_rows = assign(costs, shares)
@@ -28,6 +29,7 @@ def test_every_row_goes_to_one_rank_and_none_is_through_much_later_than_the_othe
             assert sum(costs[at] for at in rows) / share <= bound * (1 + 1e-9)
 
 
+@settings(deadline=None)
 @given(costs=COSTS, shares=SHARES)
 def test_only_the_proportion_of_shares_counts(costs, shares):
     assert assign(costs, [share * 0.5 for share in shares]) == assign(costs, shares)
