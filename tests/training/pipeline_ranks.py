@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_map
+from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import _get_classes, load_model
 
 from realign_cluster.domain.training import AdapterSettings, FineTune
-from realign_cluster.training.adapters import attach
+from realign_cluster.training.adapters import adapters_off, attach
 from realign_cluster.training.dropout import DropoutContext, salt_of
 from realign_cluster.training.parallel.base import MicroBatch, Strategy
 from realign_cluster.training.parallel.data import DataParallel
@@ -163,16 +165,16 @@ def _moved(parameters: Mapping[str, mx.array], kind: FineTune) -> dict[str, mx.a
     }
 
 
-def whole_strategy(case: Case) -> DataParallel:
+def whole_strategy(case: Case) -> tuple[DataParallel, nn.Module]:
     """Of one process, with adapters moved off their initial values."""
     name, kind, bits, _, adapted, _ = case
     model = build(name, bits)
     strategy = DataParallel(model, dropout=attach(model, _settings(adapted), kind, 7).dropout)
     strategy.update(_moved(strategy.parameters(), kind))
-    return strategy
+    return strategy, model
 
 
-def stage_strategy(case: Case, group: mx.distributed.Group) -> Pipeline:
+def stage_strategy(case: Case, group: mx.distributed.Group) -> tuple[Pipeline, nn.Module]:
     """The same, as this rank's stage."""
     name, kind, bits, layers, adapted, checkpointing = case
     model = build(name, bits)
@@ -181,7 +183,7 @@ def stage_strategy(case: Case, group: mx.distributed.Group) -> Pipeline:
         checkpoint_blocks(model)
     strategy = Pipeline(Stage(model, layers, group.rank()), group, dropout=adapters.dropout)
     strategy.update(_moved(strategy.parameters(), kind))
-    return strategy
+    return strategy, model
 
 
 def answers(strategy: Strategy) -> dict[str, mx.array]:
@@ -217,12 +219,29 @@ def answer(group: mx.distributed.Group, cases: Sequence[Case]) -> dict[str, mx.a
     """
     found = large_transfers(group)
     for number, case in enumerate(cases):
-        said = answers_and_trained(stage_strategy(case, group))
+        pipeline, model = stage_strategy(case, group)
+        said = generated(pipeline, model) | answers_and_trained(pipeline)
         found |= {f"{number} stage {key}": value for key, value in said.items()}
     for number in range(group.rank(), len(cases), group.size()):
-        said = answers_and_trained(whole_strategy(cases[number]))
+        strategy, model = whole_strategy(cases[number])
+        said = generated(strategy, model) | answers_and_trained(strategy)
         found |= {f"{number} whole {key}": value for key, value in said.items()}
     return found
+
+
+def generated(strategy: Strategy, model: nn.Module) -> dict[str, mx.array]:
+    """Logits of the model called with a cache: a prompt longer than a window, then token by token."""
+    found = []
+    with strategy.callable_model() if isinstance(strategy, Pipeline) else nullcontext():
+        cache = make_prompt_cache(model)
+        tokens = micro_batch(9, 1, 20).tokens
+        for _ in range(4):
+            logits = model(tokens, cache=cache)
+            found.append(logits.reshape(-1, VOCABULARY))
+            tokens = mx.argmax(logits[:, -1:], axis=-1)
+        with adapters_off(model):
+            found.append(model(micro_batch(9, 1, 8).tokens)[0])
+    return {"generated": mx.concatenate(found)}
 
 
 def answers_and_trained(strategy: Strategy) -> dict[str, mx.array]:

@@ -6,12 +6,14 @@ it; only what both ends hold (tied embeddings) is joined.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import accumulate, pairwise
-from typing import Literal
+from typing import Any
 
 import mlx.core as mx
 
+from realign_cluster.domain.rank_report import SectionName
 from realign_cluster.training.adapters import adapters_off
 from realign_cluster.training.dropout import DropoutContext
 from realign_cluster.training.parallel.base import MicroBatch, Objective, Piece, Sums
@@ -20,7 +22,6 @@ from realign_cluster.training.parallel.stages import Stage
 from realign_cluster.training.parallel.wire import Wire
 
 Group = mx.distributed.Group
-Section = Literal["step", "reduce", "evaluate", "reference"]
 
 
 class Pipeline:
@@ -32,7 +33,7 @@ class Pipeline:
         group: Group,
         *,
         dropout: DropoutContext | None = None,
-        entering: Callable[[Section], None] = lambda section: None,
+        entering: Callable[[SectionName], None] = lambda section: None,
     ) -> None:
         self._stage = stage
         self._wire = Wire(group)
@@ -82,6 +83,37 @@ class Pipeline:
         counted_first = self._stage.shared if self._stage.last else ()
         own = [mx.sum(mx.square(value)) for name, value in gradients.items() if name not in counted_first]
         return self._wire.sum(sum(own, mx.zeros(())))
+
+    @contextmanager
+    def callable_model(self, section: SectionName = "generate") -> Iterator[None]:
+        """Until the end of the block the model may be called, without gradients, by all ranks alike: each call is a
+        collective and gives all logits on every rank.
+        """
+        model, plain = self._stage.model, type(self._stage.model)
+        call = self._call
+
+        class Pipelined(plain):  # type: ignore[misc, valid-type]
+            def __call__(self, tokens: mx.array, cache: Sequence[Any] | None = None) -> mx.array:
+                return call(section, tokens, cache)
+
+        model.__class__ = Pipelined
+        try:
+            yield
+        finally:
+            model.__class__ = plain
+
+    def _call(self, section: SectionName, tokens: mx.array, cache: Sequence[Any] | None) -> mx.array:
+        stage, wire = self._stage, self._wire
+        self._entering(section)
+        received: mx.array | None = None
+        if not stage.first:
+            received = wire.wait(wire.expect((*tokens.shape, stage.width), stage.takes, stage.rank - 1))
+        result = stage.call(tokens, cache, received)
+        mx.eval(result)
+        if not stage.last:
+            wire.send(result, stage.rank + 1)
+            result = mx.zeros((*tokens.shape, stage.vocabulary), dtype=stage.logits_dtype)
+        return wire.sum(result)
 
     def _join_ends(self, gradients: dict[str, mx.array]) -> dict[str, mx.array]:
         """What both ends hold gets the gradients of both: the same bits at both, so that the copies stay equal."""

@@ -6,7 +6,8 @@ differences stay its own business. Must not know the order of micro-batches, gra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -46,9 +47,11 @@ class Stage:
             self.width, dtypes = watch(outer.model)
         except NoChain as error:
             raise _cannot_cut(model, str(error)) from error
-        self.model = model
+        logits = model(mx.array([[0, 1]]))  # never evaluated
+        self.vocabulary, self.logits_dtype = logits.shape[-1], logits.dtype
+        self.model, self._plain = model, type(model)
         self.rank, self.stages = rank, len(layers)
-        start, end = layers[rank]
+        self._held = start, end = layers[rank]
         self.takes, self.gives = dtypes[max(start - 1, 0)], dtypes[end - 1]
         tied = "lm_head" not in outer
         trainable = [name for name, _ in tree_flatten(model.trainable_parameters())]
@@ -82,15 +85,40 @@ class Stage:
         """`received` (B, T, width): hidden states from the stage before, None at the first. Hidden states (B, T, width)
         for the stage after; at the last stage the log-probability of each target, (N,) float32.
         """
-        self._into.hidden = received
-        try:
-            if self._forward is not None:
+        if self._forward is not None:
+            with self._entered(received):
                 return self._forward.log_probabilities(batch)
-            blocks = len(self._body.layers)
-            cache = None if batch.segments is None else [SegmentCache(batch.segments)] * blocks
-            self._body(batch.tokens, cache=cache)  # what comes after the exit is never evaluated
+        blocks = len(self._body.layers)
+        return self._hidden(
+            batch.tokens, None if batch.segments is None else [SegmentCache(batch.segments)] * blocks, received
+        )
+
+    def call(self, tokens: mx.array, cache: Sequence[Any] | None, received: mx.array | None) -> mx.array:
+        """The same of a plain call of the model: at the last stage logits (B, T, vocabulary). `cache` has an entry for
+        each block of the whole model, and all of them are as far afterwards.
+        """
+        if self.last:
+            with self._entered(received):
+                result: mx.array = self._plain.__call__(self.model, tokens, cache=cache)
+        else:
+            result = self._hidden(tokens, cache, received)
+        start, end = self._held
+        for elsewhere in [*cache[:start], *cache[end:]] if cache is not None else []:
+            if hasattr(elsewhere, "offset"):  # masks may be made from the entry of any block
+                elsewhere.offset += tokens.shape[1]
+        return result
+
+    def _hidden(self, tokens: mx.array, cache: Sequence[Any] | None, received: mx.array | None) -> mx.array:
+        with self._entered(received):
+            self._body(tokens, cache=cache)  # what comes after the exit is never evaluated
             assert self._out_of.hidden is not None
             return self._out_of.hidden
+
+    @contextmanager
+    def _entered(self, received: mx.array | None) -> Iterator[None]:
+        self._into.hidden = received
+        try:
+            yield
         finally:
             self._into.hidden = self._out_of.hidden = None
 
