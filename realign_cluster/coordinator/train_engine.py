@@ -97,7 +97,7 @@ class TrainEngine:
         self._note = note
         self._show = show
         self._clock = clock
-        self.recovery = Recovery()
+        self.recovery: Recovery | None = None
         self._liveness = Liveness()
         self._ports: dict[tuple[int, NodeName], int] = {}
         self._shares = shares
@@ -108,6 +108,7 @@ class TrainEngine:
         self._interrupts = 0
 
     async def run(self, opened: e.Opened) -> c.Finish:
+        self.recovery = Recovery(opened)
         batch = _Batch()
         self._decide(opened, batch)
         shown = float("-inf")
@@ -335,6 +336,7 @@ class TrainEngine:
         waiting = [event]
         while waiting:
             now = waiting.pop(0)
+            assert self.recovery is not None
             commands = self.recovery.apply(now)
             if commands or not isinstance(now, e.Tick):
                 batch.events.append(

@@ -95,25 +95,30 @@ class Measurements:
         assert job.kl is not None
         started = time.perf_counter()
         examples = context.data.valid or context.data.train
+        strategy = context.strategy
         prompts = [
             (row, examples.prompt(row) or examples.ids(examples.sequences_of(row)[0])[:1].tolist())
             for row in range(min(job.kl.prompts, examples.rows))
         ]
-        if not context.division.together and context.group is not None:
+        whole = context.orders.spec.world.parallel in ("single", "data")
+        if whole:  # a model in parts needs all ranks for every prompt
             prompts = prompts[context.orders.spec.rank :: context.orders.spec.world.size]
         if job.fine_tune == "full" and self._base is None:
             self._base = load(context.orders.model_dir, job).model
-        total, tokens = divergence(
-            context.model.model,
-            self._base,
-            prompts,
-            new_tokens=job.kl.new_tokens,
-            stop=context.model.stop_tokens,
-            seed=job.seed,
-            step=step,
-            progress=lambda: context.watch.enter("generate", step),
-        )
-        summed = np.array(context.all_sum(mx.array([total, float(tokens)])))
+        with strategy.callable_model():
+            total, tokens = divergence(
+                context.model.model,
+                self._base,
+                prompts,
+                new_tokens=job.kl.new_tokens,
+                stop=context.model.stop_tokens,
+                seed=job.seed,
+                step=step,
+                progress=lambda: context.watch.enter("generate", step),
+            )
+        summed = np.array([total, tokens])
+        if whole:
+            summed = np.array(context.all_sum(mx.array([total, float(tokens)])))
         context.say(
             Diverged(
                 step=step,

@@ -98,7 +98,8 @@ class Training:
         own = context.division.own(train, rows)
         reference = self._reference["train"] if self._reference is not None else None
         batches = [each.batch for each in micro_batches(train, own, job, step=step, reference=reference)]
-        counts = GlobalCounts(tokens=sum(int(train.completion_tokens[row]) for row in rows), pairs=len(rows))
+        learned = [int(train.completion_tokens[row]) for row in rows]
+        counts = GlobalCounts(tokens=sum(learned), pairs=sum(count > 0 for count in learned))
         objective = make_objective(job, counts, context.orders.spec.beta_factor)
         sums = context.strategy.gradients(batches, objective, len(metric_names(job.method)))
         norm = math.sqrt(float(np.array(context.strategy.norm_squared(sums.gradients))))

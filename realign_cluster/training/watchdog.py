@@ -6,10 +6,12 @@ thread of its own can still end the process, and the coordinator then starts a n
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from realign_cluster.domain.rank_report import Failed, RankReport, Section, SectionName
 
@@ -40,7 +42,7 @@ class Watchdog:
         self._limits = LIMITS | dict(limits)
         self._slowest_step = 0.0
         self._section: SectionName = "load"
-        self._step = 0
+        self._step = -1  # nothing was said yet
         self._since = time.monotonic()
         self._stopped = threading.Event()
         threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
@@ -51,13 +53,24 @@ class Watchdog:
 
     @property
     def step(self) -> int:
-        return self._step
+        return max(0, self._step)
 
     def enter(self, section: SectionName, step: int) -> None:
         changed = (section, step) != (self._section, self._step)
         self._section, self._step, self._since = section, step, time.monotonic()
         if changed:
             self._say(Section(section=section, step=step))
+
+    @contextmanager
+    def unattended(self) -> Iterator[None]:
+        """For a call that keeps Python's lock while it waits, as making a group does: no thread of ours can watch
+        then, so the process is ended by C code, with a traceback, if it lasts longer than its section may.
+        """
+        faulthandler.dump_traceback_later(self.limit(self._section), exit=True)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
     def step_took(self, seconds: float) -> None:
         """The first step also loads kernels: it counts, so that the limit begins generous."""
@@ -81,5 +94,5 @@ class Watchdog:
             section, since = self._section, self._since
             if now - since > self.limit(section):
                 message = f"no progress in section {section} for {now - since:.1f} s"
-                self._say(Failed(code="hang", message=message, step=self._step, fatal=False))
+                self._say(Failed(code="hang", message=message, step=max(0, self._step), fatal=False))
                 os._exit(HANG_EXIT)

@@ -42,10 +42,11 @@ def prepared_job(
 class RankProcess:
     """One worker. Reports come in `reports`, in order, as they are heard."""
 
-    def __init__(self, folder: Path, job: TrainJob, spec: RankSpec, model: Path, state: Path) -> None:
+    def __init__(self, folder: Path, job: TrainJob, spec: RankSpec, model: Path, data: Path) -> None:
         self.spec = spec
         self.reports: list[RankReport] = []
         self._heard: queue.Queue[RankReport | None] = queue.Queue()
+        state = folder / f"state-{spec.rank}"
         state.mkdir(parents=True, exist_ok=True)
         (folder / "cache").mkdir(exist_ok=True)
         to_read, to_write = os.pipe()
@@ -77,7 +78,7 @@ class RankProcess:
                 "job": job.model_dump_json().encode(),
                 "spec": spec.model_dump_json().encode(),
                 "model_dir": str(model),
-                "data_dir": str(folder / "data" / job.data.hash),
+                "data_dir": str(data / job.data.hash),
                 "state_dir": str(state),
                 "cache_dir": str(folder / "cache"),
                 "cores": 1,
@@ -125,7 +126,9 @@ class RankProcess:
 
 
 class Crew:
-    """One generation. Each rank has its own state folder, which outlives it: folder/state-RANK."""
+    """One generation. Each rank has its own state folder, which outlives it: folder/state-RANK. The prepared dataset
+    is in `data`, or in folder/data.
+    """
 
     def __init__(
         self,
@@ -136,6 +139,7 @@ class Crew:
         generation: int = 1,
         start: tuple[StatePart, ...] = (),
         model: Path = TINY,
+        data: Path | None = None,
         **spec: Any,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +150,7 @@ class Crew:
                 job,
                 RankSpec(generation=generation, rank=rank, world=world, start_step=step, start=start, **spec),
                 model,
-                folder / f"state-{rank}",
+                data or folder / "data",
             )
             for rank in range(world.size)
         ]

@@ -8,6 +8,7 @@ the loop then does the same thing with them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -92,6 +93,11 @@ class Strategy(Protocol):
         """(S,) float32 sums over completion tokens for each micro-batch, adapters switched off, no dropout.
 
         Data and sharded: of this rank's own batches, not summed over ranks. Tensor, pipeline: the same on all ranks.
+        """
+
+    def callable_model(self) -> AbstractContextManager[None]:
+        """Until the end of the block the model that this was made with can be called, without gradients: alone where
+        every rank holds a whole copy (single, data), else by all ranks alike.
         """
 
     def norm_squared(self, gradients: Mapping[str, mx.array]) -> mx.array:

@@ -14,7 +14,8 @@ from realign_cluster.domain.world import WorldPlan
 from realign_cluster.training.adapters import attach
 from realign_cluster.training.parallel.base import Strategy
 from realign_cluster.training.parallel.data import DataParallel
-from realign_cluster.training.parallel.pipeline import PipelineParallel
+from realign_cluster.training.parallel.fully_sharded import FullySharded
+from realign_cluster.training.parallel.pipeline import Pipeline
 from realign_cluster.training.parallel.sharded_model import ShardedModel
 from realign_cluster.training.parallel.stages import Stage
 from realign_cluster.training.parallel.tensor import TensorParallel
@@ -47,8 +48,10 @@ def make_strategy(
             if job.grad_checkpoint:
                 checkpoint_blocks(model)
             stage = Stage(model, world.layers, group.rank(), progress=lambda: entering("load"))
-            return PipelineParallel(stage, group, dropout=adapters.dropout, entering=entering)
+            return Pipeline(stage, group, dropout=adapters.dropout, entering=entering)
         case "sharded":
-            raise AssertionError(world.parallel)
+            assert group is not None
+            adapters = attach(model, job.adapter, job.fine_tune, job.seed)
+            return FullySharded(model, group, dropout=adapters.dropout, entering=entering)  # always checkpoints
         case _:
             assert_never(world.parallel)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import mlx.core as mx
@@ -62,6 +63,9 @@ class TensorParallel:
 
     def log_probabilities(self, batches: Sequence[MicroBatch]) -> list[mx.array]:
         return [self._mean(sums) for sums in self._shard.log_probabilities(batches)]
+
+    def callable_model(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def norm_squared(self, gradients: Mapping[str, mx.array]) -> mx.array:
         here = _squares(value for name, value in gradients.items() if self._is_cut(name))
