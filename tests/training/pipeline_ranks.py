@@ -245,7 +245,8 @@ def generated(strategy: Strategy, model: nn.Module) -> dict[str, mx.array]:
 
 
 def answers_and_trained(strategy: Strategy) -> dict[str, mx.array]:
-    return answers(strategy) | {f"trained {name}": value for name, value in trained(strategy).items()}
+    said = answers(strategy) | {f"trained {name}": value for name, value in trained(strategy).items()}
+    return said | {"loss after training": strategy.losses(micro_batches(), objective, 2)}
 
 
 def peaks(group: mx.distributed.Group, model_folder: str, layers: Layers) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """Strategy "pipeline": consecutive blocks on each rank, micro-batches passing through one forward, one backward.
 
 Every rank is given every micro-batch, so it knows all shapes. Each parameter's gradient arises on the rank that holds
-it; only what both ends hold (tied embeddings) is joined.
+it. What both ends hold (tied embeddings) is the first rank's: it gets the last one's gradient, and gives it the weights
+back after an update, so that the two are equal to the bit even where unlike machines round differently.
 """
 
 from __future__ import annotations
@@ -41,11 +42,12 @@ class Pipeline:
         self._entering = entering
 
     def parameters(self) -> dict[str, mx.array]:
-        return self._stage.trainable()
+        return self._own(self._stage.trainable())
 
     def update(self, parameters: Mapping[str, mx.array]) -> None:
         current = self.parameters()
         self._stage.hold({name: value.astype(current[name].dtype) for name, value in parameters.items()})
+        self._stage.hold(self._to_other_end(self._stage.trainable(), back=False))
 
     def pieces(self) -> dict[str, Piece]:
         return {name: Piece(whole=tuple(value.shape)) for name, value in self.parameters().items()}
@@ -55,8 +57,12 @@ class Pipeline:
         through = StagePass(self._stage, self._wire, batches, objective, self._dropout)
         through.run(lambda: self._entering("step"))
         self._entering("reduce")
+        gradients = through.gradients
+        for name, value in self._to_other_end(gradients, back=True).items():
+            gradients[name] = gradients[name] + value
+        mx.eval(gradients)
         return Sums(
-            gradients=self._join_ends(through.gradients),
+            gradients=self._own(gradients),
             metrics=self._wire.sum(sum(through.metrics, mx.zeros(metrics))),
             compute_seconds=through.compute_seconds,
             reduce_seconds=self._wire.waited_seconds - waited,
@@ -80,9 +86,7 @@ class Pipeline:
         return [everywhere[start:end] for start, end in pairwise(ends)]
 
     def norm_squared(self, gradients: Mapping[str, mx.array]) -> mx.array:
-        counted_first = self._stage.shared if self._stage.last else ()
-        own = [mx.sum(mx.square(value)) for name, value in gradients.items() if name not in counted_first]
-        return self._wire.sum(sum(own, mx.zeros(())))
+        return self._wire.sum(sum((mx.sum(mx.square(value)) for value in gradients.values()), mx.zeros(())))
 
     @contextmanager
     def callable_model(self, section: SectionName = "generate") -> Iterator[None]:
@@ -115,19 +119,21 @@ class Pipeline:
             result = mx.zeros((*tokens.shape, stage.vocabulary), dtype=stage.logits_dtype)
         return wire.sum(result)
 
-    def _join_ends(self, gradients: dict[str, mx.array]) -> dict[str, mx.array]:
-        """What both ends hold gets the gradients of both: the same bits at both, so that the copies stay equal."""
+    def _own(self, values: dict[str, mx.array]) -> dict[str, mx.array]:
+        """Without what is the first rank's."""
+        others = self._stage.shared if self._stage.last else ()
+        return {name: value for name, value in values.items() if name not in others}
+
+    def _to_other_end(self, values: Mapping[str, mx.array], *, back: bool) -> dict[str, mx.array]:
+        """Of what both ends hold: sent from the first rank to the last, or `back`. What has arrived here."""
         stage, wire = self._stage, self._wire
-        if not (stage.first or stage.last):
-            return gradients
-        joined = dict(gradients)
-        other = stage.stages - 1 if stage.first else 0
+        sender, receiver = (stage.stages - 1, 0) if back else (0, stage.stages - 1)
+        arrived: dict[str, mx.array] = {}
         for name in stage.shared:
-            if stage.first:
-                wire.send(gradients[name], other)
-            theirs = wire.wait(wire.expect(gradients[name].shape, mx.float32, other))
-            if stage.last:
-                wire.send(gradients[name], other)
-            joined[name] = gradients[name] + theirs
-        mx.eval(joined)
-        return joined
+            if stage.rank == sender:
+                mx.eval(values[name])
+                wire.send(values[name], receiver)
+            elif stage.rank == receiver:
+                arrived[name] = wire.wait(wire.expect(values[name].shape, values[name].dtype, sender))
+        wire.flush()
+        return arrived

@@ -30,7 +30,7 @@ class Stage:
 
     `width` of hidden states; `takes` and `gives` are their dtypes before and after this stage's blocks. `shared` names
     the trainable parameters that the first and the last stage both hold (tied embeddings). `backward_from` is the first
-    stage with anything to train, the number of stages if there is none.
+    stage with anything to train, the number of stages if there is none. `vocabulary` and `logits_dtype` are the head's.
     """
 
     def __init__(
