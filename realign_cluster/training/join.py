@@ -1,5 +1,4 @@
-"""Joining the group of a generation: the backend's environment, a strict init, and a check that all ranks mean the
-same.
+"""Joining the group of a generation: the backend's environment and a strict init.
 
 MLX reads its environment when a group is made, caches the group, and never replaces it: a process joins once.
 """
@@ -7,34 +6,39 @@ MLX reads its environment when a group is made, caches the group, and never repl
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import socket
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
-import numpy as np
 
-from realign_cluster.domain.training import TrainJob
+from realign_cluster.domain import jaccl
+from realign_cluster.domain.errors import RealignError
 from realign_cluster.domain.world import Go, RankSpec
+from realign_cluster.training.mpi import Place, take_place
+from realign_cluster.training.world_check import WorldMismatch
 
 Group = mx.distributed.Group
 
 
-class WorldMismatch(Exception):
-    """Ranks that would train different things: another world, another job, or other versions."""
+class NoBackend(RealignError):
+    """MLX on this machine cannot join ranks in this way."""
 
 
-def world_identity(job: TrainJob, spec: RankSpec, versions: dict[str, str]) -> str:
-    """Hex of what must be equal on all ranks: everything but the rank itself and the node's own limits."""
-    own = {"memory_limit_bytes"}
-    content = {
-        "job": job.model_dump(mode="json", exclude=own),
-        "spec": spec.model_dump(mode="json", exclude={"rank", "limits"}),
-        "versions": {name: versions[name] for name in ("mlx", "mlx_lm", "project")},
-    }
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Membership:
+    """In a group, until the process ends. `place` is there over MPI."""
+
+    group: Group
+    place: Place | None = None
+
+    def leave(self) -> None:
+        """For a rank that has done its work. A collective where the backend would take an end for a failure."""
+        if self.place is not None:
+            self.place.leave()
 
 
 def free_port() -> int:
@@ -44,31 +48,44 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def join(spec: RankSpec, go: Go, folder: Path) -> Group:
-    """The group of this generation. Raises RuntimeError when it cannot be made, WorldMismatch when it is another
-    one.
+def join(spec: RankSpec, go: Go, folder: Path, lost: Callable[[str], None]) -> Membership:
+    """The group of this generation. `lost` hears from a thread when the backend says that the group has ended.
+
+    Raises RuntimeError when it cannot be made, NoBackend or NoMpi when it never can be on this machine, WorldMismatch
+    when it is another one.
     """
-    os.environ["MLX_RANK"] = str(spec.rank)
-    if spec.world.backend == "ring":
-        hostfile = folder / f"ring-{spec.generation}.{spec.rank}.json"
-        hostfile.write_text(json.dumps([[address] for address in go.addresses]))
-        os.environ["MLX_HOSTFILE"] = str(hostfile)
+    backend, place = spec.world.backend, None
+    for names in jaccl.VARIABLES:
+        for name in names:
+            os.environ.pop(name, None)
+    if backend == "mpi":
+        place = take_place(spec.rank, go.addresses, lost)
     else:
-        os.environ["MLX_JACCL_COORDINATOR"] = go.addresses[0]
-    group = mx.distributed.init(strict=True, backend=spec.world.backend)
+        os.environ.update(_environment(spec, go, folder))
+    if not mx.distributed.is_available(backend):
+        raise NoBackend(f"MLX has no backend {backend} on this node", FIXES[backend])
+    group = mx.distributed.init(strict=True, backend=backend)
     if group.size() != spec.world.size or group.rank() != spec.rank:
         raise WorldMismatch(
             f"rank {spec.rank} of {spec.world.size} was expected, the group says {group.rank()} of {group.size()}"
         )
-    return group
+    return Membership(group=group, place=place)
 
 
-def check_world(group: Group, identity: str) -> None:
-    """Raises WorldMismatch unless all ranks have the same identity."""
-    own = mx.array(np.frombuffer(bytes.fromhex(identity), dtype=np.uint8).astype(np.int32))[None]
-    everybody = np.array(mx.distributed.all_gather(own, group=group, stream=mx.cpu))
-    different = [rank for rank in range(group.size()) if (everybody[rank] != everybody[0]).any()]
-    if different:
-        raise WorldMismatch(
-            f"ranks {', '.join(map(str, different))} were started for another job or with other versions than rank 0"
-        )
+FIXES = {
+    "ring": "reinstall MLX: python -m pip install --force-reinstall mlx",
+    "jaccl": "it needs macOS 26.2, Thunderbolt 5 and RDMA enabled: realign doctor --hostfile FILE; or --backend ring",
+    "mpi": "its library has to be Open MPI's: brew install open-mpi (Debian: sudo apt-get install openmpi-bin)",
+}
+
+
+def _environment(spec: RankSpec, go: Go, folder: Path) -> dict[str, str]:
+    """What MLX makes a ring or a jaccl group from; the file that it names is written to `folder`."""
+    file = folder / f"{spec.world.backend}-{spec.generation}.{spec.rank}.json"
+    if spec.world.backend == "ring":
+        file.write_text(json.dumps([[address] for address in go.addresses]))
+        return {"MLX_RANK": str(spec.rank), "MLX_HOSTFILE": str(file)}
+    if spec.world.rdma is None:
+        raise WorldMismatch("the plan joins the ranks by jaccl and names no devices")
+    file.write_text(json.dumps(jaccl.device_matrix(spec.world.rdma)))
+    return jaccl.jaccl_environment(spec.world.rdma, spec.rank, str(file), go.addresses[0])

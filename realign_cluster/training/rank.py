@@ -20,12 +20,13 @@ from realign_cluster.store.resharding import Misfit
 from realign_cluster.store.state_part import Corrupt, data_path, verify_part
 from realign_cluster.training.context import Division, RankContext
 from realign_cluster.training.examples import TrainingSet, load_training_set
-from realign_cluster.training.join import WorldMismatch, check_world, free_port, join, world_identity
+from realign_cluster.training.join import Membership, free_port, join
 from realign_cluster.training.orders import Mailbox, Orders
 from realign_cluster.training.parallel.choose import make_strategy
 from realign_cluster.training.setup import LoadedModel, load
 from realign_cluster.training.steps import NotFinite, Training
 from realign_cluster.training.watchdog import Watchdog
+from realign_cluster.training.world_check import WorldMismatch, check_world, statement_of, world_identity
 
 Say = Callable[[RankReport], None]
 
@@ -93,15 +94,17 @@ def _run(orders: Orders, mailbox: Mailbox, say: Say, watch: Watchdog) -> bool:
     go = mailbox.wait_for_go()
     if go is None:
         return True
-    group = None
+    member: Membership | None = None
     watch.enter("join", spec.start_step)
     began = time.perf_counter()
     if spec.world.size > 1:
         try:
-            group = join(spec, go, orders.state_dir)
-            check_world(group, config)
+            with watch.unattended():
+                member = join(spec, go, orders.state_dir, lambda why: _lost(why, watch, say))
+            check_world(member.group, spec.world.backend, statement_of(config, spec, versions))
         except RuntimeError as error:
             raise Broken("group", f"the group of generation {spec.generation} could not be made: {error}") from error
+    group = member.group if member is not None else None
     strategy = make_strategy(spec.world, loaded.model, job, group, lambda section: watch.enter(section, watch.step))
     trainable = sum(math.prod(piece.whole) for piece in strategy.pieces().values())
     say(Joined(seconds=time.perf_counter() - began, trainable=trainable))
@@ -118,7 +121,13 @@ def _run(orders: Orders, mailbox: Mailbox, say: Say, watch: Watchdog) -> bool:
         config=config,
     )
     Training(context).run()
+    if member is not None:
+        member.leave()
     return True
+
+
+def _lost(why: str, watch: Watchdog, say: Say) -> None:
+    say(Failed(code="peer", message=f"{watch.section}: {why}", step=watch.step, fatal=False))
 
 
 def _read_weights(loaded: LoadedModel, progress: Callable[[], None]) -> None:
