@@ -6,7 +6,8 @@ step that different generations wrote are never mixed: their rounding may differ
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from realign_cluster.domain.ids import NodeName
@@ -45,36 +46,36 @@ class Inventory:
         self._held: dict[Holder, dict[str, StatePart]] = {}
         self._go_backs = tuple(go_backs)
         self._unusable: set[Group] = set()
-        self._states: list[State] | None = None
+        self._views: dict[str, list[State]] = {}  # of what is held now
 
     def set(self, holder: Holder, parts: Iterable[StatePart]) -> None:
         """All that it holds."""
         self._held[holder] = {part.name: part for part in parts}
-        self._states = None
+        self._views.clear()
 
     def forget(self, holder: Holder) -> None:
         """It is not there any more."""
         self._held.pop(holder, None)
-        self._states = None
+        self._views.clear()
 
     def add(self, holder: Holder, part: StatePart) -> None:
         self._held.setdefault(holder, {})[part.name] = part
-        self._states = None
+        self._views.clear()
 
     def remove(self, holder: Holder, part: StatePart) -> None:
         held = self._held.get(holder, {})
         if held.get(part.name) == part:
             del held[part.name]
-            self._states = None
+            self._views.clear()
 
     def go_back(self, go_back: GoBack) -> None:
         self._go_backs += (go_back,)
-        self._states = None
+        self._views.clear()
 
     def condemn(self, state: State) -> None:
         """It cannot be loaded, wherever it comes from."""
         self._unusable.add(state.group)
-        self._states = None
+        self._views.clear()
 
     def holds(self, holder: Holder, part: StatePart) -> bool:
         return self._held.get(holder, {}).get(part.name) == part
@@ -92,53 +93,49 @@ class Inventory:
 
     def is_wanted(self, part: StatePart) -> bool:
         """Whether it may ever be started from."""
+        if not self._unusable and not self._go_backs:
+            return True
         return group_of(part) not in self._unusable and not any(
             part.generation <= back.generation and part.step > back.step for back in self._go_backs
         )
 
     def states(self) -> list[State]:
         """Whole ones, the newest first."""
-        if self._states is None:
-            self._states = _whole(
-                part for held in self._held.values() for part in held.values() if self.is_wanted(part)
-            )
-        return self._states
-
-    def states_without(self, node: NodeName) -> list[State]:
-        """What would be whole if that node went."""
-        return self._states_of(part for holder, held in self._held.items() if holder != node for part in held.values())
+        return self._view("all", lambda holder, part: True)
 
     def stored_states(self) -> list[State]:
         """What the run folder has whole."""
-        return self._states_of(self._held.get(None, {}).values())
+        return self._view("stored", lambda holder, part: holder is None)
 
     def checkpoints(self) -> list[State]:
         """What nodes have whole as checkpoints."""
-        return self._states_of(
-            part
-            for holder, held in self._held.items()
-            if holder is not None
-            for part in held.values()
-            if part.kind == "checkpoint"
-        )
+        return self._view("checkpoints", lambda holder, part: holder is not None and part.kind == "checkpoint")
 
-    def _states_of(self, parts: Iterable[StatePart]) -> list[State]:
-        return _whole(part for part in parts if self.is_wanted(part))
+    def states_without(self, node: NodeName) -> list[State]:
+        """What would be whole if that node went."""
+        return self._whole(lambda holder, part: holder != node)
+
+    def _view(self, name: str, counts: Callable[[Holder, StatePart], bool]) -> list[State]:
+        if name not in self._views:
+            self._views[name] = self._whole(counts)
+        return self._views[name]
+
+    def _whole(self, counts: Callable[[Holder, StatePart], bool]) -> list[State]:
+        groups: dict[Group, dict[int, list[StatePart]]] = {}
+        for holder, held in self._held.items():
+            for part in held.values():
+                if counts(holder, part) and self.is_wanted(part):
+                    groups.setdefault(group_of(part), {}).setdefault(part.part, []).append(part)
+        return [
+            State(parts=tuple(_most_held(group[index]) for index in sorted(group)))
+            for key, group in sorted(groups.items(), reverse=True)
+            if len(group) == key[-1]
+        ]
 
 
-def _whole(parts: Iterable[StatePart]) -> list[State]:
-    groups: dict[Group, dict[int, dict[StatePart, int]]] = {}
-    for part in parts:
-        counts = groups.setdefault(group_of(part), {}).setdefault(part.part, {})
-        counts[part] = counts.get(part, 0) + 1
-    whole = [
-        State(parts=tuple(_most_held(group[index]) for index in sorted(group)))
-        for key, group in groups.items()
-        if len(group) == key[-1]
-    ]
-    return sorted(whole, key=lambda state: state.group, reverse=True)
-
-
-def _most_held(counts: dict[StatePart, int]) -> StatePart:
+def _most_held(copies: list[StatePart]) -> StatePart:
     """Where ranks wrote the same part, the one that has to be sent to the fewest."""
-    return min(counts, key=lambda part: (-counts[part], part.kind, part.digest))
+    if len(copies) == 1:
+        return copies[0]
+    held = Counter((part.kind, part.digest) for part in copies)
+    return min(copies, key=lambda part: (-held[part.kind, part.digest], part.kind, part.digest))

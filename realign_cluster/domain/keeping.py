@@ -104,20 +104,23 @@ class Keeping:
 
     def drop_old(self, generation: Generation | None) -> None:
         inventory = self._sitting.inventory
-        states = inventory.states()
-        newest = states[0].step if states else 0
-        kept = set(sorted({state.step for state in states})[-_WHOLE_STATES_KEPT:])
-        kept |= self._outlasting() | self._sitting.transfers.steps()
+        for node in inventory.nodes():
+            given_up = tuple(part for part in inventory.parts_of(node) if not inventory.is_wanted(part))
+            self.drop(node, given_up, "given up")
+        steps = sorted({state.step for state in inventory.states()})
+        kept = {*steps[-_WHOLE_STATES_KEPT:], *self._sitting.transfers.steps()}
         if generation is not None and generation.step <= generation.start_step:
             kept.add(generation.start_step)  # ranks may be loading it
         if self.storing is not None:
             kept.add(self.storing.step)
-        for node in inventory.nodes():
-            held = inventory.parts_of(node)
-            given_up = tuple(part for part in held if not inventory.is_wanted(part))
-            old = tuple(part for part in held if part.step < newest and part.step not in kept and part not in given_up)
-            self.drop(node, given_up, "given up")
-            self.drop(node, old, f"older than the states that are kept, of steps {sorted(kept)}")
+        held = {node: inventory.parts_of(node) for node in inventory.nodes()}
+        old = {part.step for parts in held.values() for part in parts if part.step < max(steps, default=0)} - kept
+        if not old:
+            return
+        old -= self._outlasting()
+        for node, parts in held.items():
+            dropped = tuple(part for part in parts if part.step in old)
+            self.drop(node, dropped, f"whole states are there of steps {steps[-_WHOLE_STATES_KEPT:]}")
 
     def drop(self, node: NodeName, parts: tuple[StatePart, ...], reason: str) -> None:
         for part in parts:
