@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-ON_A_CLUSTER = ("curate", "calibrate", "plan", "nodes", "doctor")  # those that take --hostfile
+ON_A_CLUSTER = ("curate", "train", "calibrate", "plan", "nodes", "doctor")  # those that take --hostfile
 _NO_MIN_NODES = ("doctor",)  # looks at whatever is there
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

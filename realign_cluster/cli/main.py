@@ -35,7 +35,7 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
         raise typer.Exit
 
 
-for _name in ("curate", "plan", "calibrate", "nodes", "logs", "doctor"):
+for _name in ("curate", "train", "plan", "calibrate", "nodes", "logs", "doctor"):
     import_module(f"realign_cluster.cli.{_name}").register(app)
 for _name in ("runs", "cluster"):
     app.add_typer(import_module(f"realign_cluster.cli.{_name}").app, name=_name)

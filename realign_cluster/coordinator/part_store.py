@@ -60,7 +60,7 @@ class PartStore:
             return self._failed(node, part, None, str(error), corrupt=False)
         return PartFetched(at=self._clock(), node=node, part=part)
 
-    def fetched(self, node: NodeName, part: StatePart, error: str, corrupt: bool, now: float) -> Event:
+    def fetched(self, node: NodeName, part: StatePart, error: str, *, corrupt: bool, now: float) -> Event:
         """What the node says of a fetch."""
         source = self._sources.get((node, part.name))
         if not error:

@@ -222,7 +222,7 @@ class TrainEngine:
                 self._on_rank_exited(node, message.rank_exited, now, batch)
             case "part_fetched":
                 part = StatePart.model_validate_json(message.part_fetched.part)
-                self._decide(self._parts.fetched(node, part, message.part_fetched.error, now), batch)
+                self._decide(self._parts.fetched(node, part, message.part_fetched.error, corrupt=False, now=now), batch)
 
     def _on_rank_report(self, node: NodeName, message: pb.RankReport, now: float, batch: _Batch) -> None:
         batch.acknowledge[node] = (message.generation, message.sequence)
