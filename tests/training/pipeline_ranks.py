@@ -103,12 +103,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def build(name: str, bits: int | None = None) -> nn.Module:
-    """The same random weights wherever it is called."""
+    """The same random weights wherever it is called; 16 bits are bfloat16, fewer quantised."""
     model_class, args_class = _get_classes(CONFIGS[name])
     mx.random.seed(0)
     model = model_class(args_class.from_dict(CONFIGS[name]))
     model.update(tree_map(lambda value: value * 2 if value.ndim > 1 else value, model.parameters()))
-    if bits is not None:
+    if bits == 16:
+        model.set_dtype(mx.bfloat16)
+    elif bits is not None:
         nn.quantize(model, group_size=32, bits=bits)
     mx.eval(model.parameters())
     return model
@@ -241,7 +243,7 @@ def generated(strategy: Strategy, model: nn.Module) -> dict[str, mx.array]:
             tokens = mx.argmax(logits[:, -1:], axis=-1)
         with adapters_off(model):
             found.append(model(micro_batch(9, 1, 8).tokens)[0])
-    return {"generated": mx.concatenate(found)}
+    return {"generated": mx.concatenate(found).astype(mx.float32)}
 
 
 def answers_and_trained(strategy: Strategy) -> dict[str, mx.array]:

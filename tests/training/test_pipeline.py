@@ -33,6 +33,7 @@ TWO_CASES: list[Case] = [
     ("llama-tied", "full", None, [(0, 2), (2, 5)], -1, False),
     ("qwen2", "lora", 4, [(0, 1), (1, 5)], -1, True),
     ("qwen3", "dora", 4, [(0, 4), (4, 5)], -1, False),
+    ("qwen3", "lora", 16, [(0, 2), (2, 5)], -1, False),
     ("gemma3_text", "full", None, [(0, 2), (2, 5)], -1, False),
     ("mixtral", "lora", 4, [(0, 2), (2, 5)], 2, False),  # the first stage has nothing to train
 ]
