@@ -16,7 +16,12 @@ from realign_cluster.coordinator.dashboard import duration_text, rate_text
 from realign_cluster.coordinator.history import read_history
 from realign_cluster.coordinator.report import write_report
 from realign_cluster.coordinator.run_status import RunStatus, locate_run, run_status, statuses
+from realign_cluster.coordinator.train_history import TrainHistory, read_train_history
+from realign_cluster.coordinator.train_report import write_train_report
+from realign_cluster.coordinator.train_status import TrainStatus
+from realign_cluster.store.ledger_file import ledger_kind
 from realign_cluster.store.ledger_reader import LedgerReader
+from realign_cluster.store.train_ledger import TrainLedgerReader
 
 TROUBLES_SHOWN = 12
 TABLE_WIDTH = 500  # characters, at most
@@ -49,7 +54,7 @@ Example:
 
   realign runs resume runs/ifd
 
-Exit codes: as realign curate.
+Exit codes: as realign curate or realign train.
 """
 REPORT_EXAMPLE = """
 Example:
@@ -60,7 +65,7 @@ Example:
 
 @app.command("list", epilog=LIST_EXAMPLE)
 def list_runs(root: Root = Path("runs"), json: Json = False) -> int:
-    """List the runs under a folder: state, rows, when they began."""
+    """List the runs under a folder: state, rows or steps, when they began."""
     found, unreadable = statuses(root)
     if json:
         for status in found:
@@ -72,17 +77,15 @@ def list_runs(root: Root = Path("runs"), json: Json = False) -> int:
     if not found and not unreadable:
         typer.echo(f"no runs in {root}")
         return 0
-    table = _table("run", "state", ">rows", ">done", ">rows/s", "begun (UTC)", "score", "model")
+    table = _table("run", "state", ">size", ">done", ">rate", "begun (UTC)", "what", "model")
     for status in found:
         begun = status.begun
         table.add_row(
             Text(_shown_path(status.folder, root)),
             Text(status.state, style=STATE_STYLE.get(status.state, "")),
-            f"{status.counters.rows:,}",
-            _fraction(status),
-            rate_text(status.summary.get("rows_per_second")),
+            *(_steps(status) if isinstance(status, TrainStatus) else _rows(status)),
             f"{begun:%Y-%m-%d %H:%M}" if begun else "-",
-            Text(",".join(status.request.get("kinds") or ())),
+            Text(_what(status)),
             Text(Path(str(status.request.get("model", ""))).name),
         )
     if found:
@@ -101,8 +104,11 @@ def show(run: Run, root: Root = Path("runs"), json: Json = False) -> int:
         return 0
     console = _console()
     console.print(Text.assemble((status.name, "bold"), "  ", (status.state, STATE_STYLE.get(status.state, ""))))
-    for label, value in _facts(status).items():
+    for label, value in (train_facts(status) if isinstance(status, TrainStatus) else _facts(status)).items():
         console.print(Text.assemble((f"{label:>10}  ", "dim"), value), soft_wrap=True)
+    if isinstance(status, TrainStatus):
+        _print_training(console, status)
+        return 0
     if status.nodes:
         table = _table("node", ">share", ">rows", ">units", ">computing", ">rows/s")
         for node in status.nodes:
@@ -123,8 +129,11 @@ def show(run: Run, root: Root = Path("runs"), json: Json = False) -> int:
 def resume(run: Run, root: Root = Path("runs"), json: Json = False) -> int:
     """Go on with a run where it stopped: runs the command that is recorded in its run.toml."""
     from realign_cluster.cli.curate import resume as resume_curation
+    from realign_cluster.cli.train import resume as resume_training
 
-    return resume_curation(locate_run(run, root), json=json)
+    folder = locate_run(run, root)
+    again = resume_training if ledger_kind(folder / "ledger.sqlite") == "train" else resume_curation
+    return again(folder, json=json)
 
 
 @app.command("report", epilog=REPORT_EXAMPLE)
@@ -135,7 +144,11 @@ def report(
     json: Json = False,
 ) -> int:
     """Make report.html again from what the run's folder holds, also of a run that is going on; print its path."""
-    path = write_report(locate_run(run, root)).absolute()
+    folder = locate_run(run, root)
+    if ledger_kind(folder / "ledger.sqlite") == "train":
+        path = write_train_report(folder, train_history_of(folder)).absolute()
+    else:
+        path = write_report(folder).absolute()
     if json:
         _line({"event": "summary", "report": str(path)})
     else:
@@ -195,8 +208,75 @@ def _print_troubles(console: Console, folder: Path) -> None:
         )
 
 
-def _fraction(status: RunStatus) -> str:
-    return f"{status.rows_done / status.counters.rows:.0%}" if status.counters.rows else "-"
+def _rows(status: RunStatus) -> tuple[str, str, str]:
+    rows = status.counters.rows
+    done = f"{status.rows_done / rows:.0%}" if rows else "-"
+    return f"{rows:,} rows", done, f"{rate_text(status.summary.get('rows_per_second'))} rows/s"
+
+
+def _steps(status: TrainStatus) -> tuple[str, str, str]:
+    done = f"{status.steps_done / status.steps:.0%}" if status.steps else "-"
+    return f"{status.steps:,} steps", done, f"{rate_text(status.summary.get('tokens_per_second'))} tokens/s"
+
+
+def _what(status: RunStatus | TrainStatus) -> str:
+    if isinstance(status, TrainStatus):
+        return f"{status.settings.get('method', 'sft')} {status.settings.get('fine_tune', 'lora')}"
+    return ",".join(status.request.get("kinds") or ())
+
+
+def train_facts(status: TrainStatus) -> dict[str, str]:
+    summary = status.summary
+    facts = {"folder": str(status.folder)}
+    if status.command:
+        facts["command"] = status.command
+    if status.holder:
+        facts["held by"] = status.holder
+    facts["steps"] = f"{status.steps_done:,} of {status.steps:,}"
+    if (loss := summary.get("loss")) is not None:
+        facts["loss"] = f"{loss['first']:.4f} at first, {loss['last']:.4f} at last"
+    if (validation := summary.get("validation")) is not None:
+        facts["validation"] = f"best {validation['best']:.4f} after step {validation['best_step']}"
+    if summary.get("wall_seconds") and status.state != "running":
+        rate = rate_text(summary.get("tokens_per_second"))
+        facts["time"] = f"{duration_text(summary['wall_seconds'])}, {rate} tokens/s within the steps"
+    if status.sittings:
+        ended = "was closed" if status.sittings[-1].closed_at else "has no end: killed, or going on"
+        facts["sittings"] = f"{len(status.sittings)}; the last {ended}"
+    if summary.get("output"):
+        facts["output"] = str(status.folder / summary["output"])
+    if status.state in ("incomplete", "failed") and summary.get("reason"):
+        facts["why"] = str(summary["reason"])
+    if status.state == "incomplete":
+        facts["go on"] = f"realign runs resume {status.folder}"
+    return facts
+
+
+def _print_training(console: Console, status: TrainStatus) -> None:
+    history = train_history_of(status.folder)
+    if nodes := history.nodes_summary():
+        table = _table("node", ">share", ">tokens", ">computing", ">tokens/s")
+        for node, values in nodes.items():
+            table.add_row(
+                Text(node, style="bold"),
+                f"{values['share']:.1%}" if values["share"] is not None else "-",
+                f"{values['tokens']:,}",
+                duration_text(values["busy_seconds"]),
+                rate_text(values["tokens_per_second"]),
+            )
+        _print_table(console, table)
+    troubles = [incident for incident in history.incidents if incident.trouble]
+    begun = history.begun or 0.0
+    for incident in troubles[-TROUBLES_SHOWN:]:
+        console.print(Text(f"  {duration_text(incident.wall - begun):>12}  {incident.text}"), soft_wrap=True)
+
+
+def train_history_of(folder: Path) -> TrainHistory:
+    ledger = TrainLedgerReader(folder / "ledger.sqlite")
+    try:
+        return read_train_history(ledger)
+    finally:
+        ledger.close()
 
 
 def _shown_path(folder: Path, root: Path) -> str:

@@ -76,3 +76,10 @@ def start(request: TrainRequest, *, command: str | None = None, json: bool = Fal
     from realign_cluster.coordinator.train import train  # loads pyarrow, which no other command needs
 
     return asyncio.run(train(request, dashboard=make_dashboard(json_lines=json), command=command))
+
+
+def resume(run_folder: Path, *, json: bool = False) -> int:
+    """Runs what run.toml of this folder says again. Raises UsageError when it is not a training run."""
+    from realign_cluster.coordinator.train_record import read_train_request
+
+    return start(read_train_request(run_folder), json=json)

@@ -13,8 +13,10 @@ from typing import Any
 import orjson
 
 from realign_cluster.coordinator.report_data import shown_command
+from realign_cluster.coordinator.train_status import TrainStatus, train_status
 from realign_cluster.domain.errors import RealignError, UsageError
 from realign_cluster.domain.suggest import did_you_mean
+from realign_cluster.store.ledger_file import ledger_kind
 from realign_cluster.store.ledger_reader import Counters, EpochRecord, LedgerReader, NodeSummary
 from realign_cluster.store.run_folder import LOCK_NAME, RunFolder
 
@@ -89,14 +91,17 @@ def locate_run(run: str, root: Path) -> Path:
     raise UsageError(f"there is no run '{run}'{did_you_mean(run, names)}", listed)
 
 
-def run_status(folder: Path) -> RunStatus:
+def run_status(folder: Path) -> RunStatus | TrainStatus:
     """Raises UsageError when `folder` is not a run, or one whose ledger this version cannot read."""
     run = RunFolder.read(folder)
+    holder = _holder(folder)
+    summary = _summary(run.summary)
+    record = run.read_run_toml() if run.run_toml.is_file() else {}
+    request, command = record.get("request") or {}, shown_command(str(record.get("command", "")))
+    if run.ledger.is_file() and ledger_kind(run.ledger) == "train":
+        return train_status(folder, run.ledger, holder=holder, summary=summary, request=request, command=command)
     ledger = LedgerReader(run.ledger)
     try:
-        holder = _holder(folder)
-        summary = _summary(run.summary)
-        record = run.read_run_toml() if run.run_toml.is_file() else {}
         outcomes = Counter(_outcome(attempt.outcome) for attempt in ledger.attempts())
         return RunStatus(
             name=folder.name,
@@ -108,16 +113,16 @@ def run_status(folder: Path) -> RunStatus:
             sittings=tuple(ledger.epochs()),
             outcomes=dict(outcomes.most_common()),
             summary=summary,
-            request=record.get("request") or {},
-            command=shown_command(str(record.get("command", ""))),
+            request=request,
+            command=command,
         )
     finally:
         ledger.close()
 
 
-def statuses(root: Path) -> tuple[list[RunStatus], list[tuple[Path, RealignError]]]:
+def statuses(root: Path) -> tuple[list[RunStatus | TrainStatus], list[tuple[Path, RealignError]]]:
     """Every run under `root`, oldest first, and those that cannot be read, with why."""
-    found: list[RunStatus] = []
+    found: list[RunStatus | TrainStatus] = []
     unreadable: list[tuple[Path, RealignError]] = []
     for folder in find_runs(root):
         try:

@@ -54,12 +54,12 @@ def create_ledger_file(path: Path, statements: str, meta: Mapping[str, Any]) -> 
 
 
 def ledger_kind(path: Path) -> str:
-    """ "score" or "train". Raises RunFailed for a file that is no ledger."""
+    """ "score" or "train". Raises UsageError for a file that is no ledger."""
     try:
         with contextlib.closing(open_reader(path)) as connection:
             found = connection.execute("SELECT value FROM meta WHERE key = 'kind'").fetchone()
     except sqlite3.Error as error:
-        raise RunFailed(f"the ledger {path} cannot be read: {error}", "start the run again in a new folder") from error
+        raise UsageError(f"{path} is not the ledger of a run: {error}", "start the run again in a new folder") from error
     return str(orjson.loads(found[0])) if found else "score"
 
 
