@@ -38,7 +38,9 @@ def world_identity(job: TrainJob, spec: RankSpec, versions: Mapping[str, str]) -
 
 
 def statement_of(config: str, spec: RankSpec, versions: Mapping[str, str]) -> Statement:
-    """`config` is the world's identity; the rest says in words what a different one may come from."""
+    """In this order ranks are compared. `config` is the world's identity; what comes before it says in words what a
+    different one comes from.
+    """
     return {
         "generation": spec.generation,
         "versions": _pinned(versions),
@@ -50,7 +52,7 @@ def statement_of(config: str, spec: RankSpec, versions: Mapping[str, str]) -> St
 
 def check_world(group: Group, backend: Backend, own: Statement) -> None:
     """Raises WorldMismatch unless all ranks say the same. A collective."""
-    said = json.dumps(own, sort_keys=True).encode()
+    said = json.dumps(own).encode()
     gathered = _gather_over_mpi(said) if backend == "mpi" else _gather(group, said)
     if found := differences([json.loads(one) for one in gathered]):
         raise WorldMismatch("; ".join(found))
