@@ -92,6 +92,11 @@ class PartStore:
             await asyncio.to_thread(self._prune)
             return CheckpointStored(at=self._clock(), step=step, parts=tuple(part for _, part in parts))
 
+    async def forget_after(self, step: int) -> None:
+        """Checkpoints of a course that was given up."""
+        async with self._storing:
+            await asyncio.to_thread(self._run.checkpoints.forget_after, step)
+
     def _manifest(self, step: int, parts: Sequence[StatePart]) -> CheckpointManifest:
         ledger, versions = self._run.ledger, local_versions()
         losses = [(each.step, each.body["metrics"]["loss"]) for each in ledger.measurements("evaluated")]

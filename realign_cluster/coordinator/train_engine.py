@@ -106,9 +106,11 @@ class TrainEngine:
         self._failure: BaseException | None = None
         self._looked: float | None = None
         self._interrupts = 0
+        self._go_backs = 0
 
     async def run(self, opened: e.Opened) -> c.Finish:
         self.recovery = Recovery(opened)
+        self._go_backs = len(opened.memory.go_backs)
         batch = _Batch()
         self._decide(opened, batch)
         shown = float("-inf")
@@ -355,8 +357,12 @@ class TrainEngine:
 
     def _carry_out(self, command: c.Command) -> None:
         match command:
-            case c.Remember() | c.Replan():
-                pass  # in the ledger; answered already
+            case c.Remember(memory=memory):
+                if len(memory.go_backs) > self._go_backs:
+                    self._go_backs = len(memory.go_backs)
+                    self._spawn(self._parts.forget_after(memory.go_backs[-1].step))
+            case c.Replan():
+                pass  # answered already
             case c.Fetch(node=node, part=part, source=source):
                 self._spawn(self._parts.fetch(node, part, source))
             case c.StartRank(node=node, spec=spec):
