@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 import time
 from datetime import UTC, datetime
 
@@ -35,6 +36,7 @@ from realign_cluster.domain.recovery_events import Opened
 from realign_cluster.domain.run_memory import Options, RunMemory
 from realign_cluster.domain.training import TrainJob
 from realign_cluster.domain.world import StatePart
+from realign_cluster.store.reference_cache import ReferenceCache, reference_key, row_digests
 
 
 async def train(
@@ -85,7 +87,11 @@ class _Sitting:
             for missing in cluster.missing:
                 self._dashboard.note(f"{missing.name} is not there: {missing.reason}", "warning")
             with contextlib.closing(TrainDesk(self._run.ledger)) as desk:
-                finish = await self._train(cluster, desk)
+                await self._known_reference(desk)
+                try:
+                    finish = await self._train(cluster, desk)
+                finally:
+                    await self._share_reference(desk)
         return await self._finish(finish)
 
     async def _train(self, cluster: Cluster, desk: TrainDesk) -> Finish:
@@ -159,6 +165,36 @@ class _Sitting:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _known_reference(self, desk: TrainDesk) -> None:
+        """What another run of this cluster has computed with the same model, of the same rows."""
+        job = self._run.job
+        if not job.needs_reference:
+            return
+
+        def find() -> list[tuple[int, float, float]]:
+            with contextlib.closing(self._reference_cache()) as cache:
+                return cache.find(reference_key(job), row_digests(self._run.data.folder))
+
+        if found := await desk.do(find):
+            desk.add_reference(found)
+            rows = self._run.prepared.rows + self._run.prepared.valid_rows
+            self._dashboard.note(f"reference log-probabilities of {len(found):,} of {rows:,} rows are known", "info")
+
+    async def _share_reference(self, desk: TrainDesk) -> None:
+        job = self._run.job
+        if not job.needs_reference:
+            return
+
+        def add() -> None:
+            values = {row: (chosen, rejected) for row, chosen, rejected in desk.reference()}
+            with contextlib.closing(self._reference_cache()) as cache, contextlib.suppress(sqlite3.Error):
+                cache.add(reference_key(job), row_digests(self._run.data.folder), values)
+
+        await desk.do(add)
+
+    def _reference_cache(self) -> ReferenceCache:
+        return ReferenceCache(self._home.folder / "references.sqlite")
 
     def _pinned(self, cluster: Cluster) -> TrainJob:
         """A reproducible run computes with the same kernels and threads in every sitting."""
