@@ -81,7 +81,7 @@ class RankBoard:
             line.state, line.detail = "idle", reason
             if not asked and last_lines:
                 line.detail = f"{reason}: {last_lines.strip().splitlines()[-1]}"
-        if not asked:
+        if not asked and reason != "exit status 0":
             line.restarts += 1
             self._failures += 1
         self._training = False
