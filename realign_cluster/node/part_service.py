@@ -33,7 +33,7 @@ async def read_part(
             yield pb.PartChunk(offset=offset, data=data)
             offset += len(data)
     except (StateRefused, Corrupt) as error:
-        await context.abort(_status_of(error), error.message)
+        await context.abort(_status_of(error, corrupt=grpc.StatusCode.NOT_FOUND), error.message)
 
 
 async def write_part(
@@ -54,7 +54,7 @@ async def write_part(
         await states.receive(first.run_id, part, chunks())
     except (StateRefused, Corrupt, StorageFull, OSError) as error:
         log.warning("a part was not taken", part=part.name, why=str(error))
-        await context.abort(_status_of(error), str(error))
+        await context.abort(_status_of(error, corrupt=grpc.StatusCode.DATA_LOSS), str(error))
     return pb.PartWritten()
 
 
@@ -66,10 +66,10 @@ async def _part_of(described: bytes, context: grpc.aio.ServicerContext) -> State
         raise
 
 
-def _status_of(error: RealignError | OSError) -> grpc.StatusCode:
+def _status_of(error: RealignError | OSError, *, corrupt: grpc.StatusCode) -> grpc.StatusCode:
     match error:
         case Corrupt():
-            return grpc.StatusCode.NOT_FOUND
+            return corrupt
         case StorageFull():
             return grpc.StatusCode.RESOURCE_EXHAUSTED
         case StateRefused(passing=True):

@@ -197,7 +197,7 @@ class RankKeeper:
         return True
 
     def tell(self, frame: Mapping[str, Any]) -> None:
-        if self._rank is not None:
+        if self._rank is not None and self.running:
             self._rank.tell(frame)
 
     def stop(self, reason: str, grace_seconds: float = GRACE_SECONDS) -> None:
