@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from realign_cluster.cli.checks import cluster, machine, macos
+from realign_cluster.cli.checks import cluster, machine, macos, rdma
 from realign_cluster.cli.checks.finding import Finding, Level
 from realign_cluster.coordinator.home import ClusterHome
 from realign_cluster.coordinator.hostfile_reader import naming_hostfile, read_hostfile
@@ -73,6 +73,7 @@ async def examine(hostfile: Hostfile | None, home: ClusterHome, node_state: Path
         *machine.check_sqlite(),
         *await macos.check_macos(),
         *machine.check_environment(),
+        *machine.check_hostfile_environment(hostfile.hosts if hostfile is not None else ()),
         *cluster.check_certificates(home, node_state),
         *cluster.check_ports(hostfile.hosts if hostfile is not None else (), DEFAULT_PORT),
     ]
@@ -80,6 +81,7 @@ async def examine(hostfile: Hostfile | None, home: ClusterHome, node_state: Path
         found += await cluster.check_mdns(home)
     if hostfile is not None:
         found += await cluster.check_nodes(hostfile, home)
+        found += await rdma.check_rdma(hostfile)
     return found
 
 

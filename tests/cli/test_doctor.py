@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from realign_cluster.coordinator.home import ClusterHome
 from realign_cluster.coordinator.hostfile_reader import read_hostfile
 from realign_cluster.domain.hostfile import Host
 from realign_cluster.rpc.certificates import Authority, Role
+
+HOSTFILES = Path(__file__).parents[2] / "hostfiles"
 
 
 def levels(findings: list[Finding]) -> set[str]:
@@ -73,6 +76,15 @@ def test_each_variable_that_is_set_is_explained():
     assert found["MLX_METAL_FAST_SYNCH"].level == "warn"
     assert "deadlock" in found["MLX_METAL_FAST_SYNCH"].text
     assert levels(machine.check_environment({})) == {"ok"}
+
+
+def test_each_variable_of_the_hostfile_is_explained():
+    hosts = read_hostfile(HOSTFILES / "m4max-m3ultra-rdma.json").hosts
+    found = machine.check_hostfile_environment((hosts[0], replace(hosts[1], env={**hosts[1].env, "MLX_MY_OWN": "2"})))
+    assert [finding.level for finding in found] == ["warn", "ok", "ok"]
+    assert found[0].text.startswith("MLX_METAL_FAST_SYNCH=1 in the hostfile, for all hosts: makes the CPU and the GPU")
+    assert found[1].text.startswith("MLX_MY_OWN=2 in the hostfile, for m3ultra: not known here")
+    assert machine.check_hostfile_environment(()) == []
 
 
 def test_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -6,13 +6,14 @@ import os
 import platform
 import sqlite3
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
 import psutil
 
 from realign_cluster.cli.checks.finding import Finding, fail, ok, warn
+from realign_cluster.domain.hostfile import Host
 from realign_cluster.node.blas import INSTALL_HINT, find_openblas
 from realign_cluster.node.environment import ENVIRONMENT_EFFECTS, effect_of
 from realign_cluster.node.probe import memory_limit_bytes
@@ -25,7 +26,7 @@ LITTLE_DISK_BYTES = 5 * 2**30
 LITTLE_MEMORY_BYTES = 2 * 2**30
 REQUIRED = ("mlx", "mlx-lm", "grpcio", "protobuf", "zeroconf", "tokenizers", "pyarrow")
 PREFIXES_LOOKED_AT = ("MLX_", "METAL_", "MTL_", "OPENBLAS_", "OMP_", "VECLIB_", "TOKENIZERS_", "REALIGN_")
-RISKY = {"MLX_METAL_FAST_SYNCH": "unset MLX_METAL_FAST_SYNCH, unless collectives over RDMA need it"}
+RISKY = {"MLX_METAL_FAST_SYNCH": "unset it, here and in hostfiles, unless collectives over RDMA need it"}
 
 
 def check_python(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> list[Finding]:
@@ -115,18 +116,31 @@ def check_sqlite() -> list[Finding]:
 
 def check_environment(environment: Mapping[str, str] = os.environ) -> list[Finding]:
     """Every variable that is set and bears on a run, with what it really does."""
-    found = []
-    for name in sorted(environment):
-        if name not in ENVIRONMENT_EFFECTS and not name.startswith(PREFIXES_LOOKED_AT):
-            continue
-        text = f"{name}={environment[name]}: {_effect(name)}"
-        if name in RISKY and environment[name] not in ("", "0"):
-            found.append(warn("environment", text, RISKY[name]))
-        else:
-            found.append(ok("environment", text))
+    found = [
+        _variable(f"{name}={environment[name]}", name, environment[name])
+        for name in sorted(environment)
+        if name in ENVIRONMENT_EFFECTS or name.startswith(PREFIXES_LOOKED_AT)
+    ]
     if not found:
         found.append(ok("environment", "none of the variables that MLX, tokenizers, BLAS or realign read is set"))
     return found
+
+
+def check_hostfile_environment(hosts: Sequence[Host]) -> list[Finding]:
+    """What the hostfile sets for workers, with what it really does."""
+    found = []
+    for name, value in sorted({(name, value) for host in hosts for name, value in host.env.items()}):
+        told = [host.name for host in hosts if host.env.get(name) == value]
+        where = "all hosts" if len(told) == len(hosts) else ", ".join(told)
+        found.append(_variable(f"{name}={value} in the hostfile, for {where}", name, value))
+    return found
+
+
+def _variable(shown: str, name: str, value: str) -> Finding:
+    text = f"{shown}: {_effect(name)}"
+    if name in RISKY and value not in ("", "0"):
+        return warn("environment", text, RISKY[name])
+    return ok("environment", text)
 
 
 def _effect(name: str) -> str:
