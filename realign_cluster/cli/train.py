@@ -54,6 +54,7 @@ def command(
     request = TrainRequest(
         data=asked.data,
         valid=asked.valid,
+        benchmarks=asked.benchmarks,
         model=asked.model,
         out=out,
         settings=asked.settings,

@@ -23,7 +23,7 @@ CHOICES: Mapping[Path, tuple[str, ...]] = {
     ("backend",): ("auto", *get_args(Backend)),
     ("track",): get_args(Track),
 }
-LISTS = (("data",), ("valid",), ("adapter", "keys"))
+LISTS = (("data",), ("valid",), ("benchmarks",), ("adapter", "keys"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +31,7 @@ class TrainAsked:
     model: str
     data: tuple[str, ...]
     valid: tuple[str, ...]
+    benchmarks: tuple[str, ...]
     parallel: Any
     backend: Any
     track: Any
@@ -75,6 +76,7 @@ def train_asked(given: Given, config: FilePath | None) -> TrainAsked:
         model=str(values["model",]),
         data=tuple(values["data",]),
         valid=tuple(values.get(("valid",), ())),
+        benchmarks=tuple(values.get(("benchmarks",), ())),
         parallel=values.get(("parallel",), "auto"),
         backend=values.get(("backend",), "auto"),
         track=values.get(("track",), "none"),

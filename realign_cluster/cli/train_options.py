@@ -54,6 +54,9 @@ REQUESTED = (
     _setting("model", str, "mlx-lm model folder or hub id."),
     _setting("data", TEXTS, "Rows to learn from: a file, glob or folder; may be repeated."),
     _setting("valid", TEXTS, "Rows to evaluate on; may be repeated."),
+    _setting(
+        "benchmarks", TEXTS, "JSONL of questions to watch: prompt, answer, choices; may be repeated.", "--benchmark"
+    ),
     _setting("parallel", str, "auto, single, data, tensor, pipeline or sharded. Default: auto, the plan decides."),
     _setting("backend", str, "What joins the ranks: auto, ring, jaccl or mpi. Default: auto."),
     _setting("track", str, "Also write the curves for: none, wandb (offline), tensorboard. Default: none."),

@@ -99,7 +99,8 @@ class PartStore:
 
     def _manifest(self, step: int, parts: Sequence[StatePart]) -> CheckpointManifest:
         ledger, versions = self._run.ledger, local_versions()
-        losses = [(each.step, each.body["metrics"]["loss"]) for each in ledger.measurements("evaluated")]
+        evaluated = [(each.step, each.body["metrics"].get("loss")) for each in ledger.measurements("evaluated")]
+        losses = [(at, loss) for at, loss in evaluated if loss is not None]
         divergences = [(each.step, each.body["kl"]) for each in ledger.measurements("divergence")]
         here = [loss for at, loss in losses if at == step]
         return CheckpointManifest(

@@ -102,6 +102,7 @@ def summary_of(
         "fine_tune": run.job.fine_tune,
         "loss": {"first": steps[0].loss, "last": steps[-1].loss} if steps else None,
         "validation": history.validation_summary(),
+        "benchmarks": history.benchmark_summary(),
         "kl": history.divergences[-1].kl if history.divergences else None,
         "tokens": sum(step.tokens for step in steps),
         "rows": {"train": run.prepared.rows, "valid": run.prepared.valid_rows},

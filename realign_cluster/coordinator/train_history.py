@@ -77,15 +77,20 @@ class TrainHistory:
         return sum(step.tokens for step in self.steps) / seconds if seconds else None
 
     def validation_summary(self) -> dict[str, Any] | None:
-        if not self.evaluations:
+        measured = [(each.step, each.metrics["loss"]) for each in self.evaluations if "loss" in each.metrics]
+        if not measured:
             return None
-        best = min(self.evaluations, key=lambda each: each.metrics["loss"])
-        return {
-            "first": self.evaluations[0].metrics["loss"],
-            "last": self.evaluations[-1].metrics["loss"],
-            "best": best.metrics["loss"],
-            "best_step": best.step,
-        }
+        best_step, best = min(measured[1:] or measured, key=lambda found: found[1])  # the first is before training
+        return {"first": measured[0][1], "last": measured[-1][1], "best": best, "best_step": best_step}
+
+    def benchmark_summary(self) -> dict[str, dict[str, float]]:
+        """By name: what it was before training, and what it is now."""
+        names = {name for each in self.evaluations for name in each.metrics if name.startswith("benchmark/")}
+        found = {}
+        for name in sorted(names):
+            values = [each.metrics[name] for each in self.evaluations if name in each.metrics]
+            found[name.removeprefix("benchmark/")] = {"first": values[0], "last": values[-1]}
+        return found
 
     def nodes_summary(self) -> dict[str, dict[str, Any]]:
         tokens: dict[str, int] = defaultdict(int)
@@ -183,7 +188,7 @@ def _measured(ledger: TrainLedgerReader, kind: str, model: Any, counted: dict[in
     found = {
         each.step: model.model_validate(each.body)
         for each in ledger.measurements(kind)
-        if counted.get(each.step) == each.generation
+        if each.step == 0 or counted.get(each.step) == each.generation
     }
     return [found[step] for step in sorted(found)]
 

@@ -19,6 +19,7 @@ from realign_cluster.coordinator.train_request import TrainRequest
 from realign_cluster.domain.errors import UsageError
 from realign_cluster.domain.ids import RunId
 from realign_cluster.domain.training import TrainJob
+from realign_cluster.store.benchmark_data import prepared_benchmarks
 from realign_cluster.store.checkpoints import CheckpointStore
 from realign_cluster.store.model_files import describe_model, resolve_model
 from realign_cluster.store.run_folder import RunFolder
@@ -67,7 +68,10 @@ def open_train_run(request: TrainRequest, command: str | None = None) -> TrainRu
     with contextlib.ExitStack() as undo:
         folder = RunFolder.hold(request.out)
         undo.callback(folder.abandon)
-        prepared = prepare_training_data(request.data, request.valid, request.settings.method, folder.data)
+        benchmarks = prepared_benchmarks(request.benchmarks)
+        prepared = prepare_training_data(
+            request.data, request.valid, request.settings.method, folder.data, beside=benchmarks
+        )
         _check_size(request, prepared)
         job = request.job(spec, prepared.spec)
         identity = request.identity(spec, prepared.spec)

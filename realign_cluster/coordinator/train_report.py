@@ -107,7 +107,7 @@ def _figures(history: TrainHistory, summary: Mapping[str, Any]) -> str:
 
 def _loss(history: TrainHistory) -> str:
     points = [(float(step.step), step.loss) for step in history.steps]
-    validation = [(float(each.step), each.metrics["loss"]) for each in history.evaluations]
+    validation = [(float(each.step), each.metrics["loss"]) for each in history.evaluations if "loss" in each.metrics]
     drawn = curves(
         [
             Curve(label="each step", points=points, style="faint"),

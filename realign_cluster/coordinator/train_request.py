@@ -21,6 +21,7 @@ class TrainRequest(BaseModel):
 
     data: tuple[str, ...]
     valid: tuple[str, ...] = ()
+    benchmarks: tuple[str, ...] = ()
     model: str
     out: Path
     settings: TrainSettings
@@ -41,6 +42,7 @@ class TrainRequest(BaseModel):
             update={
                 "data": tuple(str(Path(item).expanduser().absolute()) for item in self.data),
                 "valid": tuple(str(Path(item).expanduser().absolute()) for item in self.valid),
+                "benchmarks": tuple(str(Path(item).expanduser().absolute()) for item in self.benchmarks),
                 "out": self.out.absolute(),
                 "model": str(model.absolute()) if model.is_dir() else self.model,
                 "hostfile": self.hostfile.expanduser().absolute() if self.hostfile is not None else None,

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import shutil
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, Final, Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ from realign_cluster.domain.job import ModelFileSpec, ModelSpec
 from realign_cluster.domain.rows import BadField
 from realign_cluster.domain.training import PREFERENCE_METHODS, Method
 from realign_cluster.domain.training_rows import Form, WrongForm, canonical_row, form_of
-from realign_cluster.store.durable import TEMPORARY_SUFFIX, durable_file, sync_folder
+from realign_cluster.store.durable import TEMPORARY_SUFFIX, durable_file, sync_folder, write_durably
 from realign_cluster.store.jsonl import Lines, lines_of
 from realign_cluster.store.model_files import HASH_BYTES, hash_file, hash_of_files
 from realign_cluster.store.readers import InputFile, Sources, expand_inputs
@@ -67,11 +68,17 @@ class PreparedData:
 
 
 def prepare_training_data(
-    train_paths: Sequence[str | Path], valid_paths: Sequence[str | Path], method: Method, folder: Path
+    train_paths: Sequence[str | Path],
+    valid_paths: Sequence[str | Path],
+    method: Method,
+    folder: Path,
+    *,
+    beside: Mapping[str, bytes] = MappingProxyType({}),
 ) -> PreparedData:
     """Checks every row of `train_paths` and `valid_paths` (files, globs, folders; no `valid_paths`: no validation).
 
-    The result is in FOLDER/HASH/, whole or not at all, and is used again where it is there already. Raises
+    The result is in FOLDER/HASH/, whole or not at all, and is used again where it is there already. `beside`: further
+    files of it, by name. Raises
     UsageError, with file and line, for rows that are wrong, of a form that `method` does not learn from or of two
     forms, for no rows at all, and for validation rows that are train rows too; StorageFull when it does not fit.
     """
@@ -91,7 +98,7 @@ def prepare_training_data(
             finally:
                 sources.discard_cache()
             reader.judge()
-        return reader.publish(folder)
+        return reader.publish(folder, beside)
     except OSError as error:
         if is_disk_full(error):
             fix = "free some room there and give the command again"
@@ -256,11 +263,26 @@ class _Reader:
                 "remove them from one of the two",
             )
 
-    def publish(self, folder: Path) -> PreparedData:
-        """Gives the files their place under `folder`."""
+    def publish(self, folder: Path, beside: Mapping[str, bytes]) -> PreparedData:
+        """Gives the files their place under `folder`, with those of `beside`."""
+        for name, data in beside.items():
+            write_durably(self._making / name, data)
         specs = tuple(
-            ModelFileSpec(path=f"{split}.jsonl", size=written.size, blake2b=written.digest.hexdigest())
-            for split, written in sorted(self._splits.items())
+            sorted(
+                (
+                    *(
+                        ModelFileSpec(path=f"{split}.jsonl", size=written.size, blake2b=written.digest.hexdigest())
+                        for split, written in self._splits.items()
+                    ),
+                    *(
+                        ModelFileSpec(
+                            path=name, size=len(data), blake2b=blake2b(data, digest_size=HASH_BYTES).hexdigest()
+                        )
+                        for name, data in beside.items()
+                    ),
+                ),
+                key=lambda spec: spec.path,
+            )
         )
         names = self._splits["train"].names
         name = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

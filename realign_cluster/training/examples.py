@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -22,6 +22,7 @@ import orjson
 
 from realign_cluster.domain.training import TrainJob
 from realign_cluster.scoring.encode import Tokenizer
+from realign_cluster.store.benchmark_data import PREFIX
 from realign_cluster.store.space import StorageFull, is_disk_full
 from realign_cluster.training.array_folder import Array, find_arrays, making_arrays
 from realign_cluster.training.example_maker import EXAMPLES_VERSION, ExampleMaker
@@ -83,8 +84,11 @@ class Examples:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSet:
+    """`benchmarks` by name: rows of a question's choices, one sequence each."""
+
     train: Examples
     valid: Examples | None
+    benchmarks: Mapping[str, Examples]
 
 
 def load_training_set(
@@ -113,6 +117,10 @@ def load_training_set(
                     for split in SPLITS:
                         if (path := folder / f"{split}.jsonl").is_file():
                             facts[split] = ExampleMaker(path, job, tokenizer, vocabulary).make(making / split, progress)
+                    asked = job.model_copy(update={"method": "sft", "mask_prompt": True})
+                    for path in sorted(folder.glob(f"{PREFIX}*.jsonl")):
+                        maker = ExampleMaker(path, asked, tokenizer, vocabulary)
+                        facts[path.stem] = maker.make(making / path.stem, progress)
                 found = find_arrays(place, progress)
     except OSError as error:
         if is_disk_full(error):
@@ -121,7 +129,8 @@ def load_training_set(
     assert found is not None
     arrays, facts = found
     splits = {split: _examples(split, arrays, facts[split]) for split in facts}
-    return TrainingSet(train=splits["train"], valid=splits.get("valid"))
+    benchmarks = {split.removeprefix(PREFIX): found for split, found in splits.items() if split.startswith(PREFIX)}
+    return TrainingSet(train=splits["train"], valid=splits.get("valid"), benchmarks=benchmarks)
 
 
 def _examples(split: str, arrays: dict[str, Array], facts: dict[str, Any]) -> Examples:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from realign_cluster.domain.rank_report import Diverged, ReferenceRows
+from realign_cluster.training.benchmarks import run_benchmarks
 from realign_cluster.training.context import RankContext
 from realign_cluster.training.divergence import divergence
 from realign_cluster.training.examples import Examples
@@ -69,23 +70,32 @@ class Measurements:
                 context.say(ReferenceRows(rows=rows, done=done, total=len(missing)))
             values[chunk] = np.array(context.all_sum(mx.array(new)))
 
+    @property
+    def something_to_evaluate(self) -> bool:
+        return self._context.data.valid is not None or bool(self._context.data.benchmarks)
+
     def evaluation(self, step: int, reference: dict[str, Reference] | None) -> dict[str, float]:
-        """Means over the validation rows, "loss" among them. There have to be some."""
+        """Means over the validation rows, "loss" among them where there are some, and the benchmarks' results."""
         context = self._context
-        job, valid = context.orders.job, context.data.valid
-        assert valid is not None
+        context.model.model.eval()
+        found = {} if context.data.valid is None else self._validation(context.data.valid, step, reference)
+        found |= run_benchmarks(context, lambda: context.watch.enter("evaluate", step))
+        context.model.model.train()
+        return found
+
+    def _validation(self, valid: Examples, step: int, reference: dict[str, Reference] | None) -> dict[str, float]:
+        context = self._context
+        job = context.orders.job
         rows = list(range(min(valid.rows, job.evaluation.max_rows or valid.rows)))
         objective = make_objective(job, GlobalCounts(tokens=1, pairs=1), context.orders.spec.beta_factor)
         names = metric_names(job.method)
         total = mx.zeros(len(names))
-        context.model.model.eval()
         for chunk in _chunks(rows):
             context.watch.enter("evaluate", step)
             given = reference["valid"] if reference is not None else None
             batches = micro_batches(valid, context.division.own(valid, chunk), job, reference=given)
             total = total + context.strategy.losses([each.batch for each in batches], objective, len(names))
             mx.eval(total)
-        context.model.model.train()
         return mean_metrics(job.method, np.array(total).tolist())
 
     def divergence(self, step: int) -> None:

@@ -58,6 +58,8 @@ class Training:
     def run(self) -> None:
         """From the state that the orders name to the last step, or until all agree to stop."""
         job, step, reason = self._job, self._context.orders.spec.start_step, ""
+        if step == 0:
+            self._evaluate(0)
         while step < job.steps and not reason:
             self._one(step)
             step += 1
@@ -149,15 +151,15 @@ class Training:
     # --- what is due after a step ---
 
     def _evaluate(self, step: int) -> bool:
-        """Whether this is the best state so far. Nothing without validation rows."""
+        """Whether this is the best state so far. The model before the first step is what it is held against."""
         every = self._job.evaluation.every
-        due = step == self._job.steps or (every > 0 and step % every == 0)
-        if self._context.data.valid is None or not due:
+        due = step in (0, self._job.steps) or (every > 0 and step % every == 0)
+        if not due or not self._measure.something_to_evaluate:
             return False
         started = time.perf_counter()
         found = self._measure.evaluation(step, self._reference)
         self._context.say(Evaluated(step=step, metrics=found, seconds=time.perf_counter() - started))
-        return self._standing.judge(found["loss"], step)
+        return step > 0 and "loss" in found and self._standing.judge(found["loss"], step)
 
     def _keep(self, kind: StateKind, step: int) -> None:
         context = self._context

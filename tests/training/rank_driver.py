@@ -13,8 +13,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 from realign_cluster.domain.rank_report import RANK_REPORT, Ended, Failed, Loaded, RankReport, StepDone
@@ -31,11 +32,18 @@ SECONDS = 60.0
 
 
 def prepared_job(
-    folder: Path, data: Path, valid: Path | None = None, *, model: Path = TINY, **settings: Any
+    folder: Path,
+    data: Path,
+    valid: Path | None = None,
+    *,
+    model: Path = TINY,
+    beside: Mapping[str, bytes] = MappingProxyType({}),
+    **settings: Any,
 ) -> TrainJob:
     """A job on `data` with the tiny model; the prepared dataset is in folder/data/HASH."""
     method = settings.get("method", "sft")
-    prepared = prepare_training_data([data], [valid] if valid is not None else [], method, folder / "data")
+    valid_paths = [valid] if valid is not None else []
+    prepared = prepare_training_data([data], valid_paths, method, folder / "data", beside=beside)
     return TrainJob(model=describe_model(model), data=prepared.spec, **settings)
 
 
