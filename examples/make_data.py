@@ -1,4 +1,5 @@
-"""Writes examples/data: instructions of mixed quality, claims with evidence, preference pairs. Always the same.
+"""Writes examples/data: instructions of mixed quality, claims with evidence, preference pairs, cards to learn to write.
+Always the same.
 
 python examples/make_data.py [--out examples/data]
 """
@@ -12,11 +13,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from project_text import GENERIC, Exchange, exchanges, handbook, judgements
+from project_text import GENERIC, Exchange, draw_node, exchanges, handbook, judgements
 
 SEED = 7  # not the tiny model's: what it was trained on should not be all it is shown
 INSTRUCTIONS = 500
 PREFERENCES = 120
+CARDS = 320
+CARDS_HELD_OUT = 48
 
 
 def sources() -> list[Exchange]:
@@ -61,6 +64,20 @@ def preferences() -> Iterable[dict[str, Any]]:
         yield {"prompt": exchange.prompt, "chosen": exchange.response, "rejected": rejected}
 
 
+def cards() -> list[dict[str, Any]]:
+    """Facts about a node, to be put on a card: a form of answer that the tiny model has not seen. No two are equal."""
+    rng = random.Random(SEED + 2)
+    found: dict[str, dict[str, Any]] = {}
+    while len(found) < CARDS + CARDS_HELD_OUT:
+        node = draw_node(rng)
+        sentences = node.sentences()
+        told = ["memory", *rng.sample([about for about in sentences if about != "memory"], k=rng.randint(2, 4))]
+        prompt = " ".join(sentences[about] for about in told) + " Write a card."
+        facts = "; ".join(f"{about} {getattr(node, about)}" for about in sentences if about in told)
+        found.setdefault(prompt, {"prompt": prompt, "completion": f"Node {node.name}; {facts}."})
+    return list(found.values())
+
+
 def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
@@ -73,6 +90,8 @@ def main() -> None:
     write(out / "instructions.jsonl", instructions())
     write(out / "claims.jsonl", claims())
     write(out / "preferences.jsonl", preferences())
+    write(out / "cards.jsonl", cards()[:CARDS])
+    write(out / "cards-held-out.jsonl", cards()[CARDS:])
 
 
 if __name__ == "__main__":
