@@ -11,7 +11,7 @@ from itertools import combinations
 
 from realign_cluster.domain.errors import UsageError
 from realign_cluster.domain.hostfile import MOST_JACCL_HOSTS, Hostfile, Rdma
-from realign_cluster.domain.world import RdmaLinks
+from realign_cluster.domain.world import RdmaLinks, WorldPlan
 
 MOST_RING_CABLES = 4  # between two neighbours
 # MLX takes the first of each pair. What a daemon was started with must not reach a rank.
@@ -46,6 +46,13 @@ def link(hostfile: Hostfile, nodes: Sequence[str]) -> RdmaLinks:
     if found := list(faults(links, nodes)):
         raise _not_linked(hostfile, found)
     return links
+
+
+def with_links(world: WorldPlan, hostfile: Hostfile) -> WorldPlan:
+    """The world with what jaccl needs; any other as it is. Raises NotLinked."""
+    if world.backend != "jaccl" or world.size < 2:
+        return world
+    return world.model_copy(update={"rdma": link(hostfile, world.nodes)})
 
 
 def faults(links: RdmaLinks, nodes: Sequence[str]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from realign_cluster.domain.hostfile import Hostfile, parse_hostfile
-from realign_cluster.domain.jaccl import NotLinked, device_matrix, jaccl_environment, link
+from realign_cluster.domain.jaccl import NotLinked, device_matrix, jaccl_environment, link, with_links
 from realign_cluster.domain.world import WorldPlan
 
 HOSTFILES = Path(__file__).parents[2] / "hostfiles"
@@ -180,10 +180,13 @@ def test_the_hostfiles_that_are_shipped_link(name: str) -> None:
     assert device_matrix(links) == [list(host.rdma) for host in hostfile.hosts]
 
 
-def test_a_world_with_links_travels_and_an_older_one_has_none() -> None:
-    world = WorldPlan(
-        parallel="tensor", backend="jaccl", nodes=NAMES[:3], shares=(1.0, 0.0, 0.0),
-        rdma=link(hostfile_of(RING_OF_TWO_CABLES, "jaccl-ring"), NAMES[:3]),
-    )  # fmt: skip
+def test_a_world_with_links_travels_and_others_stay_as_they_are() -> None:
+    hostfile = hostfile_of(RING_OF_TWO_CABLES, "jaccl-ring")
+    plain = WorldPlan(parallel="tensor", backend="jaccl", nodes=NAMES[:3], shares=(1.0, 0.0, 0.0))
+    world = with_links(plain, hostfile)
+    assert world.rdma == link(hostfile, NAMES[:3])
     assert WorldPlan.model_validate_json(world.model_dump_json()) == world
-    assert WorldPlan(parallel="data", nodes=NAMES[:2], shares=(0.5, 0.5)).rdma is None
+    alone = WorldPlan(parallel="single", backend="jaccl", nodes=NAMES[:1], shares=(1.0,))
+    for other in (plain.model_copy(update={"backend": "ring"}), alone):
+        assert with_links(other, hostfile) == other
+    assert WorldPlan.model_validate_json('{"parallel": "single", "nodes": ["a"], "shares": [1.0]}').rdma is None
