@@ -16,17 +16,18 @@ from realign_cluster.domain.errors import RealignError
 from realign_cluster.domain.rank_report import Failed, Joined, Loaded, RankReport
 from realign_cluster.rpc.versions import local_versions
 from realign_cluster.scoring import device
+from realign_cluster.sharding.group import WorldMismatch, free_port
 from realign_cluster.store.resharding import Misfit
 from realign_cluster.store.state_part import Corrupt, data_path, verify_part
 from realign_cluster.training.context import Division, RankContext
 from realign_cluster.training.examples import TrainingSet, load_training_set
-from realign_cluster.training.join import Membership, free_port, join
+from realign_cluster.training.join import Membership, join
 from realign_cluster.training.orders import Mailbox, Orders
 from realign_cluster.training.parallel.choose import make_strategy
 from realign_cluster.training.setup import LoadedModel, load
 from realign_cluster.training.steps import NotFinite, Training
 from realign_cluster.training.watchdog import Watchdog
-from realign_cluster.training.world_check import WorldMismatch, check_world, statement_of, world_identity
+from realign_cluster.training.world_check import check_world, statement_of, world_identity
 
 Say = Callable[[RankReport], None]
 

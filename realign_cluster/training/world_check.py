@@ -17,13 +17,10 @@ import numpy as np
 from realign_cluster.domain.errors import RealignError
 from realign_cluster.domain.training import Backend, TrainJob
 from realign_cluster.domain.world import RankSpec
+from realign_cluster.sharding.group import WorldMismatch
 
 Group = mx.distributed.Group
 Statement = Mapping[str, Any]  # of one rank, JSON
-
-
-class WorldMismatch(Exception):
-    """Ranks that would train different things: another world, another job, or other versions."""
 
 
 def world_identity(job: TrainJob, spec: RankSpec, versions: Mapping[str, str]) -> str:

@@ -16,6 +16,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import _get_classes, load_model
 
 from realign_cluster.domain.training import AdapterSettings, FineTune
+from realign_cluster.sharding.wire import Wire
 from realign_cluster.training.adapters import adapters_off, attach
 from realign_cluster.training.dropout import DropoutContext, salt_of
 from realign_cluster.training.parallel.base import MicroBatch, Strategy
@@ -23,7 +24,6 @@ from realign_cluster.training.parallel.data import DataParallel
 from realign_cluster.training.parallel.pipeline import Pipeline
 from realign_cluster.training.parallel.stage_pass import StagePass
 from realign_cluster.training.parallel.stages import Stage
-from realign_cluster.training.parallel.wire import Wire
 from realign_cluster.training.setup import checkpoint_blocks
 
 BLOCKS = 5

@@ -15,12 +15,12 @@ from typing import Any
 import mlx.core as mx
 
 from realign_cluster.domain.rank_report import SectionName
+from realign_cluster.sharding.wire import Wire
 from realign_cluster.training.adapters import adapters_off
 from realign_cluster.training.dropout import DropoutContext
 from realign_cluster.training.parallel.base import MicroBatch, Objective, Piece, Sums
 from realign_cluster.training.parallel.stage_pass import StagePass
 from realign_cluster.training.parallel.stages import Stage
-from realign_cluster.training.parallel.wire import Wire
 
 Group = mx.distributed.Group
 

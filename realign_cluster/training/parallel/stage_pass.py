@@ -15,10 +15,10 @@ from typing import assert_never
 import mlx.core as mx
 
 from realign_cluster.domain.pipeline_schedule import Action, actions_of
+from realign_cluster.sharding.wire import Wire
 from realign_cluster.training.dropout import DropoutContext
 from realign_cluster.training.parallel.base import MicroBatch, Objective
 from realign_cluster.training.parallel.stages import Stage
-from realign_cluster.training.parallel.wire import Wire
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
