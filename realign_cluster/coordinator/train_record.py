@@ -23,7 +23,7 @@ from realign_cluster.store.benchmark_data import prepared_benchmarks
 from realign_cluster.store.checkpoints import CheckpointStore
 from realign_cluster.store.model_files import describe_model, resolve_model
 from realign_cluster.store.run_folder import RunFolder
-from realign_cluster.store.train_ledger import TrainLedger
+from realign_cluster.store.train_ledger import TrainLedger, TrainLedgerReader
 from realign_cluster.store.training_data import PreparedData, prepare_training_data
 
 
@@ -75,8 +75,7 @@ def open_train_run(request: TrainRequest, command: str | None = None) -> TrainRu
         _check_size(request, prepared)
         job = request.job(spec, prepared.spec)
         identity = request.identity(spec, prepared.spec)
-        fresh = not folder.ledger.exists()
-        ledger = TrainLedger.create(folder.ledger, identity) if fresh else TrainLedger.open(folder.ledger, identity)
+        ledger = _open_ledger(folder, identity)
         undo.callback(ledger.close)
         note_request(folder, "train", request.anchored(), command)
         run_id = ledger.meta("run_id")
@@ -108,6 +107,22 @@ def read_train_request(path: Path) -> TrainRequest:
         return request.model_copy(update={"out": path.absolute()})
     except (KeyError, ValidationError) as error:
         raise UsageError(f"{path}/run.toml cannot be read: {error}", "start the run again with its command") from error
+
+
+def _open_ledger(folder: RunFolder, identity: dict[str, Any]) -> TrainLedger:
+    """A run that never did a step may be corrected: it begins anew from what is asked now."""
+    if not folder.ledger.exists():
+        return TrainLedger.create(folder.ledger, identity)
+    try:
+        return TrainLedger.open(folder.ledger, identity)
+    except UsageError:
+        with contextlib.closing(TrainLedgerReader(folder.ledger)) as reader:
+            if reader.last_step():
+                raise
+        for suffix in ("", "-wal", "-shm"):
+            folder.ledger.with_name(folder.ledger.name + suffix).unlink(missing_ok=True)
+        folder.summary.unlink(missing_ok=True)
+        return TrainLedger.create(folder.ledger, identity)
 
 
 def _check_size(request: TrainRequest, prepared: PreparedData) -> None:
