@@ -24,16 +24,18 @@ from realign_cluster.coordinator.stop import Stop, signals
 from realign_cluster.coordinator.train_desk import TrainDesk
 from realign_cluster.coordinator.train_engine import TrainEngine
 from realign_cluster.coordinator.train_finish import finish_training
-from realign_cluster.coordinator.train_planning import Planner
+from realign_cluster.coordinator.train_history import read_train_history
+from realign_cluster.coordinator.train_planning import Planner, learn_speeds
 from realign_cluster.coordinator.train_record import TrainRun, open_train_run
 from realign_cluster.coordinator.train_request import TrainRequest
 from realign_cluster.coordinator.training_session import TrainingSession, open_training_session
-from realign_cluster.domain.errors import RealignError
+from realign_cluster.domain.errors import RealignError, UsageError
 from realign_cluster.domain.ids import Epoch, NodeName
 from realign_cluster.domain.recovery_codec import decode
 from realign_cluster.domain.recovery_commands import Finish, Remember
 from realign_cluster.domain.recovery_events import Opened
 from realign_cluster.domain.run_memory import Options, RunMemory
+from realign_cluster.domain.train_plan import TrainPlan
 from realign_cluster.domain.training import TrainJob
 from realign_cluster.domain.world import StatePart
 from realign_cluster.store.reference_cache import ReferenceCache, reference_key, row_digests
@@ -96,9 +98,18 @@ class _Sitting:
 
     async def _train(self, cluster: Cluster, desk: TrainDesk) -> Finish:
         run, request = self._run, self._request
-        planner = Planner(cluster, run, request, datetime.now(UTC))
+        planner = Planner(cluster, run, request, now=datetime.now(UTC))
         plan = planner.first()
         plan.raise_if_refused()
+        world = planner.world(plan)
+        if world.parallel == "data" and request.settings.global_batch < world.size:
+            raise UsageError(
+                f"a global batch of {request.settings.global_batch} leaves {world.size} ranks without rows",
+                f"--global-batch {world.size} or more, or fewer nodes",
+            )
+        for left_out in plan.left_out:
+            if left_out.name not in {missing.name for missing in cluster.missing}:
+                self._dashboard.note(f"{left_out.name} is left out: {left_out.reason}", "info")
         run.folder.write_json(run.folder.plan, plan.to_json())
         self._dashboard.event("plan", plan.to_json())
         for line in plan.why:
@@ -126,7 +137,7 @@ class _Sitting:
         engine = TrainEngine(
             desk=desk,
             sessions=sessions,
-            rank_hosts={address.name: planner.rank_host(address) for address in addresses},
+            rank_hosts=planner.rank_hosts(addresses),
             inbox=inbox,
             parts=PartStore(run, sessions),
             shares=ShareWatch(fixed=job.reproducible),
@@ -140,7 +151,7 @@ class _Sitting:
             epoch=Epoch(epoch),
             options=Options(
                 steps=job.steps,
-                nodes=tuple(NodeName(node) for node in plan.world().nodes),
+                nodes=tuple(NodeName(node) for node in world.nodes),
                 reproducible=job.reproducible,
                 snapshot_every=job.snapshot_every or 1,
                 kl_budget=job.kl.budget if job.kl is not None else None,
@@ -154,6 +165,19 @@ class _Sitting:
             return await self._drive(engine, sessions, opened)
         finally:
             await desk.do(lambda: run.ledger.close_epoch(time.time()))
+            await asyncio.to_thread(self._learn, cluster, plan)
+
+    def _learn(self, cluster: Cluster, plan: TrainPlan) -> None:
+        """What this run saw of its nodes, for the next plan. Parts of a model say nothing of a node's own speed."""
+        if plan.approach not in ("single", "data"):
+            return
+        nodes = read_train_history(self._run.ledger).nodes_summary()
+        measured = {
+            name: (values["tokens_per_second"], values["busy_seconds"])
+            for name, values in nodes.items()
+            if values["tokens_per_second"]
+        }
+        learn_speeds(self._home, cluster, plan, self._request.settings, measured)
 
     async def _drive(self, engine: TrainEngine, sessions: dict[NodeName, TrainingSession], opened: Opened) -> Finish:
         tasks = [asyncio.create_task(session.run()) for session in sessions.values()]

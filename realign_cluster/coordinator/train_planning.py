@@ -1,0 +1,215 @@
+"""From what nodes, model folder, data and calibrations say to a training plan: the I/O around `domain.train_planner`.
+
+Also what a run gives back: how fast each node was, for the next plan. Decides nothing itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import itertools
+import math
+import socket
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from realign_cluster.coordinator.cluster import Cluster
+from realign_cluster.coordinator.home import ClusterHome
+from realign_cluster.coordinator.node_address import NodeAddress
+from realign_cluster.coordinator.planning import calibration_key, facts_of_model, node_facts, open_calibrations
+from realign_cluster.coordinator.train_record import TrainRun
+from realign_cluster.coordinator.train_request import TrainRequest
+from realign_cluster.coordinator.train_work import estimate_work
+from realign_cluster.domain.errors import UsageError
+from realign_cluster.domain.ids import NodeName
+from realign_cluster.domain.jaccl import link
+from realign_cluster.domain.plan import LeftOut
+from realign_cluster.domain.plan_facts import StaleCalibration
+from realign_cluster.domain.report import Calibration
+from realign_cluster.domain.train_plan import TrainPlan
+from realign_cluster.domain.train_planner import plan_training
+from realign_cluster.domain.train_work import LinkFacts, TrainWork
+from realign_cluster.domain.training import TrainSettings
+from realign_cluster.domain.world import WorldPlan
+from realign_cluster.store.calibrations import Calibrations
+from realign_cluster.store.model_files import read_config
+
+LOOPBACK = "127."
+
+
+class Planner:
+    """For one sitting. The first plan is of the nodes that answered; later ones of those that recovery has left."""
+
+    def __init__(self, cluster: Cluster, run: TrainRun, request: TrainRequest, *, now: datetime) -> None:
+        self._cluster = cluster
+        self._request = request
+        self._model = facts_of_model(run.job.model, run.model.folder)
+        self._config = read_config(run.model.folder)
+        self._work = estimate_work(run.data.folder, run.prepared.rows, run.model.folder, request.settings)
+        self._nodes = [node_facts(node, cluster) for node in cluster.nodes]
+        with contextlib.closing(open_calibrations(cluster.home)) as store:
+            self._training, self._stale = training_speeds(store, cluster, run.job.model.hash, self._work, now)
+            self._links = link_facts(store, cluster)
+
+    @property
+    def work(self) -> TrainWork:
+        return self._work
+
+    def first(self) -> TrainPlan:
+        missing = [LeftOut(name=node.name, reason=node.reason) for node in self._cluster.missing]
+        return self._plan([node.name for node in self._nodes], missing)
+
+    def again(self, nodes: Sequence[NodeName]) -> WorldPlan | str:
+        """The world of a plan for these nodes, or why there is none."""
+        unknown = set(nodes) - {node.name for node in self._nodes}
+        plan = self._plan(
+            nodes, [LeftOut(name=name, reason="it came after the first plan") for name in sorted(unknown)]
+        )
+        if plan.approach == "refused":
+            return f"{plan.refusal}\n  fix: {plan.fix}"
+        return self.world(plan)
+
+    def world(self, plan: TrainPlan) -> WorldPlan:
+        """With the devices of its cables, where it is joined by them. Raises UsageError where one is lacking."""
+        world = plan.world()
+        if world.size == 1 or world.backend != "jaccl" or self._cluster.hostfile is None:
+            return world
+        return world.model_copy(update={"rdma": link(self._cluster.hostfile, world.nodes)})
+
+    def _plan(self, nodes: Sequence[str], left_out: Sequence[LeftOut]) -> TrainPlan:
+        request = self._request
+        return plan_training(
+            [node for node in self._nodes if node.name in set(nodes)],
+            self._model,
+            self._work,
+            config=self._config,
+            training=self._training,
+            stale=self._stale,
+            links=self._links,
+            parallel=request.parallel,
+            backend=request.backend,
+            left_out=left_out,
+        )
+
+    def rank_hosts(self, addresses: Sequence[NodeAddress]) -> dict[NodeName, str]:
+        """The IPv4 address on which each node's rank is met by the others: the hostfile's first `ips`, which may be a
+        Thunderbolt interface, else the one that the daemon is dialled on.
+
+        Raises UsageError for a cluster that would be told to meet on a loopback address from another machine.
+        """
+        hosts = (
+            {host.name: host.ips[0] for host in self._cluster.hostfile.hosts if host.ips}
+            if self._cluster.hostfile
+            else {}
+        )
+        found = {address.name: hosts.get(address.name) or _ipv4(address) for address in addresses}
+        local = [name for name, host in found.items() if host.startswith(LOOPBACK)]
+        if local and len(local) < len(found):
+            raise UsageError(
+                f"the other nodes cannot reach {', '.join(local)} on a loopback address",
+                'give these hosts "ips" in the hostfile that the others reach, best of a Thunderbolt interface',
+            )
+        return found
+
+
+def training_task(settings: TrainSettings) -> str:
+    """What changes a training step's speed besides rows and model, for the calibration store."""
+    bucket = 1 << max(0, math.ceil(math.log2(max(settings.max_tokens, 1))))
+    parts = ["train", settings.method, settings.fine_tune, settings.dtype, f"up to {bucket} tokens"]
+    if settings.grad_checkpoint:
+        parts.append("checkpointed")
+    if settings.reproducible:
+        parts.append("reproducible")
+    return ", ".join(parts)
+
+
+def training_speeds(
+    store: Calibrations, cluster: Cluster, model_hash: str, work: TrainWork, now: datetime
+) -> tuple[dict[str, Calibration], dict[str, StaleCalibration]]:
+    """By node name: what earlier runs of this task left, split by whether it may be trusted."""
+    fresh: dict[str, Calibration] = {}
+    stale: dict[str, StaleCalibration] = {}
+    for node in cluster.nodes:
+        found = store.find(calibration_key(node.info, model_hash, training_task(work.settings)), now=now)
+        if found is not None and found.stale:
+            stale[node.name] = StaleCalibration(calibration=found.current, reason=found.stale)
+        elif found is not None:
+            fresh[node.name] = found.current
+    return fresh, stale
+
+
+def learn_speeds(
+    home: ClusterHome,
+    cluster: Cluster,
+    plan: TrainPlan,
+    settings: TrainSettings,
+    measured: Mapping[str, tuple[float, float]],
+) -> None:
+    """After a sitting: node -> (tokens per second of its own forward and backward passes, busy seconds)."""
+    now = datetime.now(UTC)
+    planned = {node.name: node for node in plan.nodes}
+    infos = {node.name: node.info for node in cluster.nodes}
+    with contextlib.closing(open_calibrations(home)) as store:
+        for name, (tokens_per_second, busy_seconds) in measured.items():
+            node, info = planned.get(name), infos.get(NodeName(name))
+            if node is None or info is None or not node.tokens_per_second or tokens_per_second <= 0:
+                continue
+            cost = tokens_per_second * node.cost_per_second / node.tokens_per_second
+            key = calibration_key(info, plan.model_hash, training_task(settings))
+            if store.correct(key, cost, busy_seconds=busy_seconds, now=now) is None:
+                calibration = Calibration(
+                    measured_at=now.isoformat(timespec="seconds"),
+                    mode="run",
+                    cost_per_second=cost,
+                    rows_per_second=0.0,
+                    spread=0.0,
+                    seconds=busy_seconds,
+                )
+                store.put(key, name, calibration)
+
+
+def link_facts(store: Calibrations, cluster: Cluster) -> list[LinkFacts]:
+    """What `realign calibrate` measured between pairs, and what the hostfile says of their cables."""
+    measured = {frozenset((one.from_node, one.to_node)): one for one in store.links()}
+    hosts = {host.name: host for host in cluster.hostfile.hosts} if cluster.hostfile is not None else {}
+    places = {host.name: place for place, host in enumerate(cluster.hostfile.hosts)} if cluster.hostfile else {}
+    facts = []
+    for one, other in itertools.combinations(cluster.nodes, 2):
+        keys = (frozenset((one.info.node_id, other.info.node_id)), frozenset((str(one.name), str(other.name))))
+        found = next((measured[key] for key in keys if key in measured), None)
+        here, there = hosts.get(one.name), hosts.get(other.name)
+        rdma = False
+        if here is not None and there is not None:
+            rdma = _device(here.rdma, places[other.name]) and _device(there.rdma, places[one.name])
+        facts.append(
+            LinkFacts(
+                one=one.name,
+                other=other.name,
+                bytes_per_second=found.bytes_per_second if found is not None else None,
+                round_trip_seconds=found.round_trip_seconds if found is not None else None,
+                rdma=rdma,
+                loopback=all(_host(node.address).startswith((LOOPBACK, "localhost")) for node in (one, other)),
+            )
+        )
+    return facts
+
+
+def _device(devices: Sequence[object], place: int) -> bool:
+    return place < len(devices) and bool(devices[place])
+
+
+def _host(address: NodeAddress) -> str:
+    return address.address.rpartition(":")[0].strip("[]")
+
+
+def _ipv4(address: NodeAddress) -> str:
+    host = _host(address)
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.IPv4Address(host))
+    try:
+        return socket.gethostbyname(host)
+    except OSError as error:
+        raise UsageError(
+            f"{address.name}: {host} has no IPv4 address: {error.strerror or error}",
+            'give the host "ips" in the hostfile: MLX joins ranks over IPv4',
+        ) from error

@@ -1,0 +1,74 @@
+"""How much work a step of some training data is: lengths of its rows in tokens, by the model's own tokenizer.
+
+Looks at the first rows only, with the tokenizers library: no model, no MLX.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from realign_cluster.coordinator.tokens import ENGLISH_TOKENS_PER_BYTE
+from realign_cluster.domain.train_work import TrainWork
+from realign_cluster.domain.training import TrainSettings
+
+SAMPLE_ROWS = 512
+MARKS_PER_MESSAGE = 5  # what a chat template puts around one: a guess, which the lengths of long rows do not hang on
+
+
+def estimate_work(prepared: Path, rows: int, model: Path, settings: TrainSettings) -> TrainWork:
+    """`prepared` is the folder of the prepared dataset, of which train.jsonl has `rows` rows."""
+    with (prepared / "train.jsonl").open("rb") as file:
+        sample = [orjson.loads(line) for line in itertools.islice(file, SAMPLE_ROWS)]
+    sequences = [sequence for row in sample for sequence in _sequences(row)]
+    counts = _token_counts(model, [text for sequence in sequences for text, _ in sequence])
+    lengths, learned, at = [], 0, 0
+    for sequence in sequences:
+        tokens = [count + MARKS_PER_MESSAGE * (len(sequence) > 1) for count in counts[at : at + len(sequence)]]
+        at += len(sequence)
+        lengths.append(min(max(1, sum(tokens)), settings.max_tokens))
+        answered = sum(count for count, (_, answer) in zip(tokens, sequence, strict=True) if answer)
+        learned += min(answered if settings.mask_prompt or settings.preference else sum(tokens), lengths[-1])
+    return TrainWork(
+        settings=settings,
+        rows=rows,
+        sequence_tokens=sum(lengths) / len(lengths),
+        longest_tokens=max(lengths),
+        target_fraction=max(0.01, learned / sum(lengths)),
+        estimated_from=f"the first {len(sample):,} rows" if len(sample) < rows else "",
+    )
+
+
+def _sequences(row: dict[str, Any]) -> list[list[tuple[str, bool]]]:
+    """Of a canonical row, each sequence as its texts, with whether it is learned."""
+    if "messages" in row:
+        return [[(_text(message), message["role"] == "assistant") for message in row["messages"]]]
+    if "chosen" in row:
+        return [[(_text(row["prompt"]), False), (_text(row[side]), True)] for side in ("chosen", "rejected")]
+    if "completion" in row:
+        return [[(_text(row["prompt"]), False), (_text(row["completion"]), True)]]
+    return [[(row["text"], True)]]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        return str(value.get("content", ""))
+    return "\n".join(_text(item) for item in value)
+
+
+def _token_counts(model: Path, texts: Sequence[str]) -> list[int]:
+    path = model / "tokenizer.json"
+    if not path.is_file():
+        return [round(len(text.encode()) * ENGLISH_TOKENS_PER_BYTE) for text in texts]
+    from tokenizers import Tokenizer  # a native library that nothing else of the coordinator needs
+
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return [len(encoding.ids) for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
