@@ -32,6 +32,8 @@ LOOK_SECONDS = 0.2
 END_SECONDS = 5.0
 LOST_EXIT = 76
 SETTINGS = {"OMPI_MCA_mpi_yield_when_idle": "1"}  # a rank that waits leaves the cores to those that compute
+_SSH = "-o BatchMode=yes -o ConnectTimeout=10"
+SSH_SETTINGS = {"OMPI_MCA_plm_rsh_args": _SSH, "PRTE_MCA_plm_ssh_args": _SSH}  # Open MPI 4 and 5
 
 
 class NoMpi(RealignError):
@@ -85,7 +87,7 @@ def take_place(rank: int, addresses: Sequence[str], lost: Callable[[str], None])
             listener.bind(str(path))
             listener.listen(1)
             if rank == 0:
-                mpirun = subprocess.Popen(world_command(addresses), stdin=subprocess.DEVNULL)
+                mpirun = _start_mpirun(addresses)
             holder = _await_holder(listener, mpirun)
         with holder.makefile("rb") as said:
             given = json.loads(said.readline())
@@ -98,6 +100,13 @@ def take_place(rank: int, addresses: Sequence[str], lost: Callable[[str], None])
     os.environ.update({name: value for name, value in given.items() if name.startswith(PREFIXES)} | SETTINGS)
     os.environ["MLX_MPI_LIBNAME"] = library
     return Place(holder, mpirun, lost)
+
+
+def _start_mpirun(addresses: Sequence[str]) -> subprocess.Popen[bytes]:
+    """In a session of its own: it ends with the ranks' holders, not with rank 0, and so tidies up after both."""
+    environment = os.environ | SSH_SETTINGS
+    environment.pop("LD_PRELOAD", None)  # the BLAS of ranks
+    return subprocess.Popen(world_command(addresses), stdin=subprocess.DEVNULL, env=environment, start_new_session=True)
 
 
 def find_mpi() -> str:
