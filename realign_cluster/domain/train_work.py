@@ -1,0 +1,90 @@
+"""What a training plan is made from beside nodes and model: the work of a step, and the links between nodes.
+
+Facts only; decides nothing. Lengths are in tokens, after truncation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from realign_cluster.domain.batching import ATTENTION_TOKENS
+from realign_cluster.domain.train_memory import MicroBatchShape
+from realign_cluster.domain.training import TrainSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainWork:
+    """`sequence_tokens` is the mean length of a sequence, `longest_tokens` that of the longest; a row of a preference
+    method has two. `target_fraction` of the tokens are predicted.
+    """
+
+    settings: TrainSettings
+    rows: int
+    sequence_tokens: float
+    longest_tokens: int
+    target_fraction: float = 1.0
+    estimated_from: str = ""  # "the first 512 rows", empty when every row was read
+
+    @property
+    def sequences_per_row(self) -> int:
+        return 2 if self.settings.preference else 1
+
+    @property
+    def row_cost(self) -> float:
+        """Of a mean row, in token equivalents (domain.batching.row_cost)."""
+        tokens = self.sequence_tokens
+        return self.sequences_per_row * (tokens + tokens * tokens / ATTENTION_TOKENS)
+
+    @property
+    def step_tokens(self) -> float:
+        return self.settings.global_batch * self.sequences_per_row * self.sequence_tokens
+
+    @property
+    def step_cost(self) -> float:
+        return self.settings.global_batch * self.row_cost
+
+    @property
+    def padded_longest(self) -> int:
+        return -(-self.longest_tokens // self.settings.pad_to) * self.settings.pad_to
+
+    def micro_batch(self, rows: float) -> MicroBatchShape:
+        """The largest that a rank with `rows` of a step's rows puts through the model: at least its longest row."""
+        one_row = self.sequences_per_row * self.padded_longest
+        own = math.ceil(rows) * self.sequences_per_row * self.padded_longest
+        tokens = max(one_row, min(self.settings.micro_batch_tokens, own))
+        return MicroBatchShape(
+            tokens=tokens,
+            row_tokens=self.padded_longest,
+            targets=math.ceil(tokens * self.target_fraction),
+            several=self.micro_batches(rows) > 1,
+        )
+
+    def micro_batches(self, rows: float) -> int:
+        """Of one step, for a rank with `rows` of its rows."""
+        own = rows * self.sequences_per_row * self.sequence_tokens
+        one_row = self.sequences_per_row * self.padded_longest
+        return max(1, math.ceil(own / max(self.settings.micro_batch_tokens, one_row)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkFacts:
+    """Between two nodes, either way. `bytes_per_second` is what a plain TCP stream reaches, None: not measured.
+    `rdma`: the hostfile names a device from each to the other. `loopback`: they are on one machine.
+    """
+
+    one: str
+    other: str
+    bytes_per_second: float | None = None
+    round_trip_seconds: float | None = None
+    rdma: bool = False
+    loopback: bool = False
+
+
+def link_between(links: Iterable[LinkFacts], one: str, other: str) -> LinkFacts:
+    """What is known of a pair, in whichever order it was given; nothing is a link all the same."""
+    for link in links:
+        if {link.one, link.other} == {one, other}:
+            return link
+    return LinkFacts(one=one, other=other)
