@@ -69,11 +69,10 @@ async def _write(stub: Any, run_id: str, part: StatePart, folder: Path) -> None:
     manifest = await asyncio.to_thread(next, chunks)
     call = stub.WritePart(timeout=TRANSFER_SECONDS)
     described = part.model_dump_json().encode()
-    try:
-        await call.write(pb.PartChunk(run_id=run_id, part=described, manifest=manifest))
+    await call.write(pb.PartChunk(run_id=run_id, part=described, manifest=manifest))
+    await call.initial_metadata()  # comes when the data may: a refusal that met a write of ours would lose its words
+    with contextlib.suppress(asyncio.InvalidStateError):  # gRPC's word for a write to a call that is over
         while data := await asyncio.to_thread(next, chunks, b""):
             await call.write(pb.PartChunk(data=data))
         await call.done_writing()
-    except asyncio.InvalidStateError:  # gRPC's word for a write to a call that is over
-        pass
     await call  # says how it ended

@@ -47,6 +47,7 @@ async def write_part(
 
     async def chunks() -> AsyncIterator[bytes]:
         yield first.manifest
+        await context.send_initial_metadata(())  # there is a place for it: the sender waits for this word
         async for chunk in rest:
             yield chunk.data
 

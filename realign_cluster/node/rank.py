@@ -143,6 +143,7 @@ class RankKeeper:
         self._make_way = make_way
         self._run_id = ""
         self._rank: Rank | None = None  # of the highest generation; stays when it has ended
+        self._heeded: set[Rank] = set()  # not ended, and of the run that is served
         self._task: asyncio.Task[None] | None = None
         self._unrecorded: deque[pb.NodeMessage] = deque()  # reports and ends, by generation and sequence
         self._unrecorded_bytes = 0
@@ -155,6 +156,12 @@ class RankKeeper:
 
     @property
     def running(self) -> bool:
+        """Whether the rank of that generation is there, or about to be."""
+        return self._rank in self._heeded
+
+    @property
+    def busy(self) -> bool:
+        """Whether any rank is there, also of a run that has left."""
         return self._task is not None and not self._task.done()
 
     @property
@@ -184,6 +191,7 @@ class RankKeeper:
             return
         self.end("its run has left this node")
         self._run_id, self._rank = run_id, None
+        self._heeded.clear()
         self._unrecorded.clear()
         self._unrecorded_bytes = 0
 
@@ -193,6 +201,7 @@ class RankKeeper:
             return False
         self.end(f"generation {start.spec.generation} takes over")
         self._rank = Rank(start, self._hear)
+        self._heeded.add(self._rank)
         self._task = asyncio.create_task(self._supervise(self._rank, self._task))
         return True
 
@@ -212,7 +221,7 @@ class RankKeeper:
 
     async def ended(self) -> None:
         """Returns once no rank is there. For after `end`."""
-        while self._task is not None and not self._task.done():
+        while self._task is not None and self.busy:
             await asyncio.wait({self._task})
 
     def acknowledge(self, generation: int, sequence: int) -> None:
@@ -239,7 +248,7 @@ class RankKeeper:
         self._say_ended(rank, f"{rank.ending} ({reason})" if rank.ending else reason, wedged)
 
     def _hear(self, rank: Rank, body: bytes) -> None:
-        if rank.start.run_id != self._run_id or rank.deaf:
+        if rank not in self._heeded or rank.deaf:
             return
         if len(self._unrecorded) >= MAX_WAITING or self._unrecorded_bytes + len(body) > MAX_WAITING_BYTES:
             rank.deaf = True
@@ -256,8 +265,9 @@ class RankKeeper:
     def _say_ended(self, rank: Rank, reason: str, wedged: bool) -> None:
         spec = rank.start.spec
         log.warning("rank ended", run=rank.start.run_id, generation=spec.generation, rank=spec.rank, why=reason)
-        if rank.start.run_id != self._run_id:
+        if rank not in self._heeded:
             return
+        self._heeded.discard(rank)
         rank.kept += 1
         exited = pb.RankExited(
             generation=spec.generation,

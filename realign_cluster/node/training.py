@@ -124,7 +124,7 @@ class TrainingDesk:
 
     async def _say_ready(self, run_id: str) -> None:
         try:
-            parts = await self.states.open(run_id, writing=self.keeper.running)
+            parts = await self.states.open(run_id, writing=self.keeper.busy)
         except (RealignError, OSError) as error:
             self._refuse("state", f"there is no place for the training's state on this node: {error}")
             return

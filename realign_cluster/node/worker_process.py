@@ -25,6 +25,7 @@ from realign_cluster.rpc.frames import encode_frame, read_frame
 log = structlog.get_logger()
 
 CHILD_MODULE = "realign_cluster.node.child"
+END_SECONDS = 2.0  # for a process that has closed its pipe to end by itself
 WEDGED_SECONDS = 10.0  # after SIGKILL a process is gone by then, unless the kernel cannot let go of it
 _PIPE_BYTES = 1024 * 1024
 _READ_LIMIT = 4 * 1024 * 1024
@@ -119,14 +120,15 @@ class WorkerProcess:
     async def follow(self, handle: Callable[[dict[str, Any]], None], drain_seconds: float) -> Exit:
         """Hands on its frames until it has ended, or has closed its pipe, or was killed; then it is made to end.
 
-        `drain_seconds`: for what it wrote before it died, and for its own end after it closed its pipe.
+        `drain_seconds`: to read what it wrote before it died. Others may hold its pipe open.
         """
         frames = asyncio.create_task(self._hand_on(handle))
         exited = asyncio.create_task(self._process.wait())  # also when others still hold its pipes
         killed = asyncio.create_task(self._killed.wait())
         try:
             await asyncio.wait({frames, exited, killed}, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait({frames, exited}, timeout=drain_seconds)
+            closed_first = frames.done() and not exited.done()
+            await asyncio.wait({frames, exited}, timeout=END_SECONDS if closed_first else drain_seconds)
             self.kill()
             await asyncio.wait({exited}, timeout=WEDGED_SECONDS)
             self._wedged = not exited.done()

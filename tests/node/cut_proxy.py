@@ -1,4 +1,4 @@
-"""A TCP relay in front of a daemon that cuts connections after so many bytes: what a bad network does to a transfer."""
+"""A TCP relay in front of a daemon that cuts connections, after so many bytes or all at once: a bad network."""
 
 from __future__ import annotations
 
@@ -16,11 +16,36 @@ class CutProxy:
     allowances: list[int]
     address: str = ""
     carried: list[int] = field(default_factory=list)  # bytes from the daemon, by connection
+    whole: bool = True
+    _relays: set[asyncio.Task[None]] = field(default_factory=set)
+    _ends: set[asyncio.StreamWriter] = field(default_factory=set)
+
+    def cut(self) -> None:
+        """Until `mend` nothing comes through."""
+        self.whole = False
+        for end in self._ends:
+            end.transport.abort()
+
+    async def ended(self) -> None:
+        while self._relays:
+            await asyncio.wait(self._relays)
+
+    def mend(self) -> None:
+        self.whole = True
 
     async def relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not self.whole:
+            writer.transport.abort()
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        self._relays.add(task)
+        task.add_done_callback(self._relays.discard)
         number = len(self.carried)
         self.carried.append(0)
         from_daemon, to_daemon = await asyncio.open_connection("127.0.0.1", self.port)
+        ends = {writer, to_daemon}
+        self._ends |= ends
         up = asyncio.create_task(_copy(reader, to_daemon))
         try:
             while data := await from_daemon.read(64 * 1024):
@@ -34,8 +59,9 @@ class CutProxy:
             pass
         finally:
             up.cancel()
-            writer.transport.abort()
-            to_daemon.transport.abort()
+            self._ends -= ends
+            for end in ends:
+                end.transport.abort()
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -54,3 +80,5 @@ async def cut_proxy(port: int, *allowances: int) -> AsyncIterator[CutProxy]:
         yield proxy
     finally:
         server.close()
+        proxy.cut()
+        await proxy.ended()
