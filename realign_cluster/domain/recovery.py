@@ -10,8 +10,6 @@ at least every half second; after a crash a new Recovery is opened with the last
 
 from __future__ import annotations
 
-from typing import assert_never
-
 from realign_cluster.domain import recovery_events as e
 from realign_cluster.domain.generation import Generation
 from realign_cluster.domain.ids import NodeName
@@ -96,19 +94,8 @@ class Recovery:
             case e.Stalled():
                 self._running.excuse(event.gap)
                 self._relaunch.excuse(event.gap)
-            case (
-                e.RankLoaded()
-                | e.RankJoined()
-                | e.RankSection()
-                | e.StepDone()
-                | e.RankEnded()
-                | e.RankFailed()
-                | e.StartFailed()
-                | e.RankExited()
-            ):
-                self._on_rank(event)
             case _:
-                assert_never(event)
+                self._on_rank(event)
 
     # --- nodes and what they hold
 
@@ -202,9 +189,8 @@ class Recovery:
         if not sitting.options.reproducible:
             generation.shares_version += 1
             version = generation.shares_version
-            sitting.do(
-                ShiftShares(generation=generation.number, version=version, shares=event.shares, reason=event.reason)
-            )
+            number, shares = generation.number, event.shares
+            sitting.do(ShiftShares(generation=number, version=version, shares=shares, reason=event.reason))
 
     def _on_kl(self, event: e.KlMeasured) -> None:
         generation, sitting = self._running.generation, self._sitting
@@ -296,5 +282,6 @@ class Recovery:
         elif keeping.storing is None and not keeping.store_last(step) and self._relaunch.is_patience_over():
             sitting.warn("the last checkpoint is lost: its steps are done again")
             sitting.remember(complete_step=None)
+            self._relaunch.last_state_lost()
             return True
         return False

@@ -65,6 +65,10 @@ class Relaunch:
             self._strike(next(iter(generation.culprits)), reason)
         self._count(reason, bool(generation.lost))
 
+    def last_state_lost(self) -> None:
+        """All ranks came to the end, and left nothing of it."""
+        self._count("the last checkpoint could not be kept", lost=False)
+
     def _strike(self, node: NodeName, reason: str) -> None:
         """It was this node alone that failed."""
         sitting = self._sitting

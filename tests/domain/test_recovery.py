@@ -511,6 +511,21 @@ def test_never_from_nothing_while_a_state_may_be_on_a_node_that_is_not_there() -
     assert alone.finish.state == "incomplete"
 
 
+def test_a_node_that_only_had_copies_is_not_forgotten() -> None:
+    run = TrainRun("ab", parallel="single").begin()
+    run.step(1)
+    run.keep("a", part(1))
+    run.event(e.PartFetched, "b", part=part(1))
+    assert run.memory.nodes == ("a", "b")
+    again = TrainRun("ab", parallel="single", memory=run.memory, now=9.0)
+    again.ready("a")
+    again.obeys("a", generation=1)
+    again.pass_time(POLICY.return_seconds + 10)
+    assert not again.starts
+    again.ready("b", [part(1)])
+    assert [(fetch.node, fetch.source) for fetch in again.last(c.Fetch)] == [("a", "b")]
+
+
 def test_from_nothing_when_all_that_there_was_proved_damaged_and_says_so() -> None:
     run = TrainRun("a", memory=RunMemory(generation=3, nodes=("a",), any_state=True), now=9.0)
     run.ready("a")
@@ -684,6 +699,26 @@ def test_a_last_checkpoint_that_is_lost_is_made_again() -> None:
     run.handle(e.StoreFailed(at=run.now, step=3, reason="a does not answer"))
     run.pass_time(POLICY.return_seconds + 5)
     assert (run.running, run.starts[0].spec.start_step) == ("b", 3)
+
+
+def test_a_last_checkpoint_that_can_never_be_kept_ends_the_run() -> None:
+    run = TrainRun("a", steps=3).begin(steps=3)
+    for _ in range(POLICY.relaunches + 1):
+        assert run.finish is None
+        run.goes()
+        run.ends("a", step=3)  # its disk is full: no PartKept
+    assert run.finish is not None
+    assert run.finish.state == "incomplete"
+    assert "the last checkpoint could not be kept" in run.finish.reason
+
+
+def test_one_rank_that_does_not_come_to_the_end_is_one_too_few() -> None:
+    run = TrainRun("ab", steps=3).begin(steps=3)
+    run.keep("a", part(3, kind="checkpoint"))
+    run.ends("a", step=3)
+    run.exits("b")
+    assert run.memory.complete_step is None
+    assert (run.generation, run.starts[0].spec.start_step) == (2, 3)
 
 
 def test_a_restart_after_the_end_only_stores_what_is_still_to_be_stored() -> None:

@@ -38,7 +38,7 @@ def strike_rank(world: World, fault: Fault, node: Node) -> None:
         case "stop rank":
             rank.frozen_until = max(rank.frozen_until, world.clock.now + fault.seconds)
         case "wedge rank":
-            rank.hung = rank.wedged = True
+            rank.hung = rank.wedged = node.wedged = True
         case _:
             raise ValueError(fault.kind)
 
@@ -50,6 +50,8 @@ def strike_node(world: World, fault: Fault, node: Node) -> None:
         case "cut":
             node.cut_until = max(node.cut_until, until)
             _silence(world, node, node.cut_until)
+        case "mute":
+            node.mute_until = max(node.mute_until, until)
         case "freeze":
             node.frozen_until = max(node.frozen_until, until)
             _silence(world, node, node.frozen_until)
@@ -58,6 +60,7 @@ def strike_node(world: World, fault: Fault, node: Node) -> None:
         case "kill node" | "power off" if node.up:
             node.down()
             node.boots += 1
+            node.wedged = False
             if fault.kind == "power off":
                 lose_what_was_not_synced(world, node)
             world.clock.after(fault.seconds, node.start)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from realign_cluster.domain import recovery_commands as c
@@ -39,7 +38,8 @@ class Judge:
         self.steps_lost: list[int] = []
         self.stop_asked = False
         self.same_world: WorldPlan | None = None
-        self._could_not_load: Counter[tuple[NodeName, _Key]] = Counter()
+        self._could_not_load: dict[tuple[NodeName, _Key], set[float]] = {}  # when the copies were written that failed
+        self._ended_complete: set[NodeName] = set()  # ranks of the last generation
 
     # --- what ranks do
 
@@ -79,24 +79,38 @@ class Judge:
             case e.NodeReady():
                 self._acknowledge(event.node, event.parts)
             case e.RankFailed() if event.code == e.STATE_CODE and self.launched:
-                for part in self.launched[-1].start[:1]:
-                    self._could_not_load[event.node, _key(part)] += 1
+                for part in self.launched[-1].start:
+                    copy = self.world.by_name[event.node].disk.get(part.name)
+                    written = self._could_not_load.setdefault((event.node, _key(part)), set())
+                    if copy is not None:
+                        written.add(copy.written_at)
+            case e.RankEnded() if event.complete:
+                self._ended_complete.add(event.node)
             case _:
                 pass
-        starts = [command for command in commands if isinstance(command, c.StartRank)]
-        if starts:
-            self._check_start(starts)
         for command in commands:
             match command:
                 case c.DropParts():
                     self._check_drop(command)
+                    for part in command.parts:  # from now on nobody counts on it
+                        if part.name in self.world.by_name[command.node].disk:
+                            self.world.by_name[command.node].disk[part.name].acknowledged = False
                 case c.Store():
                     final = command.step >= self.world.script.steps
                     must(not final or self.completed > 0, "the last checkpoint is stored before the end")
+                case c.Remember() if command.memory.complete_step is not None and self.launched:
+                    last = self.launched[-1]
+                    must(self._ended_complete >= set(last.world.nodes), "complete although not all ranks ended")
+                case c.Quarantine() if "reboot" in command.reason:
+                    node = self.world.by_name[command.node]
+                    must(node.wedged or not self.world.is_connected(node), "a node that is well is to be rebooted")
                 case c.Remember() | c.NoteLine():
                     pass
                 case _:
                     must(bool(command.reason), "a command without a reason")
+        starts = [command for command in commands if isinstance(command, c.StartRank)]
+        if starts:
+            self._check_start(starts)
 
     def _acknowledge(self, node: NodeName, parts: tuple[StatePart, ...]) -> None:
         for part in parts:
@@ -111,6 +125,10 @@ class Judge:
         must(tuple(start.node for start in starts) == first.world.nodes, "ranks are on other nodes than planned")
         for spec in specs[1:]:
             must(spec.model_copy(update={"rank": 0}) == first, "the ranks of a generation are told different things")
+        must(len({part.generation for part in first.start}) < 2, "parts of different generations are mixed")
+        for node in () if self.damage else [world.by_name[start.node] for start in starts]:
+            held = [node.disk[part.name].part for part in first.start if part.name in node.disk]
+            must(held == list(first.start) or not world.is_connected(node), f"{node.name} lacks what it starts from")
         must(first.generation == world.memory.generation, f"generation {first.generation} was not remembered")
         must(all(spec.generation < first.generation for spec in self.launched), "a generation's number was used again")
         for node in world.nodes:
@@ -129,22 +147,33 @@ class Judge:
             self.steps_lost.append(max(0, self.reached - first.start_step))
         self.reached = first.start_step
         self.launched.append(first)
+        self._ended_complete.clear()
 
     def _check_drop(self, command: c.DropParts) -> None:
         if self.damage:
             return  # what is left may be damaged: that is seen when it is started from
-        before = max(self._good(reachable=False), default=0)
-        after = max(self._good(reachable=False, but=command), default=0)
-        must(after == before, f"of step {before} nothing whole is left on {command.node} and elsewhere")
+        before = self._good(reachable=True)[:2]
+        after = self._good(reachable=True, but=command)[:2]
+        must(after == before, f"of the states of steps {before} only those of {after} are left")
+        if self.launched and self.launched[-1].world.parts > 1:
+            before, after = self._outlasting(None), self._outlasting(command)
+            must(after == before, f"of the states of steps {before} that outlast any node only {after} are left")
 
-    def _good(self, reachable: bool, but: c.DropParts | None = None) -> list[int]:
-        """Steps of undamaged whole states that a coordinator has heard of.
+    def _outlasting(self, but: c.DropParts | None) -> list[int]:
+        """The newest step of which something whole is left whichever node goes."""
+        left = [set(self._good(True, but, without=node.name)) for node in self.world.nodes if node.up]
+        return sorted(set.intersection(*left))[-1:] if left else []
+
+    def _good(self, reachable: bool, but: c.DropParts | None = None, without: str = "") -> list[int]:
+        """Steps of undamaged whole states that a coordinator has heard of, the newest first.
 
         `reachable`: on nodes with a session and in the run folder only. `but`: without what is to be dropped.
         """
         world = self.world
         copies: list[Copy] = list(world.folder.values())
         for node in world.nodes:
+            if node.name == without:
+                continue
             if not reachable or (world.coordinator is not None and node.name in world.coordinator.heard):
                 dropped = but.parts if but is not None and but.node == node.name else ()
                 copies += [copy for copy in node.disk.values() if copy.acknowledged and copy.part not in dropped]
@@ -152,13 +181,13 @@ class Judge:
         for copy in copies:
             if not copy.corrupt and not self._is_given_up(copy.part):
                 found.setdefault(_key(copy.part), set()).add(copy.part.part)
-        return [key[0] for key, parts in found.items() if len(parts) == key[3]]
+        return sorted({key[0] for key, parts in found.items() if len(parts) == key[3]}, reverse=True)
 
     def _is_given_up(self, part: StatePart) -> bool:
         """Of a course that the run left, or shown twice by one node to be of no use."""
         if any(part.generation <= back.generation and part.step > back.step for back in self.world.memory.go_backs):
             return True
-        return any(count > 1 and key == _key(part) for (_, key), count in self._could_not_load.items())
+        return any(len(copies) > 1 and key == _key(part) for (_, key), copies in self._could_not_load.items())
 
     # --- how it ends
 
@@ -183,3 +212,6 @@ class Judge:
             case "incomplete":
                 crashes = any(node.crashes for node in script.nodes)
                 must(bool(script.faults) or crashes or script.resets > 0, f"without any fault: {finish}")
+                heard = world.coordinator.heard if world.coordinator is not None else {}
+                away = any(node.name not in heard or node.wedged for node in world.nodes)
+                must(away or not finish.reason.startswith("waited"), f"nobody is away: {finish}")

@@ -144,7 +144,9 @@ class Node:
         self.world = world
         self.up = False
         self.boots = 0
+        self.wedged = False  # since it was booted
         self.cut_until = 0.0  # by the network
+        self.mute_until = 0.0  # the same, but it hears
         self.frozen_until = 0.0  # the machine sleeps
         self.full_until = 0.0  # the disk
         self.refuses_until = 0.0  # to start ranks

@@ -4,7 +4,7 @@ read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from realign_cluster.domain.recovery_policy import RecoveryPolicy
@@ -66,6 +66,7 @@ class Script:
     latency: float
     spikes: float  # probability of a delay of up to 2 s
     resets: float  # probability that a message breaks its connection and is lost with all that follows
+    return_seconds: float = POLICY.return_seconds
     evaluate_every: int = 0
     kl_every: int = 0
     kl_action: KlAction = "soften"
@@ -82,16 +83,21 @@ class Script:
             f"{self.checkpoint_every}, snapshot every {self.snapshot_every}, evaluation every {self.evaluate_every}, "
             f"KL every {self.kl_every} ({self.kl_action}, over at {self.kl_over}); NaN at {self.nan_at}, "
             f"drift of {self.drifts or 'nobody'}; latency {self.latency:.3f} s, spikes {self.spikes:.3f}, "
-            f"resets {self.resets:.4f}",
+            f"resets {self.resets:.4f}; waits {self.return_seconds:.1f} s for nodes",
             *(f"  {node}" for node in self.nodes),
             *(f"  {fault}" for fault in self.faults),
         ]
         return "\n".join(lines)
 
 
+def policy_of(script: Script) -> RecoveryPolicy:
+    return replace(POLICY, return_seconds=script.return_seconds)
+
+
 RANK_FAULTS = ("crash rank", "crash rank", "hang rank", "stop rank", "wedge rank")
 NODE_FAULTS = (
-    "cut", "cut", "reset", "reset", "kill node", "power off", "freeze", "restart daemon", "leave", "refuse to start",
+    "cut", "cut", "mute", "mute", "reset", "kill node", "power off", "freeze", "restart daemon", "leave",
+    "refuse to start",
 )  # fmt: skip
 DISK_FAULTS = ("corrupt", "corrupt", "corrupt stored", "disk full")
 COORDINATOR_FAULTS = ("kill coordinator", "pause coordinator", "no room", "stop", "stop twice")
@@ -101,7 +107,7 @@ def _seconds(rng: Random, kind: str) -> float:
     match kind:
         case "stop rank":
             return rng.choice((1.0, 4.0, 30.0))
-        case "cut" | "freeze":
+        case "cut" | "mute" | "freeze":
             return rng.choice((0.5, 2.0, 5.0, 9.0, 30.0, 200.0))
         case "kill node" | "power off":
             return rng.choice((2.0, 8.0, 25.0, 200.0))
@@ -119,8 +125,8 @@ def _seconds(rng: Random, kind: str) -> float:
 
 def make_script(seed: int) -> Script:
     rng = Random(seed)
-    parallel: ParallelMode = rng.choice(("data", "data", "data", "single", "tensor", "pipeline", "sharded"))
-    count = rng.choice((1, 2, 2, 3)) if parallel in ("data", "single") else rng.choice((2, 2, 3))
+    parallel: ParallelMode = rng.choice(("data", "data", "data", "single", "single", "tensor", "pipeline", "sharded"))
+    count = rng.choice((1, 2, 2, 2, 3)) if parallel in ("data", "single") else rng.choice((2, 2, 3))
     bad = count > 1 and rng.random() < 0.08
     together = rng.random() < 0.6
     names = [f"n{index}" for index in range(count)]
@@ -137,11 +143,13 @@ def make_script(seed: int) -> Script:
     step_seconds = rng.choice((0.3, 0.7, 1.0, 2.0))
     span = 5.0 + steps * step_seconds * 1.5
     faults: list[Fault] = []
+    together_at = rng.uniform(2.0, span)  # troubles come in company
     for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 5, 8))):
         kinds = rng.choice((RANK_FAULTS, RANK_FAULTS, NODE_FAULTS, NODE_FAULTS, DISK_FAULTS, COORDINATOR_FAULTS))
         kind = rng.choice(kinds)
         node = "" if kinds is COORDINATOR_FAULTS or kind == "corrupt stored" else rng.choice(names)
-        faults.append(Fault(rng.uniform(0.0, span), kind, node, _seconds(rng, kind)))
+        at = rng.uniform(0.0, span) if rng.random() < 0.6 else together_at + rng.uniform(0.0, 1.0)
+        faults.append(Fault(at, kind, node, _seconds(rng, kind)))
     harsh = rng.random() < 0.35
     kl = rng.random() < 0.15
     ends_badly = rng.random()
@@ -159,6 +167,7 @@ def make_script(seed: int) -> Script:
         latency=rng.choice((0.002, 0.02, 0.1)),
         spikes=0.02 if harsh else 0.0,
         resets=rng.choice((0.002, 0.01)) if harsh else 0.0,
+        return_seconds=rng.choice((0.5, 3.0, 10.0)),
         evaluate_every=rng.choice((0, 0, 3)),
         kl_every=2 if kl else 0,
         kl_action=rng.choice(("soften", "soften", "soften", "stop")),

@@ -11,7 +11,7 @@ from realign_cluster.domain.ids import Epoch, NodeName
 from realign_cluster.domain.recovery import Recovery
 
 from .node import Copy, Node
-from .script import POLICY
+from .script import policy_of
 
 if TYPE_CHECKING:
     from .world import World
@@ -42,7 +42,7 @@ class Coordinator:
             memory=world.memory,
             checkpoints=checkpoints,
         )
-        self.recovery = Recovery(opened, POLICY)
+        self.recovery = Recovery(opened, policy_of(world.script))
         self.handle(opened)
         for node in world.nodes:
             world.update_silence(node)

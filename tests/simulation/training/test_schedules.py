@@ -18,7 +18,7 @@ from realign_cluster.domain.recovery import Recovery
 from realign_cluster.domain.recovery_codec import decode, encode
 
 from .replay import run_seed
-from .script import POLICY
+from .script import policy_of
 from .world import World
 
 SHARDS = 10
@@ -81,10 +81,11 @@ def sittings(world: World) -> list[list[tuple[e.Event, tuple[c.Command, ...]]]]:
 def test_recorded_events_lead_to_the_same_commands() -> None:
     """Through the ledger's encoding, and without the ticks that led to nothing."""
     for seed in range(100):
-        for recorded in sittings(run_seed(seed)):
+        world = run_seed(seed)
+        for recorded in sittings(world):
             events = [decode(orjson.loads(orjson.dumps(encode(event)))) for event, _ in recorded]
             assert isinstance(events[0], e.Opened)
-            recovery = Recovery(events[0], POLICY)
+            recovery = Recovery(events[0], policy_of(world.script))
             again = [recovery.apply(event) for event in events]  # type: ignore[arg-type]
             assert again == [commands for _, commands in recorded], f"seed {seed}"
 

@@ -161,20 +161,26 @@ class World:
         for node in self.nodes:
             node.down()
             node.boots += 1
+            node.wedged = False
             node.start()
-            node.cut_until = node.frozen_until = node.full_until = node.gone_until = node.refuses_until = self.clock.now
+            node.cut_until = node.mute_until = node.frozen_until = self.clock.now
+            node.full_until = node.gone_until = node.refuses_until = self.clock.now
 
     # --- the network
 
     def is_connected(self, node: Node) -> bool:
-        """Whether coordinator and daemon hear each other."""
+        """Whether the coordinator hears the daemon."""
+        return self.hears(node) and self.clock.now >= node.mute_until
+
+    def hears(self, node: Node) -> bool:
+        """Whether the daemon hears the coordinator."""
         return bool(node.link) and self.clock.now >= max(node.cut_until, node.frozen_until)
 
     def update_silence(self, node: Node) -> None:
         """After anything that may end, or begin, that a daemon hears its coordinator."""
         coordinator = self.coordinator
         talking = coordinator is not None and coordinator.alive and self.clock.now >= coordinator.paused_until
-        if talking and self.is_connected(node):
+        if talking and self.hears(node):
             node.silent_since = None
         elif node.silent_since is None:
             node.silent_since = self.clock.now
@@ -187,7 +193,7 @@ class World:
         coordinator = self.coordinator
         if self.over is not None or coordinator is None or not coordinator.alive or node.link or not node.up:
             return
-        later = max(node.cut_until, node.frozen_until, node.gone_until, coordinator.paused_until)
+        later = max(node.cut_until, node.mute_until, node.frozen_until, node.gone_until, coordinator.paused_until)
         if later > self.clock.now:
             self.clock.at(later + 0.1, self.connect, node)
             return
@@ -231,18 +237,20 @@ class World:
         if arrival is not None:
             self.clock.at(arrival, self.deliver_up, node, node.link, message)
 
-    def deliver_down(self, node: Node, link: int, message: tuple[Any, ...]) -> None:
+    def deliver_down(self, node: Node, link: int, message: tuple[Any, ...], late: bool = False) -> None:
         later = max(node.cut_until, node.frozen_until)
         if self.clock.now < later:
             self.clock.at(later, self.deliver_down, node, link, message)
-        elif node.up and (node.link == link or self.rng.random() < 0.3):  # a broken one's last words may be heard
+        elif node.up and node.link == link:
             node.receive(message)
+        elif node.up and not late and self.rng.random() < 0.3:  # what was said last over a broken one may be heard yet
+            self.clock.after(self.rng.random(), self.deliver_down, node, node.link, message, True)
 
     def deliver_up(self, node: Node, link: int, message: tuple[type[Any], dict[str, Any]]) -> None:
         coordinator = self.coordinator
         if coordinator is None or not coordinator.alive or node.link != link:
             return
-        later = max(node.cut_until, node.frozen_until, coordinator.paused_until)
+        later = max(node.cut_until, node.mute_until, node.frozen_until, coordinator.paused_until)
         if self.clock.now < later:
             self.clock.at(later, self.deliver_up, node, link, message)
         else:
