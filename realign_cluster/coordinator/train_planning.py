@@ -22,7 +22,7 @@ from realign_cluster.coordinator.train_request import TrainRequest
 from realign_cluster.coordinator.train_work import estimate_work
 from realign_cluster.domain.errors import UsageError
 from realign_cluster.domain.ids import NodeName
-from realign_cluster.domain.jaccl import link
+from realign_cluster.domain.jaccl import with_links
 from realign_cluster.domain.plan import LeftOut
 from realign_cluster.domain.plan_facts import StaleCalibration
 from realign_cluster.domain.report import Calibration
@@ -71,10 +71,8 @@ class Planner:
 
     def world(self, plan: TrainPlan) -> WorldPlan:
         """With the devices of its cables, where it is joined by them. Raises UsageError where one is lacking."""
-        world = plan.world()
-        if world.size == 1 or world.backend != "jaccl" or self._cluster.hostfile is None:
-            return world
-        return world.model_copy(update={"rdma": link(self._cluster.hostfile, world.nodes)})
+        hostfile = self._cluster.hostfile
+        return with_links(plan.world(), hostfile) if hostfile is not None else plan.world()
 
     def _plan(self, nodes: Sequence[str], left_out: Sequence[LeftOut]) -> TrainPlan:
         request = self._request
