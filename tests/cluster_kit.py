@@ -132,15 +132,11 @@ class DaemonProcess:
 
     def worker_pids(self) -> list[int]:
         """Living children of the daemon that are workers (not short-lived probes)."""
-        import psutil
+        return children_that_run("realign_cluster.scoring.worker", self.pid)
 
-        found = []
-        with contextlib.suppress(psutil.Error):
-            for child in psutil.Process(self.pid).children():
-                with contextlib.suppress(psutil.Error):
-                    if "realign_cluster.scoring.worker" in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
-                        found.append(child.pid)
-        return found
+    def rank_pids(self) -> list[int]:
+        """Living children of the daemon that train."""
+        return children_that_run("realign_cluster.training.worker", self.pid)
 
     def log_text(self) -> str:
         texts = []
@@ -179,6 +175,19 @@ class TestCluster:
     ) -> None:
         for daemon in self.daemons:
             daemon.kill()
+
+
+def children_that_run(module: str, parent: int) -> list[int]:
+    """Process numbers."""
+    import psutil
+
+    found = []
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process(parent).children():
+            with contextlib.suppress(psutil.Error):
+                if module in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
+                    found.append(child.pid)
+    return found
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 10.0, what: str = "it") -> Any:

@@ -44,9 +44,7 @@ CREATE TABLE measurement (
 CREATE TABLE reference (row INTEGER PRIMARY KEY, chosen REAL NOT NULL, rejected REAL NOT NULL)
 """
 
-_SET_META: Final = (
-    "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
-)
+_SET_META: Final = "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,8 +127,9 @@ class TrainLedgerReader:
                 kind=row[0], step=row[1], generation=row[2], node=row[3], wall=row[4], body=orjson.loads(row[5])
             )
 
-    def events(self) -> Iterator[EventRecord]:
-        for row in self._query("SELECT seq, epoch, at, wall, body FROM event ORDER BY seq"):
+    def events(self, after: int = 0) -> Iterator[EventRecord]:
+        """Those with a higher `seq`, in order."""
+        for row in self._query("SELECT seq, epoch, at, wall, body FROM event WHERE seq > ? ORDER BY seq", (after,)):
             yield EventRecord(seq=row[0], epoch=row[1], at=row[2], wall=row[3], body=orjson.loads(row[4]))
 
     def sittings(self) -> list[Sitting]:
