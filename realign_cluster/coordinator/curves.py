@@ -1,4 +1,4 @@
-"""Curves over steps as inline SVG: a line or points per series, and marks at steps where something happened.
+"""Curves over steps as inline SVG: lines and dots, marks where something happened, ticks where something was kept.
 
 Knows numbers, labels and classes; nothing of runs.
 """
@@ -6,31 +6,58 @@ Knows numbers, labels and classes; nothing of runs.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from realign_cluster.coordinator.charts import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Marker, nice_ticks, number, scale, svg
+from realign_cluster.coordinator.charts import BOTTOM, LEFT, RIGHT, TOP, WIDTH, nice_ticks, number, scale, svg
 
 MOST_POINTS = 1200  # of a line: more than a screen has pixels
 MARKS_SHOWN = 60
+LETTER = 6.2  # of a mark's name, in its 11 px type
+HEAD = 14.0  # above the curves, for the names of marks
+
+Scale = Callable[[float], float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """`points` are (step, value), ascending; `dots` draws each of them, otherwise they are joined."""
+    """`points` are (step, value), ascending. `dots` draws each of them, otherwise they are joined; `hollow` dots are
+    empty.
+    """
 
     label: str
     points: Sequence[tuple[float, float]]
     style: str
     dots: bool = False
+    hollow: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """A step at which something happened: `name` stands there, `label` is the whole story."""
+
+    at: float
+    name: str
+    label: str
+    trouble: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """A tick at the foot: a state of this step; `large` for one that lasts."""
+
+    at: float
+    label: str
+    large: bool = False
 
 
 def curves(
     series: Sequence[Curve],
     *,
     unit: str,
-    marks: Sequence[Marker] = (),
+    marks: Sequence[Mark] = (),
+    kept: Sequence[Kept] = (),
     bound: tuple[float, str] | None = None,
     height: float = 240.0,
 ) -> str:
@@ -39,49 +66,22 @@ def curves(
     if not finite:
         return ""
     first, last = min(step for step, _ in finite), max(step for step, _ in finite)
-    values = [value for _, value in finite] + ([bound[0]] if bound is not None else [])
-    low, high = _range(values)
+    first = 0.0 if first <= 1 < last else first
+    low, high = _range([value for _, value in finite] + ([bound[0]] if bound is not None else []))
+    top = TOP + (HEAD if marks else 0.0)
     x = scale(first, last if last > first else first + 1, LEFT, WIDTH - RIGHT)
-    y = scale(low, high, height - BOTTOM, TOP)
-    parts = []
-    for tick in _ticks(low, high):
-        parts.append(
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
-            f'<text class="tick" x="{LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{number(tick)}</text>'
-        )
-    parts.append(f'<text class="tick" x="{LEFT + 4}" y="{TOP - 2}">{escape(unit)}</text>')
-    floor = height - BOTTOM
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{floor}" y2="{floor}"/>')
-    for tick in (tick + first for tick in nice_ticks(max(last - first, 1.0), 8)):
-        if tick <= last:
-            parts.append(
-                f'<text class="tick" x="{x(tick):.1f}" y="{floor + 16}" text-anchor="middle">{tick:,.0f}</text>'
-            )
+    y = scale(low, high, height - BOTTOM, top)
+    parts = [*_grid(low, high, y, unit, top), *_axis(first, last, x, height)]
     if bound is not None:
         at, right = y(bound[0]), WIDTH - RIGHT
         parts.append(
             f'<line class="mean" x1="{LEFT}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}"/>'
             f'<text class="tick" x="{right}" y="{at - 5:.1f}" text-anchor="end">{escape(bound[1])}</text>'
         )
-    for mark in marks[:MARKS_SHOWN]:
-        at = x(min(max(mark.at, first), last))
-        parts.append(
-            f'<g class="marker {"trouble" if mark.trouble else "notice"}"><title>{escape(mark.label)}</title>'
-            f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{floor}"/><circle cx="{at:.1f}" cy="{TOP}" r="4"/></g>'
-        )
+    parts += _kept([each for each in kept if first <= each.at <= last], x, height)
+    parts += _marks([mark for mark in marks[:MARKS_SHOWN] if first <= mark.at <= last], x, top, height)
     for curve in series:
-        shown = [(step, value) for step, value in curve.points if math.isfinite(value)]
-        if curve.dots:
-            parts += [
-                f'<circle class="{curve.style}" cx="{x(step):.1f}" cy="{y(value):.1f}" r="4">'
-                f"<title>{escape(curve.label)} at step {step:,.0f}: {number(value)}</title></circle>"
-                for step, value in shown
-            ]
-        elif shown:
-            path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in _thinned(shown))
-            parts.append(
-                f'<polyline class="line {curve.style}" points="{path}"><title>{escape(curve.label)}</title></polyline>'
-            )
+        parts += _curve(curve, x, y)
     return svg(height, parts, f"{unit} over steps")
 
 
@@ -92,6 +92,72 @@ def smoothed(points: Sequence[tuple[float, float]], weight: float = 0.9) -> list
         sum_, count = weight * sum_ + value, weight * count + 1
         found.append((step, sum_ / count))
     return found
+
+
+def _grid(low: float, high: float, y: Scale, unit: str, top: float) -> list[str]:
+    lines = [
+        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
+        f'<text class="tick" x="{LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{number(tick)}</text>'
+        for tick in _ticks(low, high)
+    ]
+    return [*lines, f'<text class="tick" x="{LEFT + 4}" y="{top - 2}">{escape(unit)}</text>']
+
+
+def _axis(first: float, last: float, x: Scale, height: float) -> list[str]:
+    """Whole steps at round numbers."""
+    floor = height - BOTTOM
+    step = max(1.0, nice_ticks(max(last - first, 1.0), 8)[1])
+    ticks = [step * at for at in range(math.ceil(first / step), math.floor(last / step) + 1)]
+    return [
+        f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{floor}" y2="{floor}"/>',
+        *(
+            f'<text class="tick" x="{x(tick):.1f}" y="{floor + 18}" text-anchor="middle">{tick:,.0f}</text>'
+            for tick in ticks
+        ),
+    ]
+
+
+def _kept(kept: Sequence[Kept], x: Scale, height: float) -> list[str]:
+    floor = height - BOTTOM
+    shown = kept[:: max(1, len(kept) // MOST_POINTS)]
+    return [
+        f'<line class="{"checkpoint" if each.large else "snapshot"}" x1="{x(each.at):.1f}" x2="{x(each.at):.1f}"'
+        f' y1="{floor}" y2="{floor + (7 if each.large else 4)}"><title>{escape(each.label)}</title></line>'
+        for each in shown
+    ]
+
+
+def _marks(marks: Sequence[Mark], x: Scale, top: float, height: float) -> list[str]:
+    """Names are left out where there is no room for them."""
+    parts, free = [], 0.0
+    for mark in sorted(marks, key=lambda mark: mark.at):
+        at, width = x(mark.at), LETTER * len(mark.name)
+        begin = min(at + 8, WIDTH - RIGHT - width) if at + 8 + width > WIDTH - RIGHT else at + 8
+        name = ""
+        if begin > free:
+            name = f'<text x="{begin:.1f}" y="{top - 10}">{escape(mark.name)}</text>'
+            free = begin + width + LETTER
+        parts.append(
+            f'<g class="marker {"trouble" if mark.trouble else "notice"}"><title>{escape(mark.label)}</title>'
+            f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{top - 14}" y2="{height - BOTTOM}"/>'
+            f'<circle cx="{at:.1f}" cy="{top - 14}" r="4"/>{name}</g>'
+        )
+    return parts
+
+
+def _curve(curve: Curve, x: Scale, y: Scale) -> list[str]:
+    shown = [(step, value) for step, value in curve.points if math.isfinite(value)]
+    if curve.dots:
+        style = f"{curve.style} ring" if curve.hollow else curve.style
+        return [
+            f'<circle class="{style}" cx="{x(step):.1f}" cy="{y(value):.1f}" r="4">'
+            f"<title>{escape(curve.label)} at step {step:,.0f}: {number(value)}</title></circle>"
+            for step, value in shown
+        ]
+    if not shown:
+        return []
+    path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in _thinned(shown))
+    return [f'<polyline class="line {curve.style}" points="{path}"><title>{escape(curve.label)}</title></polyline>']
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:

@@ -53,6 +53,15 @@ def legend(entries: Iterable[tuple[str, str]]) -> str:
     )
 
 
+def chip(style: str, text: str) -> str:
+    """A cell that begins with the colour that stands for it elsewhere."""
+    return f'<i class="{style}"></i>{escape(text)}'
+
+
+def note(text: str) -> str:
+    return f'<p class="dim note">{escape(text)}</p>' if text else ""
+
+
 def share_cell(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
 

@@ -1,6 +1,6 @@
-"""A training run as its ledger tells it: the steps that count, generations and why they ended, measurements.
+"""A training run as its ledger tells it: steps that count, steps that were lost, measurements, generations of ranks.
 
-Reads only, once; report, summary and metrics.jsonl are made from it.
+Reads only, once; report, summary, metrics.jsonl and tracked curves are made from it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from realign_cluster.domain.rank_report import Diverged, Ended, Evaluated, Kept, StepDone
-from realign_cluster.store.train_ledger import EventRecord, StepRecord, TrainLedgerReader
+from realign_cluster.coordinator.train_generations import Course, GenerationReader, GenerationRecord
+from realign_cluster.domain.rank_report import Diverged, Ended, Evaluated, Kept, Loaded, NotKept, StepDone
+from realign_cluster.store.train_ledger import EventRecord, Measurement, Sitting, StepRecord, TrainLedgerReader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """A step as it counts: of the newest generation that did it. `wall` is when its last rank reported it."""
+    """What the ranks of one generation say of a step. `wall` is when the last of them reported it."""
 
     step: int
     generation: int
@@ -30,23 +31,6 @@ class Step:
     ranks: dict[str, StepDone]  # by node
 
 
-@dataclass(slots=True, kw_only=True)
-class GenerationRecord:
-    """One generation of ranks. Times are wall clock; None where the ledger does not say."""
-
-    number: int
-    nodes: tuple[str, ...]
-    parallel: str
-    shares: tuple[float, ...]
-    start_step: int
-    started: float
-    joined: float | None = None  # all ranks
-    first_step: float | None = None
-    last_step: int = 0
-    ended: float | None = None
-    why: str = ""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incident:
     """Something for the report's timeline: wall clock, words."""
@@ -58,17 +42,42 @@ class Incident:
 
 @dataclass(slots=True, kw_only=True)
 class TrainHistory:
-    begun: float | None
-    seconds: float  # of all sittings
-    sittings: int
+    """Steps count that led to the run as it stands. Those after the state that a later generation began from are lost,
+    and done again; so is what was measured after them.
+    """
+
+    times: list[Sitting]
     steps: list[Step] = field(default_factory=list)
-    steps_lost: int = 0  # done, and then done again
+    lost: list[Step] = field(default_factory=list)
     generations: list[GenerationRecord] = field(default_factory=list)
     incidents: list[Incident] = field(default_factory=list)
     evaluations: list[Evaluated] = field(default_factory=list)
     divergences: list[Diverged] = field(default_factory=list)
-    kept: list[tuple[str, Kept]] = field(default_factory=list)
-    ends: dict[str, Ended] = field(default_factory=dict)
+    divergences_lost: list[Diverged] = field(default_factory=list)
+    kept: list[tuple[str, Kept]] = field(default_factory=list)  # node, state
+    stored: list[int] = field(default_factory=list)  # checkpoints that came into the run folder, by step
+    peaks: dict[str, int] = field(default_factory=dict)  # bytes that MLX had at most, by node, as far as it is known
+
+    @property
+    def begun(self) -> float | None:
+        return self.times[0].opened_at if self.times else None
+
+    @property
+    def sittings(self) -> int:
+        return len(self.times)
+
+    @property
+    def seconds(self) -> float:
+        """Of all sittings."""
+        return sum(sitting.last_at - sitting.opened_at for sitting in self.times)
+
+    def elapsed(self, wall: float) -> float:
+        """Seconds of sittings before that moment: nights in which nothing ran are left out."""
+        return sum(max(0.0, min(wall, sitting.last_at) - sitting.opened_at) for sitting in self.times)
+
+    @property
+    def steps_lost(self) -> int:
+        return len(self.lost)
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -76,21 +85,29 @@ class TrainHistory:
         seconds = sum(step.seconds for step in self.steps)
         return sum(step.tokens for step in self.steps) / seconds if seconds else None
 
+    def validation(self) -> list[tuple[int, float]]:
+        """(step, loss), ascending; step 0 is before training."""
+        return [(each.step, each.metrics["loss"]) for each in self.evaluations if "loss" in each.metrics]
+
     def validation_summary(self) -> dict[str, Any] | None:
-        measured = [(each.step, each.metrics["loss"]) for each in self.evaluations if "loss" in each.metrics]
+        measured = self.validation()
         if not measured:
             return None
         best_step, best = min(measured[1:] or measured, key=lambda found: found[1])  # the first is before training
         return {"first": measured[0][1], "last": measured[-1][1], "best": best, "best_step": best_step}
 
+    def benchmarks(self) -> dict[str, list[tuple[int, float]]]:
+        """(step, result) by name."""
+        found: dict[str, list[tuple[int, float]]] = defaultdict(list)
+        for each in self.evaluations:
+            for name, value in each.metrics.items():
+                if name.startswith("benchmark/"):
+                    found[name.removeprefix("benchmark/")].append((each.step, value))
+        return dict(sorted(found.items()))
+
     def benchmark_summary(self) -> dict[str, dict[str, float]]:
         """By name: what it was before training, and what it is now."""
-        names = {name for each in self.evaluations for name in each.metrics if name.startswith("benchmark/")}
-        found = {}
-        for name in sorted(names):
-            values = [each.metrics[name] for each in self.evaluations if name in each.metrics]
-            found[name.removeprefix("benchmark/")] = {"first": values[0], "last": values[-1]}
-        return found
+        return {name: {"first": found[0][1], "last": found[-1][1]} for name, found in self.benchmarks().items()}
 
     def nodes_summary(self) -> dict[str, dict[str, Any]]:
         tokens: dict[str, int] = defaultdict(int)
@@ -132,113 +149,82 @@ class TrainHistory:
 
 
 def read_train_history(ledger: TrainLedgerReader) -> TrainHistory:
-    sittings = ledger.sittings()
-    history = TrainHistory(
-        begun=sittings[0].opened_at if sittings else None,
-        seconds=sum(sitting.last_at - sitting.opened_at for sitting in sittings),
-        sittings=len(sittings),
-    )
-    by_generation: dict[int, GenerationRecord] = {}
+    history = TrainHistory(times=ledger.sittings())
+    generations = GenerationReader()
     for event in ledger.events():
-        _read_event(event, history, by_generation)
-    history.generations = [by_generation[number] for number in sorted(by_generation)]
-    records = list(ledger.steps())
-    history.steps = list(_steps(records))
-    done = {(record.step, record.generation) for record in records}
-    history.steps_lost = len(done) - len(history.steps)
-    for record in records:
-        if (generation := by_generation.get(record.generation)) is not None:
-            generation.first_step = min(generation.first_step or record.wall, record.wall)
-            generation.last_step = max(generation.last_step, record.step)
-    counted = {step.step: step.generation for step in history.steps}
-    history.evaluations = _measured(ledger, "evaluated", Evaluated, counted)
-    history.divergences = _measured(ledger, "divergence", Diverged, counted)
+        generations.take(event)
+        history.incidents += _incidents(event)
+        if event.body["event"]["kind"] == "CheckpointStored":
+            history.stored.append(event.body["event"]["step"])
+    history.generations = generations.records()
+    course = Course(history.generations)
+    steps = _steps(ledger.steps())
+    history.steps = [step for step in steps if course.has(step.step, step.generation)]
+    history.lost = [step for step in steps if not course.has(step.step, step.generation)]
+    history.evaluations, _ = _measured(ledger.measurements("evaluated"), Evaluated, course)
+    history.divergences, history.divergences_lost = _measured(ledger.measurements("divergence"), Diverged, course)
     history.kept = [(each.node, Kept.model_validate(each.body)) for each in ledger.measurements("kept")]
-    history.ends = {each.node: Ended.model_validate(each.body) for each in ledger.measurements("ended")}
+    for each in ledger.measurements("not_kept"):
+        said = NotKept.model_validate(each.body)
+        text = f"{each.node} could not keep the {said.kind} of step {said.step}: {said.reason}"
+        history.incidents.append(Incident(wall=each.wall, text=text, trouble=True))
+    history.incidents.sort(key=lambda incident: incident.wall)
+    for kind, model in (("loaded", Loaded), ("ended", Ended)):
+        for each in ledger.measurements(kind):
+            peak = model.model_validate(each.body).peak_bytes
+            history.peaks[each.node] = max(peak, history.peaks.get(each.node, 0))
     return history
 
 
-def _steps(records: list[StepRecord]) -> Iterator[Step]:
-    """Of each step, what the newest generation that did it says."""
-    newest: dict[int, list[StepRecord]] = {}
+def _steps(records: Iterator[StepRecord]) -> list[Step]:
+    """By step, then generation: one for every time that it was done."""
+    found: dict[tuple[int, int], list[StepRecord]] = {}
     for record in records:
-        others = newest.setdefault(record.step, [])
-        if others and others[0].generation < record.generation:
-            others.clear()
-        others.append(record)
-    for step, found in sorted(newest.items()):
-        ranks = {record.node: StepDone.model_validate(record.body) for record in found}
-        first = next(iter(ranks.values()))
-        yield Step(
-            step=step,
-            generation=found[0].generation,
-            wall=max(record.wall for record in found),
-            loss=first.loss,
-            metrics=first.metrics,
-            tokens=first.tokens,
-            seconds=max(rank.seconds for rank in ranks.values()),
-            gradient_norm=first.gradient_norm,
-            learning_rate=first.learning_rate,
-            ranks=ranks,
-        )
+        found.setdefault((record.step, record.generation), []).append(record)
+    return [_step(reports) for _, reports in sorted(found.items())]
 
 
-def _measured(ledger: TrainLedgerReader, kind: str, model: Any, counted: dict[int, int]) -> list[Any]:
-    """One a step: every rank says the same, and a step that was done again is measured again."""
-    found = {
-        each.step: model.model_validate(each.body)
-        for each in ledger.measurements(kind)
-        if each.step == 0 or counted.get(each.step) == each.generation
-    }
-    return [found[step] for step in sorted(found)]
+def _step(reports: list[StepRecord]) -> Step:
+    ranks = {record.node: StepDone.model_validate(record.body) for record in reports}
+    first = next(iter(ranks.values()))
+    return Step(
+        step=first.step,
+        generation=reports[0].generation,
+        wall=max(record.wall for record in reports),
+        loss=first.loss,
+        metrics=first.metrics,
+        tokens=first.tokens,
+        seconds=max(rank.seconds for rank in ranks.values()),
+        gradient_norm=first.gradient_norm,
+        learning_rate=first.learning_rate,
+        ranks=ranks,
+    )
 
 
-def _read_event(event: EventRecord, history: TrainHistory, generations: dict[int, GenerationRecord]) -> None:
+def _measured(measurements: Iterator[Measurement], model: Any, course: Course) -> tuple[list[Any], list[Any]]:
+    """Those that count, and those that were lost; one for a step and generation: every rank says the same."""
+    found = {(each.step, each.generation): model.model_validate(each.body) for each in measurements}
+    counting = {key: each for key, each in sorted(found.items()) if course.has(*key)}
+    return list(counting.values()), [each for key, each in sorted(found.items()) if key not in counting]
+
+
+def _incidents(event: EventRecord) -> Iterator[Incident]:
     body = event.body["event"]
-    match body["kind"]:
-        case "RankExited" | "RankFailed" | "StartFailed" if (
-            record := generations.get(body["generation"])
-        ) is not None and not record.why:
-            record.why = f"{body['node']}: {body.get('message') or body.get('reason')}"
-            record.ended = event.wall
-        case "RankJoined" if (record := generations.get(body["generation"])) is not None:
-            record.joined = event.wall
-        case "NodeLost":
-            words = "left" if body["clean"] else "is lost"
-            text = f"{body['node']} {words}: {body['reason']}"
-            history.incidents.append(Incident(wall=event.wall, text=text, trouble=not body["clean"]))
-        case "RankExited" | "RankFailed":
-            pass
+    if body["kind"] == "NodeLost":
+        words = "left" if body["clean"] else "is lost"
+        yield Incident(wall=event.wall, text=f"{body['node']} {words}: {body['reason']}", trouble=not body["clean"])
+    elif body["kind"] == "Opened" and event.epoch > 1:
+        yield Incident(wall=event.wall, text=f"sitting {event.epoch} begins", trouble=False)
     for command in event.body["commands"]:
         match command["kind"]:
-            case "StartRank":
-                spec = command["spec"]
-                generations.setdefault(
-                    spec["generation"],
-                    GenerationRecord(
-                        number=spec["generation"],
-                        nodes=tuple(spec["world"]["nodes"]),
-                        parallel=spec["world"]["parallel"],
-                        shares=tuple(spec["world"]["shares"]),
-                        start_step=spec["start_step"],
-                        started=event.wall,
-                    ),
-                )
             case "NoteLine":
-                trouble = command["level"] == "warning"
-                history.incidents.append(Incident(wall=event.wall, text=command["text"], trouble=trouble))
-            case "KillRank":
-                record = generations.get(command["generation"])
-                if record is not None and not record.why:
-                    record.why, record.ended = command["reason"], event.wall
+                yield Incident(wall=event.wall, text=command["text"], trouble=command["level"] == "warning")
             case "ShiftShares":
                 shown = " : ".join(f"{share:.1%}" for share in command["shares"])
-                history.incidents.append(
-                    Incident(wall=event.wall, text=f"shares {shown}: {command['reason']}", trouble=False)
-                )
+                yield Incident(wall=event.wall, text=f"shares {shown}: {command['reason']}", trouble=False)
             case "Quarantine":
                 text = f"{command['node']} is set aside: {command['reason']}"
-                history.incidents.append(Incident(wall=event.wall, text=text, trouble=True))
+                yield Incident(wall=event.wall, text=text, trouble=True)
             case "Finish":
                 text = f"{command['state']}: {command['reason']}"
-                history.incidents.append(Incident(wall=event.wall, text=text, trouble=command["state"] != "complete"))
+                yield Incident(wall=event.wall, text=text, trouble=command["state"] != "complete")
