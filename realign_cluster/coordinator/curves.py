@@ -14,6 +14,7 @@ from realign_cluster.coordinator.charts import BOTTOM, LEFT, RIGHT, TOP, WIDTH, 
 
 MOST_POINTS = 1200  # of a line: more than a screen has pixels
 MARKS_SHOWN = 60
+MANY_TIMES = 5.0
 LETTER = 6.2  # of a mark's name, in its 11 px type
 HEAD = 14.0  # above the curves, for the names of marks
 
@@ -60,18 +61,24 @@ def curves(
     kept: Sequence[Kept] = (),
     bound: tuple[float, str] | None = None,
     height: float = 240.0,
+    logarithmic: bool = False,
 ) -> str:
-    """`bound` is a value that a dashed line is drawn at, with its name. Nothing for series without a finite point."""
+    """`bound` is a value that a dashed line is drawn at, with its name. `logarithmic` holds where all values are above
+    0 and the largest is many times the least. Nothing for series without a finite point.
+    """
     finite = [(step, value) for curve in series for step, value in curve.points if math.isfinite(value)]
     if not finite:
         return ""
     first, last = min(step for step, _ in finite), max(step for step, _ in finite)
     first = 0.0 if first <= 1 < last else first
-    low, high = _range([value for _, value in finite] + ([bound[0]] if bound is not None else []))
+    values = [value for _, value in finite] + ([bound[0]] if bound is not None else [])
+    logarithmic = logarithmic and min(values) > 0 and max(values) > MANY_TIMES * min(values)
+    low, high = (min(values) / 1.1, max(values) * 1.1) if logarithmic else _range(values)
     top = TOP + (HEAD if marks else 0.0)
     x = scale(first, last if last > first else first + 1, LEFT, WIDTH - RIGHT)
-    y = scale(low, high, height - BOTTOM, top)
-    parts = [*_grid(low, high, y, unit, top), *_axis(first, last, x, height)]
+    y = _log_scale(low, high, height - BOTTOM, top) if logarithmic else scale(low, high, height - BOTTOM, top)
+    ticks = _log_ticks(low, high) if logarithmic else _ticks(low, high)
+    parts = [*_grid(ticks, y, f"{unit}, logarithmic" if logarithmic else unit, top), *_axis(first, last, x, height)]
     if bound is not None:
         at, right = y(bound[0]), WIDTH - RIGHT
         parts.append(
@@ -85,8 +92,9 @@ def curves(
     return svg(height, parts, f"{unit} over steps")
 
 
-def smoothed(points: Sequence[tuple[float, float]], weight: float = 0.9) -> list[tuple[float, float]]:
-    """Exponentially weighted mean, without the bias of its beginning."""
+def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Exponentially weighted mean over a twentieth of the points, 2 to 20, without the bias of its beginning."""
+    weight = 1 - 1 / min(max(2.0, len(points) / 20), 20.0)
     found, sum_, count = [], 0.0, 0.0
     for step, value in points:
         sum_, count = weight * sum_ + value, weight * count + 1
@@ -94,11 +102,11 @@ def smoothed(points: Sequence[tuple[float, float]], weight: float = 0.9) -> list
     return found
 
 
-def _grid(low: float, high: float, y: Scale, unit: str, top: float) -> list[str]:
+def _grid(ticks: Sequence[float], y: Scale, unit: str, top: float) -> list[str]:
     lines = [
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
         f'<text class="tick" x="{LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{number(tick)}</text>'
-        for tick in _ticks(low, high)
+        for tick in ticks
     ]
     return [*lines, f'<text class="tick" x="{LEFT + 4}" y="{top - 2}">{escape(unit)}</text>']
 
@@ -176,3 +184,14 @@ def _ticks(low: float, high: float) -> list[float]:
     step = nice_ticks(high - low, 4)[1]
     begin = math.ceil(low / step)
     return [step * at for at in range(begin, math.floor(high / step) + 1)]
+
+
+def _log_scale(low: float, high: float, start: float, stop: float) -> Scale:
+    linear = scale(math.log(low), math.log(high), start, stop)
+    return lambda value: linear(math.log(value))
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [tick for power in powers for factor in (1, 2, 5) if low <= (tick := factor * 10.0**power) <= high]

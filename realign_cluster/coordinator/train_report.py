@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import orjson
@@ -51,7 +52,7 @@ def render_train_report(
         curve_sections(history, request),
         _nodes(history, summary, colours),
         time_sections(history, colours),
-        _plan(plan),
+        _plan(plan, history),
         _how(record, request, summary),
     ]
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
@@ -85,7 +86,7 @@ def _figures(history: TrainHistory, summary: Mapping[str, Any]) -> str:
     loss, validation = smoothed_loss(history), summary.get("validation") or {}
     cards = [(f"{(summary.get('steps') or {}).get('done', 0):,}", "steps done")]
     if loss:
-        cards.append((number(loss[-1][1]), f"training loss, smoothed (first {number(loss[0][1])})"))
+        cards.append((number(loss[-1][1]), f"training loss ({number(loss[0][1])} at first)"))
     if validation:
         cards.append((number(validation["best"]), f"best validation loss, after step {validation['best_step']:,}"))
     cards += [
@@ -130,8 +131,12 @@ def _nodes(history: TrainHistory, summary: Mapping[str, Any], colours: Mapping[s
     return section("Nodes", table(headings, rows))
 
 
-def _plan(plan: Mapping[str, Any]) -> str:
+def _plan(plan: Mapping[str, Any], history: TrainHistory) -> str:
     why = [f"<li>{escape(str(line))}</li>" for line in plan.get("why") or ()]
+    planned, measured = plan.get("step_seconds"), [step.seconds for step in history.steps]
+    if planned and measured:
+        took = f"planned {_step_text(float(planned))} a step, measured {_step_text(median(measured))} (the median)"
+        why.append(f"<li><b>{took}</b></li>")
     return section("The plan, and why", f'<ul class="why">{"".join(why)}</ul>') if why else ""
 
 
@@ -150,6 +155,10 @@ def _how(record: Mapping[str, Any], request: Mapping[str, Any], summary: Mapping
 
 
 # --- small things ----------------------------------------------------------------------------------------------------
+
+
+def _step_text(seconds: float) -> str:
+    return f"{seconds * 1e3:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from realign_cluster.coordinator.markup import legend, note, section
 from realign_cluster.coordinator.train_history import TrainHistory
 
 PAIR_METRICS = ("accuracy", "margin")
+NAMED_IN_FULL = 3  # generations
+NAME_LETTERS = 60
 Points = Sequence[tuple[float, float]]
 
 
@@ -45,6 +47,8 @@ def _loss(history: TrainHistory) -> str:
         unit="loss",
         marks=restarts(history),
         kept=_states(history),
+        height=290.0,
+        logarithmic=True,
     )
     if not drawn:
         return ""
@@ -126,11 +130,12 @@ def _with_mean(points: Points, unit: str, style: str, *, height: float) -> str:
 
 
 def restarts(history: TrainHistory) -> list[Mark]:
-    """Where a generation took over from another."""
+    """Where a generation took over from another; the reason stands there where there are few of them."""
     marks = []
+    few = len(history.generations) <= NAMED_IN_FULL
     for before, after in pairwise(history.generations):
+        name = f"generation {after.number}" + (f": {before.why[:NAME_LETTERS]}" if few else "")
         label = f"generation {after.number} goes on from step {after.start_step}: {before.why}"
-        name = f"generation {after.number}"
         marks.append(Mark(at=float(after.start_step), name=name, label=label, trouble=before.failed))
     return marks
 
