@@ -15,10 +15,11 @@ from realign_cluster.coordinator.node_address import NodeAddress
 from realign_cluster.domain.errors import RealignError
 from realign_cluster.domain.world import StatePart
 from realign_cluster.rpc.channel import PeerRefused
-from realign_cluster.rpc.part_stream import RETRY_SECONDS, TRANSFER_SECONDS, remote_part, why_passing
+from realign_cluster.rpc.part_stream import RETRY_SECONDS, TRANSFER_SECONDS, PartUnfit, remote_part, why_passing
 from realign_cluster.rpc.pb import node_pb2 as pb
 from realign_cluster.rpc.pb import node_pb2_grpc as pb_grpc
 from realign_cluster.store.part_stream import draw, part_chunks
+from realign_cluster.store.state_part import Corrupt, data_path
 
 log = structlog.get_logger()
 
@@ -34,7 +35,7 @@ async def read_part(
     """What `receive` answers to the part, its manifest and the chunks of its data, which it draws in a thread:
     CheckpointStore.receive is one. Goes on where a connection broke off.
 
-    Raises RealignError: the node is not to be reached, or does not have the part.
+    Raises PartUnfit where the node does not have the part, RealignError where it is not to be reached.
     """
     await address.verify()
     source = remote_part(address.address, address.bundle, address.node_id, run_id, part)
@@ -57,7 +58,10 @@ async def send_part(address: NodeAddress, run_id: str, part: StatePart, folder: 
             return
         except (PeerRefused, grpc.aio.AioRpcError) as error:
             otherwise = f"{part.name} cannot be brought to {address.name}"
-            reason = why_passing(error, otherwise)
+            try:
+                reason = why_passing(error, otherwise)
+            except PartUnfit as unfit:
+                raise Corrupt(data_path(folder, part), unfit.message) from error
             if wait is None:
                 raise RealignError(f"{otherwise}: {reason}") from error
         log.warning("a part's transfer broke off, it begins anew", part=part.name, node=address.name, why=reason)

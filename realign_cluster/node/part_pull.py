@@ -12,7 +12,8 @@ from realign_cluster.domain.errors import RealignError
 from realign_cluster.domain.world import StatePart
 from realign_cluster.node.states import StateStore
 from realign_cluster.rpc.certificates import CertificateBundle
-from realign_cluster.rpc.part_stream import remote_part
+from realign_cluster.rpc.part_stream import PartUnfit, remote_part
+from realign_cluster.store.state_part import Corrupt
 
 log = structlog.get_logger()
 
@@ -20,9 +21,13 @@ AT_ONCE = 2
 
 
 class PartPuller:
-    """`told` gets a part and what was wrong; "": it is here, every byte checked. One event loop owns it."""
+    """`told` gets a part, what was wrong ("": it is here, every byte checked), and whether the part itself was: missing
+    or damaged where it was to come from. One event loop owns it.
+    """
 
-    def __init__(self, states: StateStore, bundle: CertificateBundle, told: Callable[[StatePart, str], None]) -> None:
+    def __init__(
+        self, states: StateStore, bundle: CertificateBundle, told: Callable[[StatePart, str, bool], None]
+    ) -> None:
         self._states = states
         self._bundle = bundle
         self._told = told
@@ -42,18 +47,18 @@ class PartPuller:
             task.cancel()
 
     async def _fetch(self, run_id: str, part: StatePart, address: str, node_id: str) -> None:
-        error = ""
+        error, corrupt = "", False
         try:
             async with self._turn:
                 if await self._states.intact(run_id, part):
                     pass
                 elif not address:
-                    error = f"{part.name} is not here as it was written"
+                    error, corrupt = f"{part.name} is not here as it was written", True
                 else:
                     source = remote_part(address, self._bundle, node_id, run_id, part)
                     async with contextlib.aclosing(source) as chunks:
                         await self._states.receive(run_id, part, chunks)
         except (RealignError, OSError) as problem:
-            error = str(problem)
+            error, corrupt = str(problem), isinstance(problem, (Corrupt, PartUnfit))
             log.warning("a part could not be fetched", part=part.name, address=address, why=error)
-        self._told(part, error)
+        self._told(part, error, corrupt)

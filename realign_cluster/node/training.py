@@ -214,15 +214,15 @@ class TrainingDesk:
         try:
             part = StatePart.model_validate_json(fetch.part)
         except ValidationError as error:
-            self._say_fetched(fetch.part, f"this node does not understand the part: {error.errors()[0]['msg']}")
+            self._say_fetched(fetch.part, f"this node does not understand the part: {error.errors()[0]['msg']}", False)
             return
         self._puller.fetch(self._run_id, part, fetch.address, fetch.node_id)
 
-    def _fetched(self, part: StatePart, error: str) -> None:
-        self._say_fetched(part.model_dump_json().encode(), error)
+    def _fetched(self, part: StatePart, error: str, corrupt: bool) -> None:
+        self._say_fetched(part.model_dump_json().encode(), error, corrupt)
 
-    def _say_fetched(self, part: bytes, error: str) -> None:
-        self._send(pb.NodeMessage(part_fetched=pb.PartFetched(part=part, error=error)))
+    def _say_fetched(self, part: bytes, error: str, corrupt: bool) -> None:
+        self._send(pb.NodeMessage(part_fetched=pb.PartFetched(part=part, error=error, corrupt=corrupt)))
 
     async def _drop(self, run_id: str, parts: Sequence[bytes]) -> None:
         try:

@@ -29,12 +29,19 @@ PASSING = frozenset(  # what another try may mend
 )
 
 
+UNFIT = frozenset({grpc.StatusCode.NOT_FOUND, grpc.StatusCode.DATA_LOSS})
+
+
+class PartUnfit(RealignError):
+    """Where the part was to come from it is missing, or not as it was announced."""
+
+
 async def remote_part(
     address: str, bundle: CertificateBundle, node_id: str, run_id: str, part: StatePart
 ) -> AsyncGenerator[bytes, None]:
     """The part's manifest, then its data, from the daemon at `address` ("host:port"), which must be this node's.
 
-    Raises RealignError: not to be reached, not one of this cluster, or it does not have the part.
+    Raises PartUnfit, or RealignError: not to be reached, not one of this cluster.
     """
     request = pb.PartRequest(run_id=run_id, part=part.model_dump_json().encode())
     there = failures = 0
@@ -69,7 +76,9 @@ async def remote_part(
 
 
 def why_passing(error: PeerRefused | grpc.aio.AioRpcError, otherwise: str) -> str:
-    """Why a try failed that another may mend. Raises RealignError, which begins with `otherwise`, where none would."""
+    """Why a try failed that another may mend. Raises PartUnfit or RealignError, beginning with `otherwise`, where none
+    would.
+    """
     if isinstance(error, PeerRefused):
         if error.reason in ("not-listening", "timeout"):
             return error.message
@@ -77,4 +86,4 @@ def why_passing(error: PeerRefused | grpc.aio.AioRpcError, otherwise: str) -> st
     details: str = error.details() or error.code().name.lower()
     if error.code() in PASSING:
         return details
-    raise RealignError(f"{otherwise}: {details}") from error
+    raise (PartUnfit if error.code() in UNFIT else RealignError)(f"{otherwise}: {details}") from error

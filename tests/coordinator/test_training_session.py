@@ -23,6 +23,7 @@ from realign_cluster.domain.errors import RealignError
 from realign_cluster.domain.ids import NodeName
 from realign_cluster.domain.job import ModelFileSpec, ModelSpec
 from realign_cluster.domain.world import StatePart
+from realign_cluster.rpc.part_stream import PartUnfit
 from realign_cluster.rpc.pb import node_pb2 as pb
 from realign_cluster.store.checkpoints import CheckpointManifest, CheckpointStore
 from realign_cluster.store.model_files import hash_file, hash_of_files
@@ -290,13 +291,13 @@ async def test_a_checkpoint_comes_into_the_run_folder_and_goes_to_another_node(
         assert list_parts(two.folder.training / "runs" / "run-1") == [part]
 
         other = part.model_copy(update={"step": 9})
-        with pytest.raises(RealignError, match="No such file"):
+        with pytest.raises(PartUnfit, match="No such file"):
             await read_part(first.session.address, "run-1", other, store.receive)
         with pytest.raises(Corrupt):
             await send_part(second.session.address, "run-1", other, store.path(8))
         path = data_path(store.path(8), part)
         path.write_bytes(path.read_bytes()[:-1] + b"?")
-        with pytest.raises(RealignError, match="cannot be brought to two"):
+        with pytest.raises(Corrupt, match="cannot be brought to two"):
             await send_part(second.session.address, "run-1", part, store.path(8))
         with pytest.raises(RealignError, match="does not hold"):
             await send_part(second.session.address, "run-2", part, store.path(8))

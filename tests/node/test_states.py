@@ -209,7 +209,7 @@ async def test_a_part_is_pulled_from_a_peer(
     async with run_on(shared_cluster.coordinator, alpha, beta, "pulled") as (source, sink):
         part = await source.kept(1, step=5, size=5 * MEGABYTE)
         assert held(alpha, "pulled") == [part]
-        assert "is not here" in await sink.fetch(part)
+        assert "is not here" in await sink.fetch(part, corrupt=True)
         assert await sink.fetch(part, alpha.address, alpha.node_id) == ""
         assert held(beta, "pulled") == [part]
         assert await sink.fetch(part) == ""
@@ -250,9 +250,9 @@ async def test_a_damaged_part_of_a_peer_is_refused(
         data = bytearray(path.read_bytes())
         data[2 * MEGABYTE] ^= 1
         path.write_bytes(data)
-        assert part.digest in await sink.fetch(part, alpha.address, alpha.node_id)
+        assert part.digest in await sink.fetch(part, alpha.address, alpha.node_id, corrupt=True)
         assert list((beta.folder.training / "runs" / "damaged").iterdir()) == []
-        assert "is not here as it was written" in await source.fetch(part)
+        assert "is not here as it was written" in await source.fetch(part, corrupt=True)
 
 
 @pytest.mark.cluster
@@ -264,14 +264,14 @@ async def test_a_peer_that_does_not_have_it_is_not_it_or_is_not_there(
         part = await source.kept(1, step=5, size=1000)
         absent = part.model_copy(update={"step": 6})
         replaced = part.model_copy(update={"digest": "0" * 32})
-        for wanted, address, node_id, says in (
-            (absent, alpha.address, alpha.node_id, "No such file"),
-            (replaced, alpha.address, alpha.node_id, f"it has digest {part.digest}"),
-            (part, alpha.address, beta.node_id, f"{alpha.node_id}, not {beta.node_id}"),
-            (part, stranger.address, stranger.node_id, "another cluster"),
-            (part, "127.0.0.1:1", alpha.node_id, "nothing listens"),
+        for wanted, address, node_id, corrupt, says in (
+            (absent, alpha.address, alpha.node_id, True, "No such file"),
+            (replaced, alpha.address, alpha.node_id, True, f"it has digest {part.digest}"),
+            (part, alpha.address, beta.node_id, False, f"{alpha.node_id}, not {beta.node_id}"),
+            (part, stranger.address, stranger.node_id, False, "another cluster"),
+            (part, "127.0.0.1:1", alpha.node_id, False, "nothing listens"),
         ):
-            assert says in await sink.fetch(wanted, address, node_id)
+            assert says in await sink.fetch(wanted, address, node_id, corrupt=corrupt)
         assert held(beta, "lost") == []
 
 

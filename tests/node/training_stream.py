@@ -95,12 +95,12 @@ class TrainingStream:
         await self.tell(generation, op="keep", step=step, size=size, **more)
         return StatePart.model_validate((await self.report("kept"))["part"])
 
-    async def fetch(self, part: StatePart, address: str = "", node_id: str = "") -> str:
-        """What was wrong, "" for nothing."""
+    async def fetch(self, part: StatePart, address: str = "", node_id: str = "", *, corrupt: bool = False) -> str:
+        """What was wrong, "" for nothing. `corrupt`: whether it has to be the part itself."""
         described = part.model_dump_json().encode()
         await self.stream.send(fetch_part=pb.FetchPart(part=described, address=address, node_id=node_id))
         fetched = await self.stream.expect("part_fetched")
-        assert StatePart.model_validate_json(fetched.part) == part
+        assert (StatePart.model_validate_json(fetched.part), fetched.corrupt) == (part, corrupt)
         return str(fetched.error)
 
     async def release(self) -> None:

@@ -17,7 +17,7 @@ class HealthRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class CoordinatorMessage(_message.Message):
-    __slots__ = ("hello", "prepare", "assign", "revoke", "ack", "beat", "restart_worker", "release", "prepare_training", "rank_order", "rank_ack", "fetch_part", "drop_parts")
+    __slots__ = ("hello", "prepare", "assign", "revoke", "ack", "beat", "restart_worker", "release", "prepare_training", "rank_order", "rank_ack", "fetch_part", "drop_parts", "join_group")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     PREPARE_FIELD_NUMBER: _ClassVar[int]
     ASSIGN_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,7 @@ class CoordinatorMessage(_message.Message):
     RANK_ACK_FIELD_NUMBER: _ClassVar[int]
     FETCH_PART_FIELD_NUMBER: _ClassVar[int]
     DROP_PARTS_FIELD_NUMBER: _ClassVar[int]
+    JOIN_GROUP_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     prepare: Prepare
     assign: Assign
@@ -44,7 +45,8 @@ class CoordinatorMessage(_message.Message):
     rank_ack: RankAck
     fetch_part: FetchPart
     drop_parts: DropParts
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., assign: _Optional[_Union[Assign, _Mapping]] = ..., revoke: _Optional[_Union[Revoke, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., beat: _Optional[_Union[CoordinatorBeat, _Mapping]] = ..., restart_worker: _Optional[_Union[RestartWorker, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., prepare_training: _Optional[_Union[PrepareTraining, _Mapping]] = ..., rank_order: _Optional[_Union[RankOrder, _Mapping]] = ..., rank_ack: _Optional[_Union[RankAck, _Mapping]] = ..., fetch_part: _Optional[_Union[FetchPart, _Mapping]] = ..., drop_parts: _Optional[_Union[DropParts, _Mapping]] = ...) -> None: ...
+    join_group: JoinGroup
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., assign: _Optional[_Union[Assign, _Mapping]] = ..., revoke: _Optional[_Union[Revoke, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., beat: _Optional[_Union[CoordinatorBeat, _Mapping]] = ..., restart_worker: _Optional[_Union[RestartWorker, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., prepare_training: _Optional[_Union[PrepareTraining, _Mapping]] = ..., rank_order: _Optional[_Union[RankOrder, _Mapping]] = ..., rank_ack: _Optional[_Union[RankAck, _Mapping]] = ..., fetch_part: _Optional[_Union[FetchPart, _Mapping]] = ..., drop_parts: _Optional[_Union[DropParts, _Mapping]] = ..., join_group: _Optional[_Union[JoinGroup, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("run_id", "epoch", "coordinator", "versions", "lease_seconds", "node_id")
@@ -63,7 +65,7 @@ class Hello(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., epoch: _Optional[int] = ..., coordinator: _Optional[str] = ..., versions: _Optional[_Union[_common_pb2.Versions, _Mapping]] = ..., lease_seconds: _Optional[float] = ..., node_id: _Optional[str] = ...) -> None: ...
 
 class Prepare(_message.Message):
-    __slots__ = ("job", "measure", "samples", "environment", "nice")
+    __slots__ = ("job", "measure", "samples", "environment", "nice", "group")
     class EnvironmentEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -76,12 +78,22 @@ class Prepare(_message.Message):
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     ENVIRONMENT_FIELD_NUMBER: _ClassVar[int]
     NICE_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     job: bytes
     measure: str
     samples: _containers.RepeatedScalarFieldContainer[bytes]
     environment: _containers.ScalarMap[str, str]
     nice: int
-    def __init__(self, job: _Optional[bytes] = ..., measure: _Optional[str] = ..., samples: _Optional[_Iterable[bytes]] = ..., environment: _Optional[_Mapping[str, str]] = ..., nice: _Optional[int] = ...) -> None: ...
+    group: bytes
+    def __init__(self, job: _Optional[bytes] = ..., measure: _Optional[str] = ..., samples: _Optional[_Iterable[bytes]] = ..., environment: _Optional[_Mapping[str, str]] = ..., nice: _Optional[int] = ..., group: _Optional[bytes] = ...) -> None: ...
+
+class JoinGroup(_message.Message):
+    __slots__ = ("generation", "addresses")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, generation: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Assign(_message.Message):
     __slots__ = ("lease", "attempt", "unit", "rows", "count", "cost")
@@ -217,7 +229,7 @@ class DropParts(_message.Message):
     def __init__(self, parts: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class NodeMessage(_message.Message):
-    __slots__ = ("welcome", "refusal", "beat", "model_needed", "worker_ready", "worker_exited", "result", "unit_failed", "worker_refused", "measuring", "training_ready", "rank_report", "rank_exited", "part_fetched")
+    __slots__ = ("welcome", "refusal", "beat", "model_needed", "worker_ready", "worker_exited", "result", "unit_failed", "worker_refused", "measuring", "training_ready", "rank_report", "rank_exited", "part_fetched", "worker_waiting")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     BEAT_FIELD_NUMBER: _ClassVar[int]
@@ -232,6 +244,7 @@ class NodeMessage(_message.Message):
     RANK_REPORT_FIELD_NUMBER: _ClassVar[int]
     RANK_EXITED_FIELD_NUMBER: _ClassVar[int]
     PART_FETCHED_FIELD_NUMBER: _ClassVar[int]
+    WORKER_WAITING_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     refusal: Refusal
     beat: NodeBeat
@@ -246,7 +259,8 @@ class NodeMessage(_message.Message):
     rank_report: RankReport
     rank_exited: RankExited
     part_fetched: PartFetched
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., beat: _Optional[_Union[NodeBeat, _Mapping]] = ..., model_needed: _Optional[_Union[ModelNeeded, _Mapping]] = ..., worker_ready: _Optional[_Union[WorkerReady, _Mapping]] = ..., worker_exited: _Optional[_Union[WorkerExited, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ..., unit_failed: _Optional[_Union[UnitFailed, _Mapping]] = ..., worker_refused: _Optional[_Union[WorkerRefused, _Mapping]] = ..., measuring: _Optional[_Union[Measuring, _Mapping]] = ..., training_ready: _Optional[_Union[TrainingReady, _Mapping]] = ..., rank_report: _Optional[_Union[RankReport, _Mapping]] = ..., rank_exited: _Optional[_Union[RankExited, _Mapping]] = ..., part_fetched: _Optional[_Union[PartFetched, _Mapping]] = ...) -> None: ...
+    worker_waiting: WorkerWaiting
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., beat: _Optional[_Union[NodeBeat, _Mapping]] = ..., model_needed: _Optional[_Union[ModelNeeded, _Mapping]] = ..., worker_ready: _Optional[_Union[WorkerReady, _Mapping]] = ..., worker_exited: _Optional[_Union[WorkerExited, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ..., unit_failed: _Optional[_Union[UnitFailed, _Mapping]] = ..., worker_refused: _Optional[_Union[WorkerRefused, _Mapping]] = ..., measuring: _Optional[_Union[Measuring, _Mapping]] = ..., training_ready: _Optional[_Union[TrainingReady, _Mapping]] = ..., rank_report: _Optional[_Union[RankReport, _Mapping]] = ..., rank_exited: _Optional[_Union[RankExited, _Mapping]] = ..., part_fetched: _Optional[_Union[PartFetched, _Mapping]] = ..., worker_waiting: _Optional[_Union[WorkerWaiting, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("info", "spooled_attempts")
@@ -331,6 +345,16 @@ class WorkerReady(_message.Message):
     pid: int
     generation: int
     def __init__(self, report: _Optional[bytes] = ..., pid: _Optional[int] = ..., generation: _Optional[int] = ...) -> None: ...
+
+class WorkerWaiting(_message.Message):
+    __slots__ = ("generation", "pid", "port")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    pid: int
+    port: int
+    def __init__(self, generation: _Optional[int] = ..., pid: _Optional[int] = ..., port: _Optional[int] = ...) -> None: ...
 
 class WorkerExited(_message.Message):
     __slots__ = ("generation", "reason", "computing_attempt", "lost_attempts", "asked", "back_off_seconds", "last_lines")
@@ -451,12 +475,14 @@ class RankExited(_message.Message):
     def __init__(self, generation: _Optional[int] = ..., sequence: _Optional[int] = ..., rank: _Optional[int] = ..., reason: _Optional[str] = ..., asked: bool = ..., wedged: bool = ..., last_lines: _Optional[str] = ...) -> None: ...
 
 class PartFetched(_message.Message):
-    __slots__ = ("part", "error")
+    __slots__ = ("part", "error", "corrupt")
     PART_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    CORRUPT_FIELD_NUMBER: _ClassVar[int]
     part: bytes
     error: str
-    def __init__(self, part: _Optional[bytes] = ..., error: _Optional[str] = ...) -> None: ...
+    corrupt: bool
+    def __init__(self, part: _Optional[bytes] = ..., error: _Optional[str] = ..., corrupt: bool = ...) -> None: ...
 
 class ModelFile(_message.Message):
     __slots__ = ("path", "size", "blake2b")
