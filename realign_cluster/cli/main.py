@@ -9,6 +9,7 @@ import orjson
 import typer
 
 from realign_cluster import __version__
+from realign_cluster.cli.plan_train import joined
 from realign_cluster.domain.errors import RealignError
 
 EPILOG = """
@@ -35,7 +36,7 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
         raise typer.Exit
 
 
-for _name in ("curate", "train", "plan", "calibrate", "nodes", "logs", "doctor"):
+for _name in ("curate", "train", "plan", "plan_train", "calibrate", "nodes", "logs", "doctor"):
     import_module(f"realign_cluster.cli.{_name}").register(app)
 for _name in ("runs", "cluster"):
     app.add_typer(import_module(f"realign_cluster.cli.{_name}").app, name=_name)
@@ -48,7 +49,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """The exit code of one command line, as the contract has them: 0, 1, 2, 3 or 130."""
     try:
-        result = app(arguments, prog_name="realign", standalone_mode=False, obj=tuple(arguments))
+        result = app(joined(arguments), prog_name="realign", standalone_mode=False, obj=tuple(arguments))
     except RealignError as error:
         return _refused(arguments, error.message, error.fix, error.exit_code)
     except typer.Exit as stop:

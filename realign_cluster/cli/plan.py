@@ -38,6 +38,8 @@ Example:
   realign plan data/*.jsonl --score loglik,ifd --hostfile hosts.json \\
       --model mlx-community/Qwen3-30B-A3B-4bit
 
+`realign plan train ...` plans a training: realign plan train --help
+
 Exit codes: 0 it would run; 2 bad input, or the model fits nowhere (with the arithmetic); 3 nodes missing.
 """
 REFUSED = 2

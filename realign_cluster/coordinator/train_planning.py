@@ -17,6 +17,7 @@ from realign_cluster.coordinator.cluster import Cluster
 from realign_cluster.coordinator.home import ClusterHome
 from realign_cluster.coordinator.node_address import NodeAddress
 from realign_cluster.coordinator.planning import calibration_key, facts_of_model, node_facts, open_calibrations
+from realign_cluster.coordinator.scoring_speeds import scoring_speeds
 from realign_cluster.coordinator.train_record import TrainRun
 from realign_cluster.coordinator.train_request import TrainRequest
 from realign_cluster.coordinator.train_work import estimate_work
@@ -26,6 +27,7 @@ from realign_cluster.domain.jaccl import with_links
 from realign_cluster.domain.plan import LeftOut
 from realign_cluster.domain.plan_facts import StaleCalibration
 from realign_cluster.domain.report import Calibration
+from realign_cluster.domain.train_links import asked_backend
 from realign_cluster.domain.train_plan import TrainPlan
 from realign_cluster.domain.train_planner import plan_training
 from realign_cluster.domain.train_work import LinkFacts, TrainWork
@@ -50,6 +52,8 @@ class Planner:
         with contextlib.closing(open_calibrations(cluster.home)) as store:
             self._training, self._stale = training_speeds(store, cluster, run.job.model.hash, self._work, now)
             self._links = link_facts(store, cluster)
+            named = [(str(node.name), node.info) for node in cluster.nodes]
+            self._forward = scoring_speeds(store, named, model_hash=run.job.model.hash, now=now)
 
     @property
     def work(self) -> TrainWork:
@@ -75,17 +79,18 @@ class Planner:
         return with_links(plan.world(), hostfile) if hostfile is not None else plan.world()
 
     def _plan(self, nodes: Sequence[str], left_out: Sequence[LeftOut]) -> TrainPlan:
-        request = self._request
+        request, hostfile = self._request, self._cluster.hostfile
         return plan_training(
             [node for node in self._nodes if node.name in set(nodes)],
             self._model,
             self._work,
             config=self._config,
             training=self._training,
+            forward=self._forward,
             stale=self._stale,
             links=self._links,
             parallel=request.parallel,
-            backend=request.backend,
+            backend=asked_backend(request.backend, hostfile.backend if hostfile is not None else "any"),
             left_out=left_out,
         )
 

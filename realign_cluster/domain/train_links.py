@@ -30,6 +30,14 @@ RDMA_BYTES_PER_SECOND = 5.0e9
 RDMA_ROUND_TRIP = 30e-6
 
 
+def asked_backend(asked: AskedBackend, hostfile: str) -> AskedBackend:
+    """What was asked for, else what the hostfile names; "any" and what training has no use for leave it open."""
+    if asked != "auto":
+        return asked
+    named: dict[str, AskedBackend] = {"ring": "ring", "jaccl": "jaccl", "mpi": "mpi"}
+    return named.get(hostfile, "auto")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
     """What joins some nodes: the slowest link between any two of them, as the backend uses it."""

@@ -57,8 +57,9 @@ def plan_training(
     backend: AskedBackend = "auto",
     left_out: Sequence[LeftOut] = (),
 ) -> TrainPlan:
-    """`config` is the model's config.json. Calibrations are by node name: `training` of this very task, `forward` and
-    `stale` of scoring with this model. `left_out` are nodes that the caller already set aside, with the reason.
+    """`config` is the model's config.json. Calibrations are by node name, all in token equivalents of a forward pass a
+    second: `training` of this very task, `forward` of scoring with this model, `stale` of either. `left_out` are nodes
+    that the caller already set aside, with the reason.
     """
     facts = Facts(
         model=model,

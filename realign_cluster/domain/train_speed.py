@@ -67,20 +67,17 @@ def forward_speeds(
     forward: Mapping[str, Calibration],
     stale: Mapping[str, StaleCalibration],
 ) -> dict[str, NodeSpeed]:
-    """Token equivalents of one forward pass per second, by node. What was measured in training this task goes before
-    what was measured in scoring with this model, and both before priors.
+    """Token equivalents of one forward pass per second, by node; calibrations are in the same unit, also those of
+    training (what was done a second, in tokens, times what a token of a step is worth). What was measured in training
+    goes before what was measured in scoring with this model, and both before priors.
     """
-    worth = passes(model, work.settings).whole
-    known = dict(forward)
-    for name, calibration in training.items():
-        known[name] = calibration.model_copy(update={"cost_per_second": calibration.cost_per_second * worth})
     facts = WorkFacts(
         kinds=("loglik",),
         rows=work.rows,
         cost=work.rows * work.row_cost,
         batch_tokens=work.micro_batch(work.settings.global_batch).tokens,
     )
-    return node_speeds(nodes, model, facts, known, stale)
+    return node_speeds(nodes, model, facts, {**forward, **training}, stale)
 
 
 def update_seconds(node: NodeFacts, parameters: int) -> float:
