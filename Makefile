@@ -10,20 +10,23 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 DEMO_DATA ?= examples/data/instructions.jsonl
 DEMO_OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
+DEMO_TRAIN_OUT ?= runs/demo-train-$(shell date +%Y%m%d-%H%M%S)
+DEMO_TRAIN_HOSTFILE ?= hostfiles/local.json
 SLOW := cluster or testbed
 BENCHMARKS ?= scoring_speed noop_throughput coordinator_memory resume_million store_rows cluster_efficiency
 
-.PHONY: help setup demo test check format protos locks bench soak clean
+.PHONY: help setup demo demo-train test check format protos locks bench soak clean
 
 help:
-	@echo "make demo     score examples/data with two nodes on this machine; ends with a report"
-	@echo "make test     every test that fits in eight minutes"
-	@echo "make check    format, lint, types, import contracts"
-	@echo "make soak     the long tests"
-	@echo "make bench    the figures of benchmarks/README.md"
-	@echo "make protos   generate realign_cluster/rpc/pb from proto/"
-	@echo "make locks    resolve locks/*.txt again from pyproject.toml"
-	@echo "make clean    remove the virtual environment and caches (never runs/)"
+	@echo "make demo        score examples/data with two nodes on this machine; ends with a report"
+	@echo "make demo-train  fine-tune on two nodes of this machine, kill a rank on the way; ends with a report"
+	@echo "make test        every test that fits in eight minutes"
+	@echo "make check       format, lint, types, import contracts"
+	@echo "make soak        the long tests"
+	@echo "make bench       the figures of benchmarks/README.md"
+	@echo "make protos      generate realign_cluster/rpc/pb from proto/"
+	@echo "make locks       resolve locks/*.txt again from pyproject.toml"
+	@echo "make clean       remove the virtual environment and caches (never runs/)"
 
 # One environment, made again when the lock or pyproject.toml is newer than it.
 setup: $(READY)
@@ -48,6 +51,10 @@ demo: setup
 	  --model examples/tiny-model --score loglik,ifd --keep-if 'scores.ifd.value < 1' --out $(DEMO_OUT)
 	@echo
 	@echo "Report: $(CURDIR)/$(DEMO_OUT)/report.html"
+
+# About a minute. A rank is killed as kill -9 does; checks that the run went on as if nothing had happened.
+demo-train: setup
+	$(BIN)/python examples/train_with_a_kill.py --hostfile $(DEMO_TRAIN_HOSTFILE) --out $(DEMO_TRAIN_OUT)
 
 # The tests with real daemons mostly wait; each file keeps its own cluster or test bed, so whole files run side by side.
 test: setup

@@ -18,6 +18,7 @@ from realign_cluster.store.train_ledger import EventRecord
 PHASES = ("noticed", "stopped", "planned", "fetched", "loaded", "joined", "stepped")
 COORDINATOR_GONE = "the coordinator was gone"
 _FAILURES = frozenset({"RankExited", "RankFailed", "StartFailed", "NodeLost", "Tick"})  # Tick: a rank made no progress
+_WITNESSES = frozenset({"peer", "group"})  # codes of ranks that fail because another one went
 _RELAUNCH = frozenset({"Replan", "Fetch", "StartRank"})  # said only when no rank of the generation before may live
 
 
@@ -45,11 +46,13 @@ class GenerationRecord:
     gone: float | None = None  # all its ranks are known to be dead
     failed: bool = False
     why: str = ""
+    _blamed: bool = True  # `why` names who failed, not only who noticed
     _asked: str = ""  # why its ranks were asked to stop after a step
     _words: dict[str, float] = field(default_factory=dict)
     _loaded: set[str] = field(default_factory=set)
     _joined: set[str] = field(default_factory=set)
     _ended: set[str] = field(default_factory=set)
+    _failed: set[str] = field(default_factory=set)
     _exited: set[str] = field(default_factory=set)
 
     @property
@@ -74,6 +77,8 @@ class GenerationRecord:
             case "StepDone":
                 self.first_step = self.first_step or wall
                 self.last_step = max(self.last_step, body["step"])
+            case "RankFailed":
+                self._failed.add(node)
             case "RankEnded":
                 self._ended.add(node)
                 self.why = self.why or self._asked or body["reason"]
@@ -83,6 +88,9 @@ class GenerationRecord:
                 self._exited.add(node)
                 if self._exited == everyone:
                     self.gone = self.gone or wall
+                if not self._blamed and not body.get("asked", False) and node not in self._failed:
+                    self.why, self._blamed = f"the rank on {node} exited: {body['reason']}", True
+                    self.failed_word = self._words.get(node)
 
     def notice(self, wall: float, body: Mapping[str, Any], commands: Sequence[Mapping[str, Any]]) -> None:
         """The first event that ends it before its time."""
@@ -97,6 +105,7 @@ class GenerationRecord:
         killed = [each for each in killed if each["node"] not in self._ended]
         if dead or killed:
             self.noticed, self.failed = wall, kind in _FAILURES and not body.get("clean", False)
+            self._blamed = body.get("code") not in _WITNESSES
             self.failed_word = self._words.get(node, self.last_word)
             self.why = killed[0]["reason"] if killed else f"{node}: {body['reason']}"
 

@@ -74,6 +74,20 @@ def test_a_takeover_is_told_without_gaps_from_the_last_word_to_the_first_step(ru
     assert [phase.name for phase in cold] == ["planned", "loaded", "joined", "stepped"]
 
 
+def test_who_failed_is_named_also_where_another_rank_noticed_it_first(run: MadeTraining):
+    run.train(12)
+    last_word = run.now
+    run.now += 0.1
+    run.fails("a", "peer", "connection to a peer was lost")
+    run.now += 0.1
+    run.exits("b")
+    run.exits("a", "exit status 1")
+    (generation,) = run.history().generations
+    assert generation.why == "the rank on b exited: killed by signal 9"
+    assert generation.failed_word == pytest.approx(WALL + last_word)
+    assert generation.noticed == pytest.approx(WALL + last_word + 0.1)
+
+
 def test_a_lost_node_is_gone_when_the_next_generation_is_planned(run: MadeTraining):
     run.train(12)
     run.now += 3.0
