@@ -217,14 +217,19 @@ class TrainEngine:
                 parts = tuple(StatePart.model_validate_json(part) for part in ready.parts)
                 generation = ready.generation if ready.running else None
                 self.board.ready(node)
-                self._decide(e.NodeReady(at=now, node=node, parts=parts, generation=generation), batch)
+                self._decide(e.NodeReady(at=now, node=node, parts=parts, generation=generation, boot=ready.boot), batch)
             case "rank_report":
                 self._on_rank_report(node, message.rank_report, now, batch)
             case "rank_exited":
                 self._on_rank_exited(node, message.rank_exited, now, batch)
             case "part_fetched":
                 part = StatePart.model_validate_json(message.part_fetched.part)
-                self._decide(self._parts.fetched(node, part, message.part_fetched.error, corrupt=False, now=now), batch)
+                self._decide(
+                    self._parts.fetched(
+                        node, part, message.part_fetched.error, corrupt=message.part_fetched.corrupt, now=now
+                    ),
+                    batch,
+                )
 
     def _on_rank_report(self, node: NodeName, message: pb.RankReport, now: float, batch: _Batch) -> None:
         batch.acknowledge[node] = (message.generation, message.sequence)

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import structlog
 
+from realign_cluster.domain.wired import stranded_bytes
 from realign_cluster.node.logs import OutputLog
 from realign_cluster.node.orders import RankStart
 from realign_cluster.node.worker_process import Exit, WorkerProcess
@@ -27,6 +28,8 @@ log = structlog.get_logger()
 DRAIN_SECONDS = 0.3  # an end is known half a second after it
 GRACE_SECONDS = 10.0  # for a rank that is asked to end
 TERM_SECONDS = 1.0  # from SIGTERM to SIGKILL
+WIRED_SECONDS = 5.0  # that the system may take to give wired memory back
+WIRED_LOOK_SECONDS = 0.25
 MAX_WAITING = 20_000  # reports that the coordinator has not recorded
 MAX_WAITING_BYTES = 32 * 1024**2  # also of one report: a message has to carry it
 
@@ -123,8 +126,15 @@ class Rank:
         self._hear(self, body)
 
 
+def wired_bytes() -> int | None:
+    """Memory that cannot be paged out; None where the system does not say (all but macOS)."""
+    wired = getattr(psutil.virtual_memory(), "wired", None)
+    return int(wired) if wired is not None else None
+
+
 class RankKeeper:
-    """`send` reaches the coordinator if a stream is there; `make_way` ends the node's scoring worker.
+    """`send` reaches the coordinator if a stream is there; `make_way` ends the node's scoring worker; `wired` is the
+    machine's wired memory.
 
     Not thread-safe: one event loop owns it.
     """
@@ -136,7 +146,9 @@ class RankKeeper:
         cores: int,
         send: Callable[[pb.NodeMessage], None],
         make_way: Callable[[], Awaitable[None]],
+        wired: Callable[[], int | None] = wired_bytes,
     ) -> None:
+        self._wired = wired
         self._output = output
         self._cores = cores
         self._send = send
@@ -241,11 +253,24 @@ class RankKeeper:
         if wedged := bool(self._wedged_pid) and psutil.pid_exists(self._wedged_pid):
             reason = f"a rank of an older generation, pid {self._wedged_pid}, cannot be killed: reboot this machine"
         else:
+            wired = self._wired()
             end = await rank.run(self._cores, self._output)
             reason = end if isinstance(end, str) else end.reason
             wedged = isinstance(end, Exit) and end.status is None
             self._wedged_pid = rank.pid if wedged else 0
+            if not wedged and wired is not None and (stranded := await self._stranded(wired)):
+                wedged = True
+                reason += f"; {stranded / 1e9:.1f} GB of its wired memory did not come back: reboot this machine"
         self._say_ended(rank, f"{rank.ending} ({reason})" if rank.ending else reason, wedged)
+
+    async def _stranded(self, before: int) -> int:
+        """Wired bytes that are still missing after WIRED_SECONDS."""
+        total = psutil.virtual_memory().total
+        for _ in range(round(WIRED_SECONDS / WIRED_LOOK_SECONDS)):
+            if not stranded_bytes(before, self._wired() or 0, total):
+                return 0
+            await asyncio.sleep(WIRED_LOOK_SECONDS)
+        return stranded_bytes(before, self._wired() or 0, total)
 
     def _hear(self, rank: Rank, body: bytes) -> None:
         if rank not in self._heeded or rank.deaf:

@@ -465,3 +465,32 @@ async def test_a_rank_that_outlives_sigkill_is_wedged_and_none_follows(
 
 JOB_JSON = JOB.model_dump_json().encode()
 NOOP_JOB = b'{"kinds": ["noop"], "model": {"name": "none", "hash": "none"}}'
+
+
+@pytest.mark.parametrize(("after", "wedged"), [([60, 60, 5], False), ([60], True)])
+async def test_wired_memory_that_does_not_come_back_needs_a_reboot(
+    tmp_path: Path,
+    output: OutputLog,
+    heard: Heard,
+    monkeypatch: pytest.MonkeyPatch,
+    after: list[int],
+    wedged: bool,
+) -> None:
+    monkeypatch.setattr(rank_module, "WIRED_SECONDS", 0.1)
+    monkeypatch.setattr(rank_module, "WIRED_LOOK_SECONDS", 0.02)
+    readings = [5, *after]
+
+    async def make_way() -> None:
+        """No scoring worker is here."""
+
+    def wired() -> int:
+        return (readings.pop(0) if len(readings) > 1 else readings[0]) * 10**9
+
+    keeper = RankKeeper(output=output, cores=1, send=heard.send, make_way=make_way, wired=wired)
+    keeper.serve("r")
+    keeper.start(start_of(1, tmp_path))
+    keeper.tell({"op": "exit", "status": 0})
+    exited = await heard.exited()
+    assert exited.wedged is wedged
+    assert ("55.0 GB of its wired memory did not come back" in exited.reason) is wedged
+    await keeper.ended()
