@@ -19,6 +19,7 @@ PHASES = ("noticed", "stopped", "planned", "fetched", "loaded", "joined", "stepp
 COORDINATOR_GONE = "the coordinator was gone"
 _FAILURES = frozenset({"RankExited", "RankFailed", "StartFailed", "NodeLost", "Tick"})  # Tick: a rank made no progress
 _WITNESSES = frozenset({"peer", "group"})  # codes of ranks that fail because another one went
+_TERMINATED = "killed by signal 15"
 _RELAUNCH = frozenset({"Replan", "Fetch", "StartRank"})  # said only when no rank of the generation before may live
 
 
@@ -88,9 +89,18 @@ class GenerationRecord:
                 self._exited.add(node)
                 if self._exited == everyone:
                     self.gone = self.gone or wall
-                if not self._blamed and not body.get("asked", False) and node not in self._failed:
-                    self.why, self._blamed = f"the rank on {node} exited: {body['reason']}", True
-                    self.failed_word = self._words.get(node)
+                if not self._blamed and node not in self._failed:
+                    self._blame(node, body)
+
+    def _blame(self, node: str, body: Mapping[str, Any]) -> None:
+        """Names the rank that went, where another one was heard first. By then its daemon may have been told to kill
+        it, and say so; a rank that died of that is not the one.
+        """
+        asked = body.get("asked", False)
+        how = body["reason"].rpartition(" (")[2].removesuffix(")") if asked else body["reason"]
+        if not (asked and how == _TERMINATED):
+            self.why, self._blamed = f"the rank on {node} exited: {how}", True
+            self.failed_word = self._words.get(node)
 
     def notice(self, wall: float, body: Mapping[str, Any], commands: Sequence[Mapping[str, Any]]) -> None:
         """The first event that ends it before its time."""

@@ -74,15 +74,22 @@ def test_a_takeover_is_told_without_gaps_from_the_last_word_to_the_first_step(ru
     assert [phase.name for phase in cold] == ["planned", "loaded", "joined", "stepped"]
 
 
-def test_who_failed_is_named_also_where_another_rank_noticed_it_first(run: MadeTraining):
+@pytest.mark.parametrize("asked", [False, True])
+def test_who_failed_is_named_also_where_another_rank_noticed_it_first(tmp_path: Path, asked: bool):
+    """`asked`: the daemon was told to kill the rank before it had noticed its end."""
+    run = MadeTraining(tmp_path / "three", nodes="abc", steps=40)
+    run.ready("abc")
+    run.goes()
     run.train(12)
     last_word = run.now
     run.now += 0.1
+    why = "the rank on a failed: connection to a peer was lost"
     run.fails("a", "peer", "connection to a peer was lost")
     run.now += 0.1
-    run.exits("b")
-    run.exits("a", "exit status 1")
-    (generation,) = run.history().generations
+    run.exits("c", f"{why} (killed by signal 15)", asked=True)
+    run.exits("b", f"{why} (killed by signal 9)" if asked else "killed by signal 9", asked=asked)
+    run.exits("a", f"{why} (exit status 3)", asked=True)
+    generation = run.history().generations[0]
     assert generation.why == "the rank on b exited: killed by signal 9"
     assert generation.failed_word == pytest.approx(WALL + last_word)
     assert generation.noticed == pytest.approx(WALL + last_word + 0.1)
