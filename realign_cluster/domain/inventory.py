@@ -77,8 +77,11 @@ class Inventory:
         self._unusable.add(state.group)
         self._views.clear()
 
+    def held(self, holder: Holder, name: str) -> StatePart | None:
+        return self._held.get(holder, {}).get(name)
+
     def holds(self, holder: Holder, part: StatePart) -> bool:
-        return self._held.get(holder, {}).get(part.name) == part
+        return self.held(holder, part.name) == part
 
     def holders(self, part: StatePart) -> list[Holder]:
         """Nodes first, the run folder last."""

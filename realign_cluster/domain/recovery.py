@@ -124,8 +124,8 @@ class Recovery:
 
     def _on_part(self, event: e.PartKept | e.PartFetched) -> None:
         sitting, generation = self._sitting, self._running.generation
-        sitting.transfers.ended(event.node, event.part)
-        if not sitting.crew.is_present(event.node):
+        awaited = sitting.transfers.ended(event.node, event.part)
+        if not sitting.crew.is_present(event.node) or (self._is_stale(event) and not awaited):
             return
         sitting.inventory.add(event.node, event.part)
         self._note_holder(event.node)
@@ -138,13 +138,17 @@ class Recovery:
         if is_new and joining and not generation.stop_reason:
             self._running.ask_stop(f"{', '.join(joining)} joins after this checkpoint", until=None)
 
+    def _is_stale(self, event: e.PartKept | e.PartFetched) -> bool:
+        """Said again after the stream was new, when a part of a newer generation had long replaced it."""
+        held = self._sitting.inventory.held(event.node, event.part.name)
+        return held is not None and held.generation > event.part.generation
+
     def _note_holder(self, node: NodeName) -> None:
         """Before anything is decided that would be wrong if this were forgotten."""
-        memory = self._sitting.memory
-        if node not in memory.nodes:
-            self._sitting.remember(nodes=(*memory.nodes, node))
-        if not memory.any_state and self._sitting.inventory.states():
-            self._sitting.remember(any_state=True)
+        inventory, memory = self._sitting.inventory, self._sitting.memory
+        known = memory.any_state and node in memory.nodes
+        if not known and any(inventory.is_wanted(part) for part in inventory.parts_of(node)):
+            self._sitting.remember(any_state=True, nodes=tuple(dict.fromkeys((*memory.nodes, node))))
 
     def _on_fetch_failed(self, event: e.FetchFailed) -> None:
         sitting = self._sitting

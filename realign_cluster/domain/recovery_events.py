@@ -2,8 +2,10 @@
 
 Written to the ledger in order. Knows shapes only: `domain.recovery` answers with `domain.recovery_commands`.
 
-What a daemon promises: reports of one stream come in order; KillRank is always answered by RankExited, also where there
-is no such rank, and from then on a rank of that or an older generation is not started (StartFailed).
+What a daemon promises: a stream begins with NodeReady, and what it reports comes in order. It kills its rank when it
+has heard nothing for its lease. KillRank is always answered by RankExited, also where there is no such rank, and from
+then on a rank of that or an older generation is not started (StartFailed). Parts are dropped by DropParts only, and only
+those that are equal to what is named there. A rank that starts from the last step keeps its checkpoint and ends.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class RunMemory:
     generation: int = 0  # the highest ever started
     world: WorldPlan | None = None  # of that generation
     nodes: tuple[NodeName, ...] = ()  # all that ever had a rank: they may hold states
-    any_state: bool = False  # a whole state was seen: the run does not begin at step 0 again while one may be left
+    any_state: bool = False  # a part of one was seen: the run does not begin at step 0 again while a whole may be left
     learning_rate_factor: float = 1.0
     beta_factor: float = 1.0
     go_backs: tuple[GoBack, ...] = ()

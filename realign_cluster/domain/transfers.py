@@ -47,10 +47,10 @@ class Transfers:
         self._under_way[node, part] = Transfer(source=source, since=now, copy=copy)
         return Fetch(node=node, part=part, source=source, reason=reason)
 
-    def ended(self, node: NodeName, part: StatePart) -> None:
-        """It arrived, or its source turned out not to have it."""
-        self._under_way.pop((node, part), None)
+    def ended(self, node: NodeName, part: StatePart) -> bool:
+        """It arrived, or its source turned out not to have it. Whether it was on its way at all."""
         self._failures.pop((node, part), None)
+        return self._under_way.pop((node, part), None) is not None
 
     def failed(self, node: NodeName, part: StatePart, again_at: float) -> None:
         """Neither part nor source is to blame."""

@@ -125,17 +125,22 @@ def test_a_report_of_an_older_generation_leads_to_its_death() -> None:
     run.goes()
     run.step(4)
     assert not run.last(c.KillRank)
+    run.exits("b")
+    run.obeys("a")
+    assert run.generation == 2  # that one has not been reported dead yet
+    run.obeys("b", generation=1)
+    assert run.generation == 3
 
 
 def test_after_a_restart_ranks_of_the_last_coordinator_live_as_long_as_its_lease() -> None:
     first = TrainRun("ab").begin(steps=3)
-    run = TrainRun("ab", memory=first.memory, now=50.0)
+    run = TrainRun("ab", memory=first.memory, now=50.0, policy=RecoveryPolicy(return_seconds=0.5))
     run.ready("a", [part(3)], generation=1)
     assert run.killed() == "a"
     run.obeys("a", generation=1)
     run.pass_time(POLICY.lease_seconds + POLICY.fence_margin_seconds - 0.5)
     assert not run.starts
-    run.pass_time(POLICY.return_seconds)
+    run.pass_time(0.5)
     assert run.running == "a"
     assert (run.generation, run.starts[0].spec.start_step) == (2, 3)
 
@@ -531,6 +536,19 @@ def test_from_nothing_when_all_that_there_was_proved_damaged_and_says_so() -> No
     run.ready("a")
     assert run.starts[0].spec.start_step == 0
     assert "it begins again" in run.notes()
+
+
+def test_a_stale_report_does_not_hide_the_part_that_replaced_what_it_is_of() -> None:
+    run = TrainRun("ab").begin(steps=3)
+    run.exits("b")
+    run.obeys("a")
+    run.goes()
+    newer = part(4, generation=2, digest="again")
+    run.keep("ab", newer)
+    run.keep("a", part(4, digest="old"))
+    run.exits("b")
+    run.obeys("a")
+    assert run.starts[0].spec.start == (newer,)
 
 
 # --- what is kept

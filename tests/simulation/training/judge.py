@@ -92,9 +92,7 @@ class Judge:
             match command:
                 case c.DropParts():
                     self._check_drop(command)
-                    for part in command.parts:  # from now on nobody counts on it
-                        if part.name in self.world.by_name[command.node].disk:
-                            self.world.by_name[command.node].disk[part.name].acknowledged = False
+                    self._acknowledge(command.node, command.parts, False)  # nobody counts on it any more
                 case c.Store():
                     final = command.step >= self.world.script.steps
                     must(not final or self.completed > 0, "the last checkpoint is stored before the end")
@@ -112,11 +110,11 @@ class Judge:
         if starts:
             self._check_start(starts)
 
-    def _acknowledge(self, node: NodeName, parts: tuple[StatePart, ...]) -> None:
+    def _acknowledge(self, node: NodeName, parts: tuple[StatePart, ...], known: bool = True) -> None:
         for part in parts:
             copy = self.world.by_name[node].disk.get(part.name)
             if copy is not None and copy.part == part:
-                copy.acknowledged = True
+                copy.acknowledged = known
 
     def _check_start(self, starts: list[c.StartRank]) -> None:
         world, specs = self.world, [start.spec for start in starts]

@@ -153,6 +153,7 @@ class Node:
         self.gone_until = 0.0  # the daemon is not to be reached: it left, or is not started yet
         self.link = 0  # of the connection that is up; 0: none
         self.links = 0
+        self.greeted = 0  # the link over which it has said what it has: nothing is said before
         self.silent_since: float | None = 0.0  # what the daemon hears of the coordinator
         self.clear = [0.0, 0.0]  # when the way down, and up, is free: messages stay in order
         self.epoch = 0
@@ -205,7 +206,8 @@ class Node:
         if kind is e.RankExited and "reason" not in values:
             values |= {"reason": "still there after SIGKILL", "asked": True, "wedged": True}
         self.recent.append((kind, values))
-        self.world.send_up(self, (kind, values))
+        if self.greeted == self.link:
+            self.world.send_up(self, (kind, values))
 
     def welcome(self) -> None:
         """All that it has; then what it said last, which may not have come through, or has."""
@@ -214,6 +216,7 @@ class Node:
             "generation": self.rank.spec.generation if self.rank is not None else None,
             "boot": f"boot {self.boots}",
         }
+        self.greeted = self.link
         self.world.send_up(self, (e.NodeReady, values))
         for message in list(self.recent):
             self.world.send_up(self, message)

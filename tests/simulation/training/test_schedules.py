@@ -42,6 +42,7 @@ def test_soak(shard: int) -> None:
 @pytest.mark.parametrize(
     "seed",
     [
+        pytest.param(117_123, id="the parts of a state were never seen together, and the run began again"),
         pytest.param(332, id="the last checkpoint is damaged before it is stored: it has to be made again"),
     ],
 )
