@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from realign_cluster.domain.memory import ModelFacts, bits_per_weight
+from realign_cluster.domain.memory import QUANTISED_GROUP, ModelFacts, bits_per_weight
 from realign_cluster.domain.parameters import Architecture
 from realign_cluster.domain.training import TrainSettings
 
@@ -133,11 +133,13 @@ def end_parameters(model: ModelFacts) -> int:
 
 
 def weight_bits(model: ModelFacts, settings: TrainSettings) -> float:
-    """As the weights are held while training: a dtype that was asked for replaces the model's, but for quantised
-    weights.
+    """As the weights are held while training: a dtype that was asked for replaces the model's, but of quantised weights
+    it is only the scales'.
     """
-    if settings.dtype == "auto" or model.dtype.endswith("-bit"):
+    if settings.dtype == "auto":
         return bits_per_weight(model.dtype)
+    if model.dtype.endswith("-bit"):
+        return bits_per_weight(model.dtype) + (32 / QUANTISED_GROUP if settings.dtype == "float32" else 0)
     return bits_per_weight(settings.dtype)
 
 
