@@ -7,7 +7,7 @@ beyond the numbers passed in. Everything is in bytes; GiB in texts is 2**30, GB 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from realign_cluster.domain.job import NO_MODEL
@@ -37,6 +37,7 @@ class ModelFacts:
     parameters: Parameters
     dtype: str  # "float32", "bfloat16", "4-bit"
     architecture: Architecture | None  # None: a config this page cannot read; only the weights are counted
+    config: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def billions(self) -> float:
@@ -52,6 +53,20 @@ class ModelFacts:
         if self.architecture is None:
             return 0
         return self.architecture.kv_elements_per_token * self.compute_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What of a model is on one node: fractions of its weights and of its cached keys and values, and whether logits
+    are computed there.
+    """
+
+    weights: float = 1.0
+    cache: float = 1.0
+    head: bool = True
+
+
+WHOLE = Share()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +167,7 @@ def model_facts(config: Mapping[str, Any], weights_bytes: int, *, name: str, mod
             parameters=parameters,
             dtype=dtype,
             architecture=None,
+            config=config,
         )
     parameters = count_parameters(architecture)
     if weights_bytes == 0:
@@ -168,6 +184,7 @@ def model_facts(config: Mapping[str, Any], weights_bytes: int, *, name: str, mod
         parameters=parameters,
         dtype=dtype,
         architecture=architecture,
+        config=config,
     )
 
 
@@ -177,13 +194,14 @@ def no_model() -> ModelFacts:
     return ModelFacts(name=NO_MODEL, weights_bytes=0, parameters=nothing, dtype="none", architecture=None)
 
 
-def memory_need(model: ModelFacts, batch_tokens: int, *, backend: str = "metal") -> MemoryNeed:
+def memory_need(model: ModelFacts, batch_tokens: int, *, backend: str = "metal", share: Share = WHOLE) -> MemoryNeed:
     """Upper estimate for one batch of `batch_tokens` (padding included), keys and values of the whole batch kept.
 
     Activations: the residual stream with its norms and the widest of attention and MLP, twice. Logits: float32, for
     LOGIT_ROWS positions at a time.
     """
-    weights = round(model.weights_bytes * (1 + WEIGHTS_SLACK))
+    weights = round(model.weights_bytes * (1 + WEIGHTS_SLACK) * share.weights)
+    kv_per_token = round(model.kv_bytes_per_token * share.cache)
     architecture = model.architecture
     activations = logits = 0
     if architecture is not None:
@@ -191,15 +209,16 @@ def memory_need(model: ModelFacts, batch_tokens: int, *, backend: str = "metal")
         activations = batch_tokens * width * model.compute_bytes * ACTIVATION_COPIES
         if backend == "cpu":
             activations += architecture.heads * batch_tokens * CPU_ATTENTION_BLOCK * 4
-        logits = min(batch_tokens, LOGIT_ROWS) * architecture.vocabulary * 4 * LOGIT_COPIES
+        if share.head:
+            logits = min(batch_tokens, LOGIT_ROWS) * architecture.vocabulary * 4 * LOGIT_COPIES
     return MemoryNeed(
         weights=weights,
-        kv_cache=batch_tokens * model.kv_bytes_per_token,
+        kv_cache=batch_tokens * kv_per_token,
         activations=activations,
         logits=logits,
         process=PROCESS_BYTES,
         batch_tokens=batch_tokens,
-        kv_per_token=model.kv_bytes_per_token,
+        kv_per_token=kv_per_token,
     )
 
 
@@ -231,23 +250,29 @@ def memory_limit(
     return MemoryLimit(bytes=limit, source=source)
 
 
-def largest_batch(model: ModelFacts, limit: MemoryLimit, *, backend: str, ceiling: int = 1 << 20) -> int:
+def largest_batch(
+    model: ModelFacts, limit: MemoryLimit, *, backend: str, share: Share = WHOLE, ceiling: int = 1 << 20
+) -> int:
     """Most tokens in a batch within `limit`, 0 when not even one fits. The need grows with the batch, so bisect."""
-    if memory_need(model, 1, backend=backend).total > limit.bytes:
+    if memory_need(model, 1, backend=backend, share=share).total > limit.bytes:
         return 0
     low, high = 1, ceiling
     while low < high:
         middle = (low + high + 1) // 2
-        if memory_need(model, middle, backend=backend).total <= limit.bytes:
+        if memory_need(model, middle, backend=backend, share=share).total <= limit.bytes:
             low = middle
         else:
             high = middle - 1
     return low
 
 
-def judge_fit(model: ModelFacts, limit: MemoryLimit, *, longest_row_tokens: int, backend: str) -> Fit:
-    """A model fits where it can score the longest row alone; more memory only makes batches larger."""
-    need = memory_need(model, longest_row_tokens, backend=backend)
+def judge_fit(
+    model: ModelFacts, limit: MemoryLimit, *, longest_row_tokens: int, backend: str, share: Share = WHOLE
+) -> Fit:
+    """A model, or a share of one, fits where the longest row can be scored alone; more memory only makes batches
+    larger.
+    """
+    need = memory_need(model, longest_row_tokens, backend=backend, share=share)
     fits = need.total <= limit.bytes
     difference = abs(limit.bytes - need.total)
     verdict = f"fits, {gib(difference)} left for larger batches" if fits else f"does not fit, {gib(difference)} short"
@@ -255,7 +280,7 @@ def judge_fit(model: ModelFacts, limit: MemoryLimit, *, longest_row_tokens: int,
         fits=fits,
         need=need,
         limit=limit,
-        batch_tokens=largest_batch(model, limit, backend=backend) if fits else 0,
+        batch_tokens=largest_batch(model, limit, backend=backend, share=share) if fits else 0,
         text=f"{need.text()}; holds {gib(limit.bytes)} ({limit.source}): {verdict}",
     )
 

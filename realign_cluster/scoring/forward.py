@@ -70,8 +70,7 @@ class Forward:
         single, branching = self._sort(trees)
         self._pending.clear()  # of a run that failed
         with self._kernels():
-            for batch in self._batches(single):
-                self._run_batch(batch, results, work, step)
+            self._run_batches(list(self._batches(single)), results, work, step)
             for tree in branching:
                 self._run_tree(tree, make_prompt_cache(self.split.model), results, work, step)
             while self._pending:
@@ -81,7 +80,7 @@ class Forward:
     def run_batched(self, trees: list[Segment], results: Floats, progress: Callable[[], None]) -> None:
         """All of `trees`, which have no children and are of one length, in one batch: for measuring."""
         with self._kernels():
-            self._run_batch(trees, results, Work(), progress)
+            self._run_batches([trees], results, Work(), progress)
             while self._pending:
                 self._take_oldest()
 
@@ -117,21 +116,24 @@ class Forward:
         if batch:
             yield batch
 
-    def _run_batch(self, batch: list[Segment], results: Floats, work: Work, progress: Callable[[], None]) -> None:
-        length = len(batch[0].tokens)
-        tokens = np.zeros((len(batch), length), dtype=np.int32)
-        for row, tree in enumerate(batch):
-            tokens[row, : len(tree.tokens)] = tree.tokens
-        wanted = _Wanted.of(batch)
-        work.shapes[len(batch), length] += 1
-        work.tokens += sum(len(tree.tokens) for tree in batch)
-        work.padded += tokens.size
-        if length <= self.shape.chunk:
-            self._collect(self.split.hidden(mx.array(tokens)), wanted, 0, results, ())
+    def _run_batches(
+        self, batches: Sequence[list[Segment]], results: Floats, work: Work, progress: Callable[[], None]
+    ) -> None:
+        """Longest first."""
+        for batch in batches:
+            length = len(batch[0].tokens)
+            work.shapes[len(batch), length] += 1
+            work.tokens += sum(len(tree.tokens) for tree in batch)
+            work.padded += len(batch) * length
+        long = [batch for batch in batches if len(batch[0].tokens) > self.shape.chunk]
+        short = batches[len(long) :]
+        for batch in long:
+            cache = make_prompt_cache(self.split.model)
+            self._run_chunks(_padded(batch), cache, _Wanted.of(batch), results, progress)
+        hidden_of_each = self.split.each(mx.array(_padded(batch)) for batch in short)
+        for batch, hidden in zip(short, hidden_of_each, strict=True):
+            self._collect(hidden, _Wanted.of(batch), 0, results, ())
             progress()
-            return
-        cache = make_prompt_cache(self.split.model)
-        self._run_chunks(tokens, cache, wanted, results, progress)
 
     def _run_tree(
         self, tree: Segment, cache: list[Any], results: Floats, work: Work, progress: Callable[[], None]
@@ -153,7 +155,7 @@ class Forward:
         for start in range(0, tokens.shape[1], self.shape.chunk):
             end = min(start + self.shape.chunk, tokens.shape[1])
             hidden = self.split.hidden(mx.array(tokens[:, start:end]), cache)
-            self._collect(hidden, wanted.between(start, end), start, results, [layer.state for layer in cache])
+            self._collect(hidden, wanted.between(start, end), start, results, self.split.kept(cache))
             progress()
 
     def _collect(self, hidden: mx.array, wanted: _Wanted, start: int, results: Floats, state: Any) -> None:
@@ -218,6 +220,14 @@ class _Wanted:
     def between(self, start: int, end: int) -> _Wanted:
         inside = (self.positions >= start) & (self.positions < end)
         return _Wanted(self.rows[inside], self.positions[inside], self.targets[inside], self.slots[inside])
+
+
+def _padded(batch: Sequence[Segment]) -> Integers:
+    """(batch, length of the longest, which is the first), zeros at the end of the others."""
+    tokens = np.zeros((len(batch), len(batch[0].tokens)), dtype=np.int32)
+    for row, tree in enumerate(batch):
+        tokens[row, : len(tree.tokens)] = tree.tokens
+    return tokens
 
 
 def _log_probabilities(logits: mx.array, rows: Integers, targets: Integers) -> mx.array:

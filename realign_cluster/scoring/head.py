@@ -9,7 +9,7 @@ full logits are computed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -36,8 +36,16 @@ class SplitModel:
         result: mx.array = model(tokens, cache=cache)
         return result
 
+    def each(self, batches: Iterable[mx.array]) -> Iterator[mx.array]:
+        """`hidden` of one batch after the other, without a cache."""
+        return (self.hidden(tokens) for tokens in batches)
+
+    def kept(self, cache: Sequence[Any]) -> list[Any]:
+        """What the cache holds after `hidden`, and is yet to be evaluated."""
+        return [layer.state for layer in cache]
+
     def logits(self, hidden: mx.array) -> mx.array:
-        return self._head(hidden[None])[0] if self.selective else hidden
+        return self._head(hidden[None]).squeeze(0) if self.selective else hidden  # [0] would copy
 
     def _head(self, hidden: mx.array) -> mx.array:
         stand_in = _HeadOnly(self._outer, self._body_name, hidden)

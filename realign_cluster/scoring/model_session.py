@@ -19,7 +19,9 @@ from realign_cluster.scoring.cpu_kernels import takes_attention_kernel
 from realign_cluster.scoring.encode import TextEncoder
 from realign_cluster.scoring.forward import Forward, Shape
 from realign_cluster.scoring.measure import measure_node
-from realign_cluster.scoring.model import LoadedModel, load
+from realign_cluster.scoring.membership import Membership
+from realign_cluster.scoring.model import LoadedModel, complete, load
+from realign_cluster.scoring.part import LeadingModel
 from realign_cluster.scoring.rows import RowFault
 from realign_cluster.scoring.scorer import Scorer
 from realign_cluster.scoring.session import (
@@ -37,15 +39,27 @@ CPU_CHUNK_WITHOUT_KERNEL = 128  # attention in MLX: short chunks leave out most 
 GPU_SHAPE = Shape(batch_tokens=8192, chunk=2048, logit_rows=1024)
 
 
+def open_model_session(
+    job: ScoreJob, model_dir: Path, *, measure: str, samples: Sequence[bytes], cores: int, phase: Phase
+) -> ModelSession:
+    """With the whole model. Raises JobRefused, with the fix, if it is not right for this node."""
+    phase("load", job.model.name, 0.0)
+    device.set_blas_threads(job.blas_threads or cores)
+    return ModelSession(job, load(model_dir, job), measure=measure, samples=samples, phase=phase)
+
+
+def lead(job: ScoreJob, member: Membership, *, measure: str, samples: Sequence[bytes], phase: Phase) -> ModelSession:
+    """With the model of a group, on the rank that leads it. Raises JobRefused."""
+    model = complete(member.weights, job, LeadingModel(member.part, member.group))
+    return ModelSession(job, model, measure=measure, samples=samples, phase=phase)
+
+
 class ModelSession:
-    """Open from the moment it is made. Raises JobRefused, with the fix, if the model is not right for this node."""
+    """Open from the moment it is made."""
 
     def __init__(
-        self, job: ScoreJob, model_dir: Path, *, measure: str, samples: Sequence[bytes], cores: int, phase: Phase
+        self, job: ScoreJob, model: LoadedModel, *, measure: str, samples: Sequence[bytes], phase: Phase
     ) -> None:
-        phase("load", job.model.name, 0.0)
-        device.set_blas_threads(job.blas_threads or cores)
-        model = load(model_dir, job)
         encoder = TextEncoder(model.tokenizer, chat=job.chat, max_tokens=job.max_tokens, truncate=job.truncate)
         forward = Forward(
             model.split, shape_for(job, model), on_cpu=device.backend() == "cpu", one_by_one=job.reproducible

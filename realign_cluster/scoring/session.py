@@ -52,6 +52,16 @@ def open_session(
     job: ScoreJob, model_dir: Path, *, measure: str, samples: Sequence[bytes], cores: int, phase: Phase
 ) -> Session:
     """Raises JobRefused, with the fix, for a job that this worker cannot do."""
+    check_kinds(job)
+    if all(kind == "noop" for kind in job.kinds):
+        return NoopSession(samples, measure)
+    from realign_cluster.scoring.model_session import open_model_session  # the first import of MLX in this process
+
+    return open_model_session(job, model_dir, measure=measure, samples=samples, cores=cores, phase=phase)
+
+
+def check_kinds(job: ScoreJob) -> None:
+    """Raises JobRefused for a kind that this node does not know, or not in this version."""
     for kind in job.kinds:
         if kind not in KINDS:
             raise JobRefused(
@@ -64,11 +74,6 @@ def open_session(
                 f"this node has version {KINDS[kind].version} of the score {kind}, the run asks for version {version}\n"
                 "  fix: bring all nodes to one version (realign-launch --install)",
             )
-    if all(kind == "noop" for kind in job.kinds):
-        return NoopSession(samples, measure)
-    from realign_cluster.scoring.model_session import ModelSession  # the first import of MLX in this process
-
-    return ModelSession(job, model_dir, measure=measure, samples=samples, cores=cores, phase=phase)
 
 
 def faults_allowed() -> bool:

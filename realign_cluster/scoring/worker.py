@@ -16,16 +16,18 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from realign_cluster.domain.group import Place
 from realign_cluster.domain.job import ScoreJob
 from realign_cluster.rpc.frames import FrameError, FrameReader, write_frame
 from realign_cluster.scoring.errors import JobRefused
 from realign_cluster.scoring.rows import RowFault
-from realign_cluster.scoring.session import Prepared, Session, open_session
+from realign_cluster.scoring.session import Prepared, Session, check_kinds, open_session
 
 REFUSED_EXIT = 3
 PROGRESS_SECONDS = 0.2
@@ -100,18 +102,18 @@ class Inbox:
             return None if self._stopping else self._units.pop(0)
 
 
-def read_frames(reader: FrameReader, inbox: Inbox, session: Future[Session]) -> None:
+def read_frames(reader: FrameReader, inbox: Inbox, session: Future[Session], addresses: Future[Sequence[str]]) -> None:
     """Until the pipe closes, which ends the process; so does a failure here: nobody else would hear the daemon."""
     try:
-        _read_frames(reader, inbox, session)
+        _read_frames(reader, inbox, session, addresses)
     except BaseException:  # noqa: BLE001  # the border of the thread
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
 
 
-def _read_frames(reader: FrameReader, inbox: Inbox, session: Future[Session]) -> None:
-    """Before the session is open only an order to stop is expected."""
+def _read_frames(reader: FrameReader, inbox: Inbox, session: Future[Session], addresses: Future[Sequence[str]]) -> None:
+    """Before the session is open only an order to join a group or to stop is expected."""
     while True:
         try:
             frame = reader.read()
@@ -126,6 +128,8 @@ def _read_frames(reader: FrameReader, inbox: Inbox, session: Future[Session]) ->
                 inbox.add(Unit(attempt=frame["attempt"], unit=frame["unit"], prepared=prepared))
             case "revoke":
                 inbox.revoke(set(frame["attempts"]))
+            case "go" if not addresses.done():
+                addresses.set_result(frame["addresses"])
             case "stop" if not session.done():
                 os._exit(0)  # still loading or measuring: there is nothing in hand
             case "stop":
@@ -176,16 +180,20 @@ def run(read: BinaryIO, write: BinaryIO) -> int:
     if frame.get("op") != "prepare":
         raise FrameError(f"the first frame is {frame.get('op')!r}, not prepare")
     opened: Future[Session] = Future()
-    threading.Thread(target=read_frames, args=(reader, inbox, opened), daemon=True, name="frames").start()
+    addresses: Future[Sequence[str]] = Future()
+    threading.Thread(target=read_frames, args=(reader, inbox, opened, addresses), daemon=True, name="frames").start()
     try:
-        session = open_session(
-            ScoreJob.model_validate_json(frame["job"]),
-            Path(frame["model_dir"]),
-            measure=frame["measure"],
-            samples=frame["samples"],
-            cores=frame["cores"],
-            phase=outbox.phase,
-        )
+        if frame.get("group"):
+            session = join_group(frame, outbox, addresses)
+        else:
+            session = open_session(
+                ScoreJob.model_validate_json(frame["job"]),
+                Path(frame["model_dir"]),
+                measure=frame["measure"],
+                samples=frame["samples"],
+                cores=frame["cores"],
+                phase=outbox.phase,
+            )
     except JobRefused as refusal:
         outbox.send("refused", code=refusal.code, message=refusal.message)
         return REFUSED_EXIT
@@ -193,6 +201,25 @@ def run(read: BinaryIO, write: BinaryIO) -> int:
     opened.set_result(session)
     work(inbox, session, outbox)
     return 0
+
+
+def join_group(frame: Mapping[str, Any], outbox: Outbox, addresses: Future[Sequence[str]]) -> Session:
+    """On the leader, its session; on another rank this does not return. Raises JobRefused."""
+    from realign_cluster.scoring.membership import Follower, join  # the first import of MLX in this process
+    from realign_cluster.scoring.model_session import lead
+
+    def meet(port: int) -> Sequence[str]:
+        outbox.send("waiting", port=port)
+        return addresses.result()
+
+    job, place = ScoreJob.model_validate_json(frame["job"]), Place.model_validate_json(frame["group"])
+    check_kinds(job)
+    member = join(job, Path(frame["model_dir"]), place, cores=frame["cores"], phase=outbox.phase, meet=meet)
+    if not place.leads:
+        follower = Follower(member)
+        outbox.send("ready", report=follower.report.model_dump_json().encode())
+        follower.follow(outbox.progress)
+    return lead(job, member, measure=frame["measure"], samples=frame["samples"], phase=outbox.phase)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -23,7 +23,10 @@ def make_job(folder: Path, *kinds: str, **options: Any) -> ScoreJob:
 
 
 def make_scorer(folder: Path, *kinds: str, shape: Shape = SHAPE, on_cpu: bool = True, **options: Any) -> Scorer:
-    job = make_job(folder, *kinds, **options)
+    return scorer_of(make_job(folder, *kinds, **options), folder, shape=shape, on_cpu=on_cpu)
+
+
+def scorer_of(job: ScoreJob, folder: Path, *, shape: Shape = SHAPE, on_cpu: bool = True) -> Scorer:
     model = load(folder, job)
     encoder = TextEncoder(model.tokenizer, chat=job.chat, max_tokens=job.max_tokens, truncate=job.truncate)
     return Scorer(job, encoder, Forward(model.split, shape, on_cpu=on_cpu, one_by_one=job.reproducible))

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from realign_cluster.domain.group import Place
 from realign_cluster.domain.job import ScoreJob
 from realign_cluster.rpc.frames import FrameReader, write_frame
 
@@ -61,7 +62,14 @@ class WorkerProcess:
             self.stderr += line
 
     def prepare(
-        self, job: ScoreJob, folder: Path, *, measure: str = "none", samples: Sequence[bytes] = (), cores: int = 1
+        self,
+        job: ScoreJob,
+        folder: Path,
+        *,
+        measure: str = "none",
+        samples: Sequence[bytes] = (),
+        cores: int = 1,
+        place: Place | None = None,
     ) -> None:
         self.send(
             op="prepare",
@@ -70,6 +78,7 @@ class WorkerProcess:
             measure=measure,
             samples=list(samples),
             cores=cores,
+            group=place.model_dump_json().encode() if place is not None else b"",
         )
 
     def unit(self, attempt: int, rows: Sequence[bytes], **values: Any) -> None:
