@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import sqlite3
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from realign_cluster.coordinator.cluster import Cluster, connect
@@ -28,6 +29,7 @@ from realign_cluster.coordinator.train_history import read_train_history
 from realign_cluster.coordinator.train_planning import Planner, learn_speeds
 from realign_cluster.coordinator.train_record import TrainRun, open_train_run
 from realign_cluster.coordinator.train_request import TrainRequest
+from realign_cluster.coordinator.train_track import check_tracker, open_tracking
 from realign_cluster.coordinator.training_session import TrainingSession, open_training_session
 from realign_cluster.domain.errors import RealignError, UsageError
 from realign_cluster.domain.ids import Epoch, NodeName
@@ -45,6 +47,7 @@ async def train(
     request: TrainRequest, *, dashboard: Dashboard, command: str | None = None, home: ClusterHome | None = None
 ) -> int:
     """Runs or continues the run; returns the exit code. Raises RealignError for what must stop it before it starts."""
+    check_tracker(request.track)
     run = await asyncio.to_thread(open_train_run, request, command)
     stop = Stop()
     with contextlib.closing(run), signals(stop):
@@ -88,13 +91,22 @@ class _Sitting:
                     self._dashboard.note(warning, "warning")
             for missing in cluster.missing:
                 self._dashboard.note(f"{missing.name} is not there: {missing.reason}", "warning")
-            with contextlib.closing(TrainDesk(self._run.ledger)) as desk:
+            tracking = await asyncio.to_thread(open_tracking, self._run, self._warning_from_threads())
+            with contextlib.closing(TrainDesk(self._run.ledger, tracking)) as desk:
                 await self._known_reference(desk)
                 try:
                     finish = await self._train(cluster, desk)
                 finally:
                     await self._share_reference(desk)
         return await self._finish(finish)
+
+    def _warning_from_threads(self) -> Callable[[str], None]:
+        loop = asyncio.get_running_loop()
+
+        def warn(text: str) -> None:
+            loop.call_soon_threadsafe(self._dashboard.note, text, "warning")
+
+        return warn
 
     async def _train(self, cluster: Cluster, desk: TrainDesk) -> Finish:
         run, request = self._run, self._request

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from realign_cluster.coordinator.train_track import Tracking
 from realign_cluster.store.space import StorageFull
 from realign_cluster.store.train_ledger import Measurement, StepRecord, TrainLedger
 
@@ -19,8 +20,11 @@ RETRY_SECONDS = 1.0
 
 
 class TrainDesk:
-    def __init__(self, ledger: TrainLedger) -> None:
+    """`tracking` hears of what has come into the ledger."""
+
+    def __init__(self, ledger: TrainLedger, tracking: Tracking | None = None) -> None:
         self.ledger = ledger
+        self._tracking = tracking
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
         self._reference = ledger.reference()
 
@@ -53,6 +57,8 @@ class TrainDesk:
                     )
                 )
                 self._reference |= {row: (chosen, rejected) for row, chosen, rejected in reference}
+                if self._tracking is not None:
+                    self._thread.submit(self._tracking.take, steps, measurements)
                 return
             except StorageFull as full:
                 when_full(str(full))
@@ -69,3 +75,5 @@ class TrainDesk:
     def close(self) -> None:
         """Returns once nobody uses the ledger here any more; who opened it closes it."""
         self._thread.shutdown()
+        if self._tracking is not None:
+            self._tracking.close()
