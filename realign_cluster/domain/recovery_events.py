@@ -4,8 +4,9 @@ Written to the ledger in order. Knows shapes only: `domain.recovery` answers wit
 
 What a daemon promises: a stream begins with NodeReady, and what it reports comes in order. It kills its rank when it
 has heard nothing for its lease. KillRank is always answered by RankExited, also where there is no such rank, and from
-then on a rank of that or an older generation is not started (StartFailed). Parts are dropped by DropParts only, and only
-those that are equal to what is named there. A rank that starts from the last step keeps its checkpoint and ends.
+then on a rank of that or an older generation is not started (StartFailed); nor does an order start one that came over
+a stream older than the last NodeReady. Parts are dropped by DropParts only, and only those that are equal to what is
+named there. A rank that starts from the last step keeps its checkpoint and ends.
 """
 
 from __future__ import annotations

@@ -59,7 +59,9 @@ class Running:
 
     def node_ready(self, event: e.NodeReady) -> None:
         for rank in [rank for rank in self._all() if rank.node == event.node and not rank.gone]:
-            if rank.fenced_at is not None:
+            if rank.fenced_at is not None and rank.generation != event.generation:
+                rank.gone = True  # its daemon says so, and nothing that was said before reaches it any more
+            elif rank.fenced_at is not None:
                 rank.fenced_at = None
                 self._kill(rank, "its node was cut off")
             elif rank.kill_asked_at is not None:
@@ -137,7 +139,8 @@ class Running:
                 self.fail(f"the rank on {rank.node} failed: {event.message}", culprit=rank)
             case e.StartFailed():
                 self._is_gone(rank, event)
-                self.fail(f"{rank.node} could not start its rank: {event.reason}", culprit=rank)
+                culprit = rank if rank.kill_asked_at is None else None
+                self.fail(f"{rank.node} could not start its rank: {event.reason}", culprit)
             case e.RankExited():
                 self._is_gone(rank, event)
                 if rank.ended is None:

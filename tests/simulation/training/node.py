@@ -254,6 +254,10 @@ class Node:
     def start_rank(self, spec: RankSpec) -> None:
         if self.rank is not None and self.rank.spec.generation == spec.generation:
             return
+        if self.rank is not None and self.rank.spec.generation < spec.generation and not self.rank.wedged:
+            self.rank.kill(0.5, "another generation takes over")
+            self.world.clock.after(0.2, self.start_rank, spec)
+            return
         refused = spec.generation <= self.killed or self.world.clock.now < self.refuses_until
         if refused or self.rank is not None:
             reason = "no more processes" if self.rank is None else "another rank is there"
