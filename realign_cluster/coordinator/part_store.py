@@ -24,6 +24,7 @@ from realign_cluster.domain.recovery_events import (
     StoreFailed,
 )
 from realign_cluster.domain.world import StatePart
+from realign_cluster.rpc.part_stream import PartUnfit
 from realign_cluster.rpc.versions import local_versions
 from realign_cluster.store.checkpoints import CheckpointManifest
 from realign_cluster.store.state_part import Corrupt
@@ -74,13 +75,15 @@ class PartStore:
         """Pulls a checkpoint into the run folder, and lets older ones go."""
         async with self._storing:
             checkpoints = self._run.checkpoints
+            unfit: list[tuple[NodeName, StatePart]] = []
             try:
                 await asyncio.to_thread(checkpoints.begin, step)
                 for node, part in parts:
-                    address = self._sessions[node].address
-                    received = await read_part(address, self._run.run_id, part, checkpoints.receive)
-                    if not isinstance(received, StatePart):
-                        raise received
+                    try:
+                        await self._receive(node, part)
+                    except (PartUnfit, Corrupt):
+                        unfit.append((node, part))
+                        raise
                 committed = await asyncio.to_thread(
                     checkpoints.commit, self._manifest(step, [part for _, part in parts])
                 )
@@ -88,9 +91,15 @@ class PartStore:
                     raise committed
             except (RealignError, OSError) as error:
                 await asyncio.to_thread(checkpoints.abandon, step)
-                return StoreFailed(at=self._clock(), step=step, reason=str(error))
+                return StoreFailed(at=self._clock(), step=step, reason=str(error), corrupt=tuple(unfit))
             await asyncio.to_thread(self._prune)
             return CheckpointStored(at=self._clock(), step=step, parts=tuple(part for _, part in parts))
+
+    async def _receive(self, node: NodeName, part: StatePart) -> None:
+        """Raises PartUnfit and Corrupt: what the node has is to blame; else RealignError or OSError."""
+        received = await read_part(self._sessions[node].address, self._run.run_id, part, self._run.checkpoints.receive)
+        if not isinstance(received, StatePart):
+            raise received
 
     async def forget_after(self, step: int) -> None:
         """Checkpoints of a course that was given up."""

@@ -1,0 +1,70 @@
+"""Checkpoints on their way from real daemons into a real run folder, and what is said of those that do not arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from realign_cluster.coordinator.part_store import PartStore
+from realign_cluster.coordinator.train_record import TrainRun, open_train_run
+from realign_cluster.coordinator.train_request import TrainRequest
+from realign_cluster.domain.ids import NodeName, RunId
+from realign_cluster.domain.recovery_events import CheckpointStored, StoreFailed
+from realign_cluster.domain.training import TrainSettings
+from realign_cluster.store.state_part import data_path, remove_part
+from tests.cluster.kit import TINY_MODEL, CurateCluster, write_rows
+from tests.coordinator.test_training_session import address_of, training
+from tests.node.training_stream import RANK_DAEMON, spec
+
+pytestmark = pytest.mark.cluster
+
+ONE = NodeName("one")
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[CurateCluster]:
+    made = CurateCluster(tmp_path / "cluster")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[TrainRun]:
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": f"q{index}", "completion": "a"} for index in range(8)])
+    settings = TrainSettings(steps=20, global_batch=4, keep_checkpoints=2)
+    request = TrainRequest(data=(str(rows),), model=str(TINY_MODEL), out=tmp_path / "run", settings=settings)
+    opened = open_train_run(request)
+    opened.run_id = RunId("run-1")  # whose ranks the played ones say to be
+    yield opened
+    opened.close()
+
+
+async def test_what_is_damaged_or_missing_on_its_node_is_named_and_the_next_is_stored(
+    cluster: CurateCluster, run: TrainRun
+) -> None:
+    daemon = cluster.start("one", module=RANK_DAEMON)
+    async with training(address_of(cluster, daemon)) as node:
+        await node.heard("training_ready")
+        node.session.start_rank(spec(1))
+        await node.said("here")
+        parts = [await node.kept(1, step=step, size=1 << 20, kind="checkpoint") for step in (4, 8, 12)]
+        store = PartStore(run, {ONE: node.session})
+        folder = daemon.folder.training / "runs" / "run-1"
+        path = data_path(folder, parts[0])
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+        remove_part(folder, parts[1])
+        for part in parts[:2]:
+            failed = await store.store(part.step, [(ONE, part)])
+            assert isinstance(failed, StoreFailed)
+            assert failed.corrupt == ((ONE, part),)
+            assert not list(run.folder.checkpoints.iterdir())
+        stored = await store.store(12, [(ONE, parts[2])])
+        assert isinstance(stored, CheckpointStored)
+        assert [manifest.step for manifest in run.checkpoints.manifests()] == [12]
+        daemon.kill()
+        gone = await store.store(12, [(ONE, parts[2])])
+        assert isinstance(gone, StoreFailed)
+        assert gone.corrupt == ()  # the way is to blame
+        assert [manifest.step for manifest in run.checkpoints.manifests()] == [12]
