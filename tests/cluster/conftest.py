@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.kit import CurateCluster, output_bytes, write_rows
+from tests.cluster.train_kit import SAME, Outcome, TrainCommands, history_of, outcome
 
 TEXT = "a node may stop at any time and the ledger knows what was done before it did so nothing is lost or scored twice"
 WORDS = TEXT.split()
@@ -75,3 +76,24 @@ class Undisturbed:
 @pytest.fixture(scope="session")
 def undisturbed() -> Undisturbed:
     return Undisturbed()
+
+
+@pytest.fixture(scope="session")
+def train_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("rows") / "train.jsonl", made_rows(300))
+
+
+@pytest.fixture
+def commands(pair: CurateCluster) -> Iterator[TrainCommands]:
+    with TrainCommands(pair) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def calm_training(cluster: CurateCluster, train_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """What `train_kit.SAME` comes to when nothing goes wrong."""
+    out = tmp_path_factory.mktemp("calm") / "run"
+    with TrainCommands(cluster) as commands:
+        commands.start(commands.command(train_rows, out, *SAME), out).finish()
+    assert len(history_of(out).generations) == 1
+    return outcome(out)
