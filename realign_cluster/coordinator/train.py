@@ -20,6 +20,7 @@ from realign_cluster.coordinator.node_address import NodeAddress
 from realign_cluster.coordinator.part_store import PartStore
 from realign_cluster.coordinator.progress import Dashboard
 from realign_cluster.coordinator.rank_board import RankBoard
+from realign_cluster.coordinator.rank_hosts import rank_hosts
 from realign_cluster.coordinator.share_watch import ShareWatch
 from realign_cluster.coordinator.stop import Stop, signals
 from realign_cluster.coordinator.train_desk import TrainDesk
@@ -149,7 +150,7 @@ class _Sitting:
         engine = TrainEngine(
             desk=desk,
             sessions=sessions,
-            rank_hosts=planner.rank_hosts(addresses),
+            rank_hosts=rank_hosts(cluster.hostfile, addresses),
             inbox=inbox,
             parts=PartStore(run, sessions),
             shares=ShareWatch(fixed=job.reproducible),

@@ -6,22 +6,19 @@ Also what a run gives back: how fast each node was, for the next plan. Decides n
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import itertools
 import math
-import socket
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from realign_cluster.coordinator.cluster import Cluster
 from realign_cluster.coordinator.home import ClusterHome
-from realign_cluster.coordinator.node_address import NodeAddress
 from realign_cluster.coordinator.planning import calibration_key, facts_of_model, node_facts, open_calibrations
+from realign_cluster.coordinator.rank_hosts import LOOPBACK, dialled_host
 from realign_cluster.coordinator.scoring_speeds import scoring_speeds
 from realign_cluster.coordinator.train_record import TrainRun
 from realign_cluster.coordinator.train_request import TrainRequest
 from realign_cluster.coordinator.train_work import estimate_work
-from realign_cluster.domain.errors import UsageError
 from realign_cluster.domain.ids import NodeName
 from realign_cluster.domain.jaccl import with_links
 from realign_cluster.domain.plan import LeftOut
@@ -35,8 +32,6 @@ from realign_cluster.domain.training import TrainSettings
 from realign_cluster.domain.world import WorldPlan
 from realign_cluster.store.calibrations import Calibrations
 from realign_cluster.store.model_files import read_config
-
-LOOPBACK = "127."
 
 
 class Planner:
@@ -93,26 +88,6 @@ class Planner:
             backend=asked_backend(request.backend, hostfile.backend if hostfile is not None else "any"),
             left_out=left_out,
         )
-
-    def rank_hosts(self, addresses: Sequence[NodeAddress]) -> dict[NodeName, str]:
-        """The IPv4 address on which each node's rank is met by the others: the hostfile's first `ips`, which may be a
-        Thunderbolt interface, else the one that the daemon is dialled on.
-
-        Raises UsageError for a cluster that would be told to meet on a loopback address from another machine.
-        """
-        hosts = (
-            {host.name: host.ips[0] for host in self._cluster.hostfile.hosts if host.ips}
-            if self._cluster.hostfile
-            else {}
-        )
-        found = {address.name: hosts.get(address.name) or _ipv4(address) for address in addresses}
-        local = [name for name, host in found.items() if host.startswith(LOOPBACK)]
-        if local and len(local) < len(found):
-            raise UsageError(
-                f"the other nodes cannot reach {', '.join(local)} on a loopback address",
-                'give these hosts "ips" in the hostfile that the others reach, best of a Thunderbolt interface',
-            )
-        return found
 
 
 def training_task(settings: TrainSettings) -> str:
@@ -191,7 +166,7 @@ def link_facts(store: Calibrations, cluster: Cluster) -> list[LinkFacts]:
                 bytes_per_second=found.bytes_per_second if found is not None else None,
                 round_trip_seconds=found.round_trip_seconds if found is not None else None,
                 rdma=rdma,
-                loopback=all(_host(node.address).startswith((LOOPBACK, "localhost")) for node in (one, other)),
+                loopback=all(dialled_host(node.address).startswith((LOOPBACK, "localhost")) for node in (one, other)),
             )
         )
     return facts
@@ -199,20 +174,3 @@ def link_facts(store: Calibrations, cluster: Cluster) -> list[LinkFacts]:
 
 def _device(devices: Sequence[object], place: int) -> bool:
     return place < len(devices) and bool(devices[place])
-
-
-def _host(address: NodeAddress) -> str:
-    return address.address.rpartition(":")[0].strip("[]")
-
-
-def _ipv4(address: NodeAddress) -> str:
-    host = _host(address)
-    with contextlib.suppress(ValueError):
-        return str(ipaddress.IPv4Address(host))
-    try:
-        return socket.gethostbyname(host)
-    except OSError as error:
-        raise UsageError(
-            f"{address.name}: {host} has no IPv4 address: {error.strerror or error}",
-            'give the host "ips" in the hostfile: MLX joins ranks over IPv4',
-        ) from error
