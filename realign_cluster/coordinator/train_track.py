@@ -71,8 +71,8 @@ class TensorBoardWriter:
 
 
 class WandbWriter:
-    """Offline unless WANDB_MODE says otherwise; `wandb sync` uploads it later. Points of steps that were done twice are
-    there twice.
+    """In FOLDER/wandb, offline unless WANDB_MODE says otherwise; `wandb sync` uploads it later. Points of steps that
+    were done twice in a sitting are there twice.
     """
 
     def __init__(self, folder: Path, run: TrainRun) -> None:
@@ -161,7 +161,7 @@ def open_tracking(run: TrainRun, say_failed: Callable[[str], None]) -> Tracking 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
-        writer: CurveWriter = TensorBoardWriter(folder) if track == "tensorboard" else WandbWriter(folder, run)
+        writer: CurveWriter = TensorBoardWriter(folder) if track == "tensorboard" else WandbWriter(folder.parent, run)
     except Exception as error:  # another project's code
         raise UsageError(f"--track {track} cannot begin: {error}", "correct that, or leave --track out") from error
     tracking = Tracking(writer, say_failed)
