@@ -16,17 +16,17 @@ class RecoveryPolicy:
     kill_again_seconds: float = 5.0
     kill_patience_seconds: float = 30.0  # a node whose rank is not reported dead by then needs a reboot
 
-    # sections: seconds without any progress
-    load_seconds: float = 900.0
+    # sections: seconds without any report of the rank
+    load_seconds: float = 1800.0
     join_seconds: float = 60.0
-    reference_seconds: float = 300.0
-    first_step_seconds: float = 300.0  # until a generation has done one: kernels are compiled
+    reference_seconds: float = 600.0
+    first_step_seconds: float = 600.0  # until a generation has done one: kernels are compiled
     step_least_seconds: float = 5.0
     step_factor: float = 3.0  # times the slowest step of this generation
-    snapshot_seconds: float = 120.0
-    evaluate_seconds: float = 300.0
-    generate_seconds: float = 300.0
-    save_seconds: float = 600.0
+    snapshot_seconds: float = 600.0
+    evaluate_seconds: float = 600.0
+    generate_seconds: float = 600.0
+    save_seconds: float = 1800.0
 
     # waiting for nodes
     arrival_seconds: float = 120.0  # for expected nodes, since the first one was ready

@@ -106,12 +106,13 @@ class Running:
     def report(self, event: RankReport) -> None:
         rank = self._find(event.node, event.generation)
         generation = self.generation
+        if isinstance(event, e.RankExited) and event.wedged:
+            self._needs_reboot(event.node, event.reason)
         if rank is None:
             if not isinstance(event, (e.RankExited, e.StartFailed)) and self._sitting.crew.is_present(event.node):
                 self._reap(event.node, event.generation)
         elif generation is None or generation.ranks.get(rank.node) is not rank:
-            if isinstance(event, (e.RankExited, e.StartFailed)):
-                self._is_gone(rank, event)
+            rank.gone = isinstance(event, (e.RankExited, e.StartFailed))
         else:
             rank.progress_at = self._sitting.now
             self._take_in(event, rank, generation)
@@ -138,23 +139,19 @@ class Running:
                     self._sitting.end("failed", event.message)
                 self.fail(f"the rank on {rank.node} failed: {event.message}", culprit=rank)
             case e.StartFailed():
-                self._is_gone(rank, event)
+                rank.gone = True
                 culprit = rank if rank.kill_asked_at is None else None
                 self.fail(f"{rank.node} could not start its rank: {event.reason}", culprit)
             case e.RankExited():
-                self._is_gone(rank, event)
+                rank.gone = True
                 if rank.ended is None:
                     self.fail(f"the rank on {rank.node} exited: {event.reason}", None if event.asked else rank)
 
-    def _is_gone(self, rank: Rank, event: e.RankExited | e.StartFailed) -> None:
-        rank.gone = True
-        if isinstance(event, e.RankExited) and event.wedged:
-            self._needs_reboot(rank.node, event.reason)
-
     def _needs_reboot(self, node: NodeName, why: str) -> None:
-        reason = f"needs a reboot: {why}"
-        self._sitting.crew.member(node).needs_reboot = reason
-        self._sitting.do(Quarantine(node=node, reason=reason))
+        member = self._sitting.crew.member(node)
+        if not member.needs_reboot:
+            member.needs_reboot = f"needs a reboot: {why}"
+            self._sitting.do(Quarantine(node=node, reason=member.needs_reboot))
 
     def _reap(self, node: NodeName, generation: int) -> None:
         rank = self._leftovers[node, generation] = Rank(node=node, generation=generation)

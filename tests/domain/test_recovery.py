@@ -531,6 +531,18 @@ def test_a_node_that_only_had_copies_is_not_forgotten() -> None:
     assert [(fetch.node, fetch.source) for fetch in again.last(c.Fetch)] == [("a", "b")]
 
 
+def test_a_state_whose_parts_were_never_seen_together_may_exist_all_the_same() -> None:
+    run = TrainRun("ab", parallel="sharded", policy=RecoveryPolicy(return_seconds=0.5)).begin()
+    run.keep("a", part(1, 0, of=2))
+    run.lose("b")  # before it could say that it has the other
+    run.obeys("a")
+    run.lose("a")
+    run.ready("b", [part(1, 1, of=2)])
+    run.pass_time(30.0)
+    assert run.generation == 1
+    assert "a: what is left of the run's states can only be there" in run.notes()
+
+
 def test_from_nothing_when_all_that_there_was_proved_damaged_and_says_so() -> None:
     run = TrainRun("a", memory=RunMemory(generation=3, nodes=("a",), any_state=True), now=9.0)
     run.ready("a")
@@ -716,6 +728,17 @@ def test_a_last_checkpoint_that_is_lost_is_made_again() -> None:
     run.handle(e.StoreFailed(at=run.now, step=3, reason="a does not answer"))
     run.pass_time(POLICY.return_seconds + 5)
     assert (run.running, run.starts[0].spec.start_step) == ("b", 3)
+
+
+def test_a_last_checkpoint_that_is_found_damaged_is_made_again() -> None:
+    run = TrainRun("ab", steps=3).begin(steps=3)
+    last = part(3, kind="checkpoint")
+    run.keep("a", last)
+    run.ends("ab", step=3)
+    run.new = []
+    run.handle(e.StoreFailed(at=run.now, step=3, reason="its digest is wrong", corrupt=(("a", last),)))  # type: ignore[arg-type]
+    assert [(drop.node, drop.parts) for drop in run.last(c.DropParts)] == [("a", (last,))]
+    assert (run.generation, run.starts[0].spec.start) == (2, (part(3),))
 
 
 def test_a_last_checkpoint_that_can_never_be_kept_ends_the_run() -> None:

@@ -113,10 +113,14 @@ class Rank:
         if self.wedged:
             self.hung = True
             if self.node.world.rng.random() < 0.5:
-                clock.after(grace + 1.0, self.say, e.RankExited)
+                clock.after(grace + 1.0, self.say_wedged)
             return
         stuck = self.hung or self.frozen_until > clock.now
         clock.after(grace if stuck else 0.02, self.die, reason, True)
+
+    def say_wedged(self) -> None:
+        if self.alive:
+            self.say(e.RankExited, reason="still there after SIGKILL", asked=True, wedged=True)
 
     def exit(self) -> None:
         if self.ready(self.exit):
@@ -203,8 +207,6 @@ class Node:
     def report(self, kind: type[Any], **values: Any) -> None:
         if not self.up:
             return
-        if kind is e.RankExited and "reason" not in values:
-            values |= {"reason": "still there after SIGKILL", "asked": True, "wedged": True}
         self.recent.append((kind, values))
         if self.greeted == self.link:
             self.world.send_up(self, (kind, values))

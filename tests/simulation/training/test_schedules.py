@@ -39,17 +39,6 @@ def test_soak(shard: int) -> None:
         run_seed(seed)
 
 
-@pytest.mark.parametrize(
-    "seed",
-    [
-        pytest.param(117_123, id="the parts of a state were never seen together, and the run began again"),
-        pytest.param(332, id="the last checkpoint is damaged before it is stored: it has to be made again"),
-    ],
-)
-def test_what_went_wrong_once(seed: int) -> None:
-    run_seed(seed)
-
-
 def test_the_schedules_meet_what_they_are_for() -> None:
     """A simulation in which nothing happens proves nothing."""
     seen: Counter[str] = Counter()
