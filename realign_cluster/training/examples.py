@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from realign_cluster.domain.errors import UsageError
 from realign_cluster.domain.training import TrainJob
 from realign_cluster.scoring.encode import Tokenizer
 from realign_cluster.store.benchmark_data import PREFIX
@@ -65,6 +66,10 @@ class Examples:
     def rows(self) -> int:
         return len(self.lengths)
 
+    def rows_to_learn(self) -> Int64:
+        """Numbers of the rows from which something can be learned, ascending: what steps are made of."""
+        return np.flatnonzero(self.completion_tokens)
+
     def ids(self, sequence: int) -> Int32:
         """Token ids of a sequence, read-only."""
         return self.tokens[self.offsets[sequence] : self.offsets[sequence + 1]]
@@ -104,7 +109,7 @@ def load_training_set(
 
     `vocabulary` is the number of tokens that the model knows. `progress` is called every few hundred rows. Raises
     UsageError for rows longer than the job allows where it does not cut, for rows that the chat template refuses, for
-    a tokenizer that does not belong to the model, and if nothing can be learned; StorageFull.
+    a tokenizer that does not belong to the model, and if too little is left to learn; StorageFull.
     """
     place = cache / _key(job, vocabulary)
     try:
@@ -129,8 +134,19 @@ def load_training_set(
     assert found is not None
     arrays, facts = found
     splits = {split: _examples(split, arrays, facts[split]) for split in facts}
+    _check_batch(splits["train"], job)
     benchmarks = {split.removeprefix(PREFIX): found for split, found in splits.items() if split.startswith(PREFIX)}
     return TrainingSet(train=splits["train"], valid=splits.get("valid"), benchmarks=benchmarks)
+
+
+def _check_batch(train: Examples, job: TrainJob) -> None:
+    learned = len(train.rows_to_learn())
+    if job.global_batch > learned:
+        raise UsageError(
+            f"of {learned:,} of the {train.rows:,} rows of train.jsonl something is left to learn within"
+            f" {job.max_tokens:,} tokens, fewer than a global batch of {job.global_batch:,}",
+            f"a larger --max-tokens, --truncate left, or --global-batch {learned} or less",
+        )
 
 
 def _examples(split: str, arrays: dict[str, Array], facts: dict[str, Any]) -> Examples:

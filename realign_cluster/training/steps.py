@@ -46,6 +46,7 @@ class Training:
         self._job = job
         self._measure = Measurements(context)
         self._reference = self._measure.reference() if job.needs_reference else None
+        self._learned = context.data.train.rows_to_learn()
         self._optimizer = MasterOptimizer(job.optimizer, context.strategy.parameters())
         self._pieces = context.strategy.pieces()
         self._standing = Standing()
@@ -96,12 +97,13 @@ class Training:
         started = time.perf_counter()
         context, job, train = self._context, self._job, self._context.data.train
         context.watch.enter("step", step)
-        rows = rows_of_step(job.seed, step, train.rows, job.global_batch)
+        places = rows_of_step(job.seed, step, len(self._learned), job.global_batch)
+        rows: list[int] = self._learned[list(places)].tolist()
         own = context.division.own(train, rows)
         reference = self._reference["train"] if self._reference is not None else None
         batches = [each.batch for each in micro_batches(train, own, job, step=step, reference=reference)]
         learned = [int(train.completion_tokens[row]) for row in rows]
-        counts = GlobalCounts(tokens=sum(learned), pairs=sum(count > 0 for count in learned))
+        counts = GlobalCounts(tokens=sum(learned), pairs=len(rows))
         objective = make_objective(job, counts, context.orders.spec.beta_factor)
         sums = context.strategy.gradients(batches, objective, len(metric_names(job.method)))
         norm = math.sqrt(float(np.array(context.strategy.norm_squared(sums.gradients))))

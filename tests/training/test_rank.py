@@ -192,6 +192,35 @@ class TestMeasurements:
         assert said == {"load", "wait", "join", "step", "reduce", "snapshot", "evaluate", "save"}
 
 
+class TestRowsWithNothingToLearn:
+    """Rows that were cut to their prompt: six long ones of eight."""
+
+    @pytest.fixture
+    def cut_rows(self, tmp_path: Path) -> Path:
+        data = tmp_path / "cut.jsonl"
+        prompts = [f"{number} " + "many words " * (60 if number not in (2, 5) else 1) for number in range(8)]
+        data.write_text("".join(json.dumps({"prompt": prompt, "completion": "b c"}) + "\n" for prompt in prompts))
+        return data
+
+    def test_they_make_no_step(self, tmp_path: Path, cut_rows: Path) -> None:
+        job = prepared_job(tmp_path, cut_rows, steps=6, global_batch=1, max_tokens=32, truncate="right")
+        with Crew(tmp_path, job, replicas(1, 1)) as crew:
+            crew.go()
+            crew.finish()
+            counts = [done.metrics["tokens"] for done in crew.ranks[0].all(StepDone)]
+            assert crew.ranks[0].all(Loaded)[0].truncated_rows == 6
+        assert len(counts) == 6
+        assert min(counts) > 0
+
+    def test_a_batch_needs_enough_of_the_others(self, tmp_path: Path, cut_rows: Path) -> None:
+        job = prepared_job(tmp_path, cut_rows, steps=6, global_batch=3, max_tokens=32, truncate="right")
+        with Crew(tmp_path, job, single()) as crew:
+            failed = _failure(crew)
+        assert failed.fatal
+        assert "of 2 of the 8 rows of train.jsonl something is left to learn" in failed.message
+        assert "--global-batch 2 or less" in failed.message
+
+
 class TestRefusals:
     def test_a_loss_that_is_not_finite_stops_with_its_rows(self, tmp_path: Path, some_rows: tuple[Path, Path]) -> None:
         settings = {"learning_rate": 1e30, "clip_norm": None, "name": "sgd", "schedule": "constant"}
