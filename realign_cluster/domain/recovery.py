@@ -116,11 +116,13 @@ class Recovery:
 
     def _on_node_lost(self, event: e.NodeLost) -> None:
         sitting = self._sitting
-        if sitting.crew.is_present(event.node):
-            sitting.crew.lost(event.node, event.clean)
+        was_present = sitting.crew.is_present(event.node)
+        sitting.crew.lost(event.node, event.clean)
+        if was_present:
             sitting.inventory.forget(event.node)
             sitting.transfers.give_up(event.node)
             self._running.node_lost(event)
+            self._relaunch.node_lost(event.node)
 
     def _on_part(self, event: e.PartKept | e.PartFetched) -> None:
         sitting, generation = self._sitting, self._running.generation
@@ -267,9 +269,10 @@ class Recovery:
 
     def _conclude(self, generation: Generation) -> None:
         """All its ranks are dead: what does that mean?"""
+        self._relaunch.concluded(generation)
         step = generation.complete_step
         if step is None:
-            self._relaunch.ended(generation)
+            self._relaunch.fell_short(generation)
         elif disagreement := generation.disagreement():
             self._sitting.end("failed", f"the replicas ended with different weights: {disagreement}")
         else:

@@ -18,7 +18,9 @@ class Relaunch:
     def __init__(self, sitting: Sitting) -> None:
         self._sitting = sitting
         self._launching = Launching(sitting)
-        self._waiting_since = sitting.now
+        self._waiting_since = sitting.now  # nothing runs, and nothing is about to
+        self._lost_at = sitting.now  # when the last of the nodes that are waited for was lost
+        self._blocked_since: float | None = None
         self._first_ready_at: float | None = None
         self._launched = False
         self._asked: tuple[NodeName, ...] = ()  # Replan for these is not answered yet
@@ -34,8 +36,15 @@ class Relaunch:
         if self._first_ready_at is None:
             self._first_ready_at = self._sitting.now
 
+    def node_lost(self, node: NodeName) -> None:
+        if node in self._missing():
+            self._lost_at = self._sitting.now
+
     def excuse(self, gap: float) -> None:
         self._waiting_since += gap
+        self._lost_at += gap
+        if self._blocked_since is not None:
+            self._blocked_since += gap
         if self._first_ready_at is not None:
             self._first_ready_at += gap
 
@@ -54,9 +63,12 @@ class Relaunch:
     def could_not_load(self, node: NodeName, state: State) -> None:
         self._launching.could_not_load(node, state)
 
-    def ended(self, generation: Generation) -> None:
-        """All its ranks are dead, and the run is not complete."""
+    def concluded(self, generation: Generation) -> None:
+        """All its ranks are dead."""
         self._waiting_since = self._sitting.now if generation.ending_since is None else generation.ending_since
+
+    def fell_short(self, generation: Generation) -> None:
+        """It did not come to the end of the run."""
         stopped = generation.stop_reason and not generation.failure
         if generation.planned or generation.state_failed or stopped or self._sitting.ending is not None:
             return
@@ -123,16 +135,23 @@ class Relaunch:
         """A generation that has been started; None while that is not possible, or until the run has finished."""
         launching, sitting = self._launching, self._sitting
         if launching.plan is not None and sitting.crew.usable() != self._planned_for:
+            lost = sitting.crew.absent(nodes_of(launching.plan))
             launching.plan = None
+            self._waiting_since = sitting.now
+            if lost:
+                self._count(f"{', '.join(lost)} went before its rank could be started", lost=True)
+                return None
         if launching.plan is None:
             self._plan()
         if launching.plan is None:
             return None
         generation = launching.advance()
+        if launching.blocked:
+            self._wait(launching.blocked, sitting.policy.give_up_seconds)
+        else:
+            self._blocked_since = None
         if generation is not None:
             self._launched, self._refusal = True, None
-        elif launching.blocked:
-            self._wait(launching.blocked, sitting.policy.give_up_seconds)
         return generation
 
     def _plan(self) -> None:
@@ -160,14 +179,15 @@ class Relaunch:
         return self._sitting.crew.missing(world if self._launched else dict.fromkeys((*world, *options.nodes)))
 
     def is_patience_over(self) -> bool:
-        """Nobody is missing, or was for too long."""
+        """Nobody is missing, or somebody was for too long. Nodes that come and go do not prolong it for ever."""
         if not self._missing():
             return True
         if self._first_ready_at is None:
             return False
         policy, first_time = self._sitting.policy, self._sitting.memory.world is None
         patience = policy.arrival_seconds if first_time else policy.return_seconds
-        return self._sitting.now >= max(self._waiting_since, self._first_ready_at) + patience
+        since = max(self._waiting_since, self._first_ready_at)
+        return self._sitting.now >= min(max(since, self._lost_at) + patience, since + policy.give_up_seconds)
 
     def _refused(self, refusal: str) -> None:
         crew = self._sitting.crew
@@ -184,7 +204,9 @@ class Relaunch:
 
     def _wait(self, what: str, seconds: float) -> None:
         """For something without which nothing can be started."""
-        if self._sitting.now - self._waiting_since >= seconds:
+        if self._blocked_since is None:
+            self._blocked_since = self._sitting.now
+        if self._sitting.now - self._blocked_since >= seconds:
             reason = f"waited {seconds:.0f} s for {what}; the same command goes on from here"
             self._sitting.finish("incomplete", reason)
         else:

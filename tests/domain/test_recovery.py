@@ -242,6 +242,32 @@ def test_a_lost_node_that_is_back_in_time_takes_part() -> None:
     assert (run.generation, run.running) == (2, "ab")
 
 
+def test_a_node_that_goes_while_states_are_fetched_is_waited_for_anew() -> None:
+    run = TrainRun("ab").begin(steps=2)
+    run.step(3)
+    run.keep("a", part(3))
+    run.exits("b")
+    run.obeys("a")
+    run.pass_time(POLICY.give_up_seconds * 2)  # it is large
+    run.lose("b")
+    run.pass_time(POLICY.return_seconds - 0.5)
+    assert (run.generation, run.finish) == (1, None)
+    run.ready("b", [part(3)])
+    assert (run.generation, run.running) == (2, "ab")
+
+
+def test_nodes_that_come_and_go_are_not_waited_for_for_ever() -> None:
+    run = TrainRun("abc").begin(steps=3)
+    run.lose("bc")
+    run.obeys("a")
+    for _ in range(int(POLICY.give_up_seconds / 8)):
+        run.ready("b", [part(3)])
+        run.pass_time(4.0)
+        run.lose("b")
+        run.pass_time(4.0)
+    assert run.generation == 2
+
+
 def test_a_node_that_said_goodbye_is_not_waited_for() -> None:
     run = TrainRun("ab").begin(steps=3)
     run.lose("b", clean=True)
@@ -728,6 +754,21 @@ def test_a_last_checkpoint_that_is_lost_is_made_again() -> None:
     run.handle(e.StoreFailed(at=run.now, step=3, reason="a does not answer"))
     run.pass_time(POLICY.return_seconds + 5)
     assert (run.running, run.starts[0].spec.start_step) == ("b", 3)
+
+
+def test_after_hours_of_training_a_lost_node_is_still_waited_for() -> None:
+    run = TrainRun("a", steps=3).begin(steps=3)
+    for _ in range(10):
+        run.now += 1000.0
+        run.of_rank(e.RankSection, "a", section="evaluate", step=3)
+    run.keep("a", part(3, kind="checkpoint"))
+    run.ends("a", step=3)
+    run.lose("a")
+    run.handle(e.StoreFailed(at=run.now, step=3, reason="a does not answer"))
+    run.pass_time(POLICY.give_up_seconds - 1)
+    assert run.finish is None
+    run.ready("a", [part(3, kind="checkpoint")])
+    assert (run.generation, run.starts[0].spec.start_step) == (2, 3)
 
 
 def test_a_last_checkpoint_that_is_found_damaged_is_made_again() -> None:
