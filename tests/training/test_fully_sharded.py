@@ -17,6 +17,7 @@ from tests.training.sharded_ranks import (
     Shares,
     answers,
     awkward_model,
+    batches_seen,
     compare,
     micro_batches,
     move,
@@ -91,6 +92,11 @@ def test_one_rank_alone_answers_as_the_whole_model_does() -> None:
     alone = strategy_of(open_model("llama", None), "full", mx.distributed.init())
     for key, value in answers(alone, range(4), "ipo", 256):
         assert_close(value, expected[key], 1e-5, key)
+
+
+def test_losses_are_of_the_micro_batches_that_were_given(tmp_path: Path) -> None:
+    """What a rank runs to keep step with the others is nothing that an objective hears of."""
+    assert [int(found["seen"][0]) for found in run_ranks(batches_seen, 2, tmp_path)] == [3, 3]
 
 
 def test_a_rank_needs_less_memory_than_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
