@@ -84,9 +84,8 @@ class PartStore:
                     except (PartUnfit, Corrupt):
                         unfit.append((node, part))
                         raise
-                committed = await asyncio.to_thread(
-                    checkpoints.commit, self._manifest(step, [part for _, part in parts])
-                )
+                manifest = await asyncio.to_thread(manifest_of, self._run, step, [part for _, part in parts])
+                committed = await asyncio.to_thread(checkpoints.commit, manifest)
                 if not isinstance(committed, CheckpointManifest):
                     raise committed
             except (RealignError, OSError) as error:
@@ -106,23 +105,6 @@ class PartStore:
         async with self._storing:
             await asyncio.to_thread(self._run.checkpoints.forget_after, step)
 
-    def _manifest(self, step: int, parts: Sequence[StatePart]) -> CheckpointManifest:
-        ledger, versions = self._run.ledger, local_versions()
-        evaluated = [(each.step, each.body["metrics"].get("loss")) for each in ledger.measurements("evaluated")]
-        losses = [(at, loss) for at, loss in evaluated if loss is not None]
-        divergences = [(each.step, each.body["kl"]) for each in ledger.measurements("divergence")]
-        here = [loss for at, loss in losses if at == step]
-        return CheckpointManifest(
-            step=step,
-            layout=parts[0].layout,
-            parts=tuple(parts),
-            run=self._run.run_id,
-            versions={"project": versions.project, "mlx": versions.mlx, "mlx_lm": versions.mlx_lm},
-            validation_loss=_last(losses, step),
-            kl=_last(divergences, step),
-            best=bool(here) and all(here[-1] <= loss for at, loss in losses if at < step),
-        )
-
     def _prune(self) -> None:
         budget = self._run.job.kl.budget if self._run.job.kl is not None else None
         self._run.checkpoints.prune(self._run.job.keep_checkpoints, kl_budget=budget)
@@ -140,5 +122,34 @@ class PartStore:
         )
 
 
-def _last(measured: Sequence[tuple[int, float]], step: int) -> float | None:
-    return next((value for at, value in reversed(measured) if at <= step), None)
+def manifest_of(run: TrainRun, step: int, parts: Sequence[StatePart]) -> CheckpointManifest:
+    """With what the ledger says of the checkpoint. What was measured on a course that was given up counts for nothing;
+    the model before training may be better than any later one, and is no checkpoint.
+    """
+    losses = {
+        at: body["metrics"]["loss"]
+        for at, body in _measured(run, "evaluated", step).items()
+        if "loss" in body["metrics"]
+    }
+    divergences = _measured(run, "divergence", step)
+    versions = local_versions()
+    return CheckpointManifest(
+        step=step,
+        layout=parts[0].layout,
+        parts=tuple(parts),
+        run=run.run_id,
+        versions={"project": versions.project, "mlx": versions.mlx, "mlx_lm": versions.mlx_lm},
+        validation_loss=losses[max(losses)] if losses else None,
+        kl=divergences[max(divergences)]["kl"] if divergences else None,
+        best=step in losses and all(losses[step] <= loss for at, loss in losses.items() if at > 0),
+    )
+
+
+def _measured(run: TrainRun, kind: str, until: int) -> dict[int, dict[str, Any]]:
+    """By step, up to `until`: what the run as it stands came by, and of a step that was done again the last."""
+    backs = run.memory.go_backs
+    return {
+        each.step: each.body
+        for each in run.ledger.measurements(kind)
+        if each.step <= until and not any(back.gives_up(each.generation, each.step) for back in backs)
+    }

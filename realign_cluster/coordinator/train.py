@@ -34,10 +34,9 @@ from realign_cluster.coordinator.train_track import check_tracker, open_tracking
 from realign_cluster.coordinator.training_session import TrainingSession, open_training_session
 from realign_cluster.domain.errors import RealignError, UsageError
 from realign_cluster.domain.ids import Epoch, NodeName
-from realign_cluster.domain.recovery_codec import decode
-from realign_cluster.domain.recovery_commands import Finish, Remember
+from realign_cluster.domain.recovery_commands import Finish
 from realign_cluster.domain.recovery_events import Opened
-from realign_cluster.domain.run_memory import Options, RunMemory
+from realign_cluster.domain.run_memory import Options
 from realign_cluster.domain.train_plan import TrainPlan
 from realign_cluster.domain.training import TrainJob
 from realign_cluster.domain.world import StatePart
@@ -145,7 +144,6 @@ class _Sitting:
             )
             for address in addresses
         }
-        memory = self._memory()
         board = RankBoard(sessions, steps=job.steps, first=run.ledger.last_step())
         engine = TrainEngine(
             desk=desk,
@@ -170,7 +168,7 @@ class _Sitting:
                 kl_budget=job.kl.budget if job.kl is not None else None,
                 kl_action=job.kl.action if job.kl is not None else "soften",
             ),
-            memory=memory,
+            memory=run.memory,
             checkpoints=await asyncio.to_thread(self._checkpoints),
         )
         self._stop.listen(inbox)
@@ -243,14 +241,6 @@ class _Sitting:
             core_type = cluster.nodes[0].info.device.blas_core_type
             self._run.ledger.set_meta("blas_core_type", core_type)
         return job.model_copy(update={"blas_threads": 1, "blas_core_type": core_type})
-
-    def _memory(self) -> RunMemory:
-        stored = self._run.ledger.meta("memory")
-        if stored is None:
-            return RunMemory()
-        remembered = decode(stored)
-        assert isinstance(remembered, Remember)
-        return remembered.memory
 
     def _checkpoints(self) -> tuple[StatePart, ...]:
         """Parts of the checkpoints in the run folder that are whole; what is damaged is said and left out."""

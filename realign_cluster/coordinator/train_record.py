@@ -18,6 +18,9 @@ from realign_cluster.coordinator.run_record import note_request
 from realign_cluster.coordinator.train_request import TrainRequest
 from realign_cluster.domain.errors import UsageError
 from realign_cluster.domain.ids import RunId
+from realign_cluster.domain.recovery_codec import decode
+from realign_cluster.domain.recovery_commands import Remember
+from realign_cluster.domain.run_memory import RunMemory
 from realign_cluster.domain.training import TrainJob
 from realign_cluster.store.benchmark_data import prepared_benchmarks
 from realign_cluster.store.checkpoints import CheckpointStore
@@ -46,6 +49,16 @@ class TrainRun:
     def started(self) -> bool:
         """Whether a rank was ever started: then there may be something to go on with."""
         return bool(self.ledger.meta("memory"))
+
+    @property
+    def memory(self) -> RunMemory:
+        """What recovery is to know of earlier sittings."""
+        stored = self.ledger.meta("memory")
+        if stored is None:
+            return RunMemory()
+        remembered = decode(stored)
+        assert isinstance(remembered, Remember)
+        return remembered.memory
 
     def close(self) -> None:
         self.ledger.close()

@@ -99,7 +99,7 @@ class Inventory:
         if not self._unusable and not self._go_backs:
             return True
         return group_of(part) not in self._unusable and not any(
-            part.generation <= back.generation and part.step > back.step for back in self._go_backs
+            back.gives_up(part.generation, part.step) for back in self._go_backs
         )
 
     def states(self) -> list[State]:

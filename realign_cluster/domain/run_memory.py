@@ -31,6 +31,10 @@ class GoBack:
     generation: int
     step: int
 
+    def gives_up(self, generation: int, step: int) -> bool:
+        """Whether what that generation came to after `step` steps is of that course."""
+        return generation <= self.generation and step > self.step
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunMemory:

@@ -7,13 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from realign_cluster.coordinator.part_store import PartStore
+from realign_cluster.coordinator.part_store import PartStore, manifest_of
 from realign_cluster.coordinator.train_record import TrainRun, open_train_run
 from realign_cluster.coordinator.train_request import TrainRequest
 from realign_cluster.domain.ids import NodeName, RunId
+from realign_cluster.domain.recovery_codec import encode
+from realign_cluster.domain.recovery_commands import Remember
 from realign_cluster.domain.recovery_events import CheckpointStored, StoreFailed
+from realign_cluster.domain.run_memory import GoBack, RunMemory
 from realign_cluster.domain.training import TrainSettings
+from realign_cluster.domain.world import StatePart
 from realign_cluster.store.state_part import data_path, remove_part
+from realign_cluster.store.train_ledger import Measurement
 from tests.cluster.kit import TINY_MODEL, CurateCluster, write_rows
 from tests.coordinator.test_training_session import address_of, training
 from tests.node.training_stream import RANK_DAEMON, spec
@@ -68,3 +73,30 @@ async def test_what_is_damaged_or_missing_on_its_node_is_named_and_the_next_is_s
         assert isinstance(gone, StoreFailed)
         assert gone.corrupt == ()  # the way is to blame
         assert [manifest.step for manifest in run.checkpoints.manifests()] == [12]
+
+
+def test_the_best_checkpoint_is_the_best_of_the_course_that_counts(run: TrainRun) -> None:
+    """The model before training was better than all; a course that was given up after step 4 was better too."""
+
+    def evaluated(generation: int, **losses: float) -> list[Measurement]:
+        return [
+            Measurement(kind="evaluated", step=int(at[2:]), generation=generation, node="one", wall=0.0, body=body)
+            for at, body in ((at, {"metrics": {"loss": loss}}) for at, loss in losses.items())
+        ]
+
+    memory = RunMemory(generation=1, go_backs=(GoBack(generation=1, step=4),))
+    run.ledger.record(
+        0.0,
+        measurements=[
+            *evaluated(1, at0=1.0, at4=3.0, at8=1.5),
+            Measurement(kind="divergence", step=8, generation=1, node="one", wall=0.0, body={"kl": 0.5}),
+            *evaluated(2, at8=2.5, at12=2.0, at16=2.2),
+        ],
+        memory=encode(Remember(memory=memory)),
+    )
+    part = StatePart(kind="checkpoint", step=0, part=0, parts=1, layout="whole", digest="0" * 32, bytes=1)
+    found = [manifest_of(run, step, [part.model_copy(update={"step": step})]) for step in (4, 8, 10, 12, 16)]
+    assert [(manifest.best, manifest.validation_loss) for manifest in found] == [
+        (True, 3.0), (True, 2.5), (False, 2.5), (True, 2.0), (False, 2.2),
+    ]  # fmt: skip
+    assert [manifest.kl for manifest in found] == [None] * 5
