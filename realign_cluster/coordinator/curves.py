@@ -16,7 +16,7 @@ MOST_POINTS = 1200  # of a line: more than a screen has pixels
 MARKS_SHOWN = 60
 MANY_TIMES = 5.0
 LETTER = 6.2  # of a mark's name, in its 11 px type
-HEAD = 14.0  # above the curves, for the names of marks
+HEAD = 20.0  # above the curves, for the names of marks
 
 Scale = Callable[[float], float]
 
@@ -62,28 +62,30 @@ def curves(
     bound: tuple[float, str] | None = None,
     height: float = 240.0,
     logarithmic: bool = False,
+    until: float = 0.0,
 ) -> str:
     """`bound` is a value that a dashed line is drawn at, with its name. `logarithmic` holds where all values are above
-    0 and the largest is many times the least. Nothing for series without a finite point.
+    0 and the largest is many times the least. With `until` the steps go from 0 to at least that one, so that several
+    drawings have one axis. Nothing for series without a finite point.
     """
     finite = [(step, value) for curve in series for step, value in curve.points if math.isfinite(value)]
     if not finite:
         return ""
     first, last = min(step for step, _ in finite), max(step for step, _ in finite)
-    first = 0.0 if first <= 1 < last else first
+    first, last = (0.0, max(last, until)) if until or first <= 1 < last else (first, last)
     values = [value for _, value in finite] + ([bound[0]] if bound is not None else [])
     logarithmic = logarithmic and min(values) > 0 and max(values) > MANY_TIMES * min(values)
-    low, high = (min(values) / 1.1, max(values) * 1.1) if logarithmic else _range(values)
+    low, high = _log_range(values) if logarithmic else _range(values)
     top = TOP + (HEAD if marks else 0.0)
     x = scale(first, last if last > first else first + 1, LEFT, WIDTH - RIGHT)
     y = _log_scale(low, high, height - BOTTOM, top) if logarithmic else scale(low, high, height - BOTTOM, top)
     ticks = _log_ticks(low, high) if logarithmic else _ticks(low, high)
     parts = [*_grid(ticks, y, f"{unit}, logarithmic" if logarithmic else unit, top), *_axis(first, last, x, height)]
     if bound is not None:
-        at, right = y(bound[0]), WIDTH - RIGHT
+        at = y(bound[0])
         parts.append(
-            f'<line class="mean" x1="{LEFT}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}"/>'
-            f'<text class="tick" x="{right}" y="{at - 5:.1f}" text-anchor="end">{escape(bound[1])}</text>'
+            f'<line class="mean" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
+            f'<text class="tick" x="{LEFT + 4}" y="{at - 5:.1f}">{escape(bound[1])}</text>'
         )
     parts += _kept([each for each in kept if first <= each.at <= last], x, height)
     parts += _marks([mark for mark in marks[:MARKS_SHOWN] if first <= mark.at <= last], x, top, height)
@@ -143,12 +145,12 @@ def _marks(marks: Sequence[Mark], x: Scale, top: float, height: float) -> list[s
         begin = min(at + 8, WIDTH - RIGHT - width) if at + 8 + width > WIDTH - RIGHT else at + 8
         name = ""
         if begin > free:
-            name = f'<text x="{begin:.1f}" y="{top - 10}">{escape(mark.name)}</text>'
+            name = f'<text x="{begin:.1f}" y="{top - 17}">{escape(mark.name)}</text>'
             free = begin + width + LETTER
         parts.append(
             f'<g class="marker {"trouble" if mark.trouble else "notice"}"><title>{escape(mark.label)}</title>'
-            f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{top - 14}" y2="{height - BOTTOM}"/>'
-            f'<circle cx="{at:.1f}" cy="{top - 14}" r="4"/>{name}</g>'
+            f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{top - 20}" y2="{height - BOTTOM}"/>'
+            f'<circle cx="{at:.1f}" cy="{top - 20}" r="4"/>{name}</g>'
         )
     return parts
 
@@ -186,12 +188,18 @@ def _ticks(low: float, high: float) -> list[float]:
     return [step * at for at in range(begin, math.floor(high / step) + 1)]
 
 
+def _log_range(values: Sequence[float]) -> tuple[float, float]:
+    """What is less than a thousandth of the largest lies at the foot."""
+    return max(min(values), max(values) / 1e3) / 1.1, max(values) * 1.1
+
+
 def _log_scale(low: float, high: float, start: float, stop: float) -> Scale:
     linear = scale(math.log(low), math.log(high), start, stop)
-    return lambda value: linear(math.log(value))
+    return lambda value: linear(math.log(max(value, low)))
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten."""
+    """1, 2 and 5 times powers of ten; over more than two of them the powers only."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    return [tick for power in powers for factor in (1, 2, 5) if low <= (tick := factor * 10.0**power) <= high]
+    factors = (1, 2, 5) if high < 100 * low else (1,)
+    return [tick for power in powers for factor in factors if low <= (tick := factor * 10.0**power) <= high]

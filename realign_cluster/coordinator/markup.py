@@ -58,6 +58,11 @@ def chip(style: str, text: str) -> str:
     return f'<i class="{style}"></i>{escape(text)}'
 
 
+def unbroken(text: str) -> str:
+    """A cell on one line."""
+    return f'<span class="nowrap">{escape(text)}</span>'
+
+
 def note(text: str) -> str:
     return f'<p class="dim note">{escape(text)}</p>' if text else ""
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from realign_cluster.coordinator.train_generations import Course, GenerationReader, GenerationRecord
-from realign_cluster.domain.rank_report import Diverged, Ended, Evaluated, Kept, Loaded, NotKept, StepDone
+from realign_cluster.domain.rank_report import Diverged, Ended, Evaluated, Kept, NotKept, StepDone
 from realign_cluster.store.train_ledger import EventRecord, Measurement, Sitting, StepRecord, TrainLedgerReader
 
 
@@ -56,7 +56,9 @@ class TrainHistory:
     divergences_lost: list[Diverged] = field(default_factory=list)
     kept: list[tuple[str, Kept]] = field(default_factory=list)  # node, state
     stored: list[int] = field(default_factory=list)  # checkpoints that came into the run folder, by step
-    peaks: dict[str, int] = field(default_factory=dict)  # bytes that MLX had at most, by node, as far as it is known
+    peaks: dict[str, int] = field(
+        default_factory=dict
+    )  # bytes that MLX had at most, by node; only a rank that ends says so
 
     @property
     def begun(self) -> float | None:
@@ -169,10 +171,9 @@ def read_train_history(ledger: TrainLedgerReader) -> TrainHistory:
         text = f"{each.node} could not keep the {said.kind} of step {said.step}: {said.reason}"
         history.incidents.append(Incident(wall=each.wall, text=text, trouble=True))
     history.incidents.sort(key=lambda incident: incident.wall)
-    for kind, model in (("loaded", Loaded), ("ended", Ended)):
-        for each in ledger.measurements(kind):
-            peak = model.model_validate(each.body).peak_bytes
-            history.peaks[each.node] = max(peak, history.peaks.get(each.node, 0))
+    for each in ledger.measurements("ended"):
+        peak = Ended.model_validate(each.body).peak_bytes
+        history.peaks[each.node] = max(peak, history.peaks.get(each.node, 0))
     return history
 
 

@@ -18,8 +18,8 @@ from realign_cluster.coordinator.charts import number
 from realign_cluster.coordinator.dashboard import duration_text, rate_text
 from realign_cluster.coordinator.markup import chip, section, settings, share_cell, table, wall_clock
 from realign_cluster.coordinator.train_history import TrainHistory
-from realign_cluster.coordinator.train_report_curves import curve_sections, smoothed_loss
-from realign_cluster.coordinator.train_report_time import size_text, time_sections
+from realign_cluster.coordinator.train_report_curves import learning_sections, rate_sections, smoothed_loss
+from realign_cluster.coordinator.train_report_time import generation_sections, record_sections, size_text
 from realign_cluster.store.durable import write_durably
 from realign_cluster.store.run_folder import RunFolder
 
@@ -49,9 +49,11 @@ def render_train_report(
     sections = [
         _head(name, state, history, summary, request),
         _figures(history, summary),
-        curve_sections(history, request),
+        learning_sections(history, request),
+        generation_sections(history, colours),
         _nodes(history, summary, colours),
-        time_sections(history, colours),
+        rate_sections(history),
+        record_sections(history),
         _plan(plan, history),
         _how(record, request, summary),
     ]

@@ -17,16 +17,15 @@ NAME_LETTERS = 60
 Points = Sequence[tuple[float, float]]
 
 
-def curve_sections(history: TrainHistory, request: Mapping[str, Any]) -> str:
+def learning_sections(history: TrainHistory, request: Mapping[str, Any]) -> str:
+    """What the model has learned, and how far it has moved."""
     settings = request.get("settings") or {}
-    return (
-        _loss(history)
-        + _pairs(history)
-        + _benchmarks(history)
-        + _divergence(history, settings.get("kl") or {})
-        + _rates(history)
-        + _speed(history)
-    )
+    return _loss(history) + _pairs(history) + _benchmarks(history) + _divergence(history, settings.get("kl") or {})
+
+
+def rate_sections(history: TrainHistory) -> str:
+    """How steps went by."""
+    return _rates(history) + _speed(history)
 
 
 def smoothed_loss(history: TrainHistory) -> list[tuple[float, float]]:
@@ -42,13 +41,14 @@ def _loss(history: TrainHistory) -> str:
             Curve(label="each step", points=points, style="faint"),
             Curve(label="smoothed", points=smoothed(points), style="n0"),
             Curve(label="validation", points=validation, style="n1", dots=True),
-            Curve(label="lost, then done again:", points=lost, style="lost", dots=True, hollow=True),
+            Curve(label="lost or given up:", points=lost, style="lost", dots=True, hollow=True),
         ],
         unit="loss",
         marks=restarts(history),
         kept=_states(history),
         height=290.0,
         logarithmic=True,
+        until=_last_step(history),
     )
     if not drawn:
         return ""
@@ -56,10 +56,11 @@ def _loss(history: TrainHistory) -> str:
     if validation:
         entries.append(("n1", f"validation ({number(validation[-1][1])} at the end)"))
     if lost:
-        entries.append(("lost ring", "lost with a rank, then done again"))
+        entries.append(("lost ring", "lost or given up, then done again"))
     words = "Ticks at the foot: states that were kept, long ones are checkpoints."
     if lost:
-        words += " A ring is a step that was lost; where the curve goes through it, the second time was like the first."
+        words += " A ring is a step of a course that came to an end; where the curve goes through it, the second time"
+        words += " was like the first."
     return section("Loss", legend(entries) + drawn + note(words))
 
 
@@ -67,7 +68,7 @@ def _pairs(history: TrainHistory) -> str:
     body = ""
     for metric, style in zip(PAIR_METRICS, ("n2", "n3"), strict=True):
         points = [(float(step.step), step.metrics[metric]) for step in history.steps if metric in step.metrics]
-        body += _with_mean(points, metric, style, height=160.0)
+        body += _with_mean(points, metric, style, _last_step(history), height=160.0)
     return section("Chosen against rejected", body) if body else ""
 
 
@@ -81,6 +82,7 @@ def _benchmarks(history: TrainHistory) -> str:
             ],
             unit=f"{name}: {number(points[0][1])} before, {number(points[-1][1])} now",
             height=140.0,
+            until=_last_step(history),
         )
         for at, (name, points) in enumerate(found.items())
     )
@@ -100,6 +102,7 @@ def _divergence(history: TrainHistory, kl: Mapping[str, Any]) -> str:
         marks=[mark for mark in restarts(history) if not mark.trouble],
         bound=(float(kl["budget"]), f"budget {kl['budget']:g}") if "budget" in kl else None,
         height=190.0,
+        until=_last_step(history),
     )
     if not drawn:
         return ""
@@ -112,21 +115,27 @@ def _divergence(history: TrainHistory, kl: Mapping[str, Any]) -> str:
 def _rates(history: TrainHistory) -> str:
     norms = [(float(step.step), step.gradient_norm) for step in history.steps]
     rates = [(float(step.step), step.learning_rate) for step in history.steps]
-    body = _with_mean(norms, "gradient norm", "n4", height=150.0)
-    body += curves([Curve(label="learning rate", points=rates, style="n5")], unit="learning rate", height=130.0)
+    last = _last_step(history)
+    body = _with_mean(norms, "gradient norm", "n4", last, height=150.0)
+    rate = Curve(label="learning rate", points=rates, style="n5")
+    body += curves([rate], unit="learning rate", height=130.0, until=last)
     return section("Gradient norm and learning rate", body) if body else ""
 
 
 def _speed(history: TrainHistory) -> str:
     speeds = [(float(step.step), step.tokens / step.seconds) for step in history.steps if step.seconds > 0]
-    drawn = _with_mean(speeds, "tokens/s", "n2", height=150.0)
+    drawn = _with_mean(speeds, "tokens/s", "n2", _last_step(history), height=150.0)
     return section("Speed", drawn + note("Tokens of a step over its seconds, by its slowest rank.")) if drawn else ""
 
 
-def _with_mean(points: Points, unit: str, style: str, *, height: float) -> str:
+def _with_mean(points: Points, unit: str, style: str, until: float, *, height: float) -> str:
     each = Curve(label=f"{unit}, each step", points=points, style="faint")
     mean = Curve(label=f"{unit}, smoothed", points=smoothed(points), style=style)
-    return curves([each, mean], unit=unit, height=height)
+    return curves([each, mean], unit=unit, height=height, until=until)
+
+
+def _last_step(history: TrainHistory) -> float:
+    return float(max((step.step for step in (*history.steps, *history.lost)), default=0))
 
 
 def restarts(history: TrainHistory) -> list[Mark]:

@@ -9,7 +9,7 @@ from statistics import median
 
 from realign_cluster.coordinator import charts
 from realign_cluster.coordinator.charts import Marker, Span
-from realign_cluster.coordinator.markup import legend, note, section, table
+from realign_cluster.coordinator.markup import legend, note, section, table, unbroken
 from realign_cluster.coordinator.train_generations import PHASES, GenerationRecord, takeover
 from realign_cluster.coordinator.train_history import TrainHistory
 from realign_cluster.domain.rank_report import Kept
@@ -29,8 +29,12 @@ PHASE_TEXT = {
 }
 
 
-def time_sections(history: TrainHistory, colours: Mapping[str, str]) -> str:
-    return _generations(history, colours) + _takeovers(history) + _states(history) + _incidents(history)
+def generation_sections(history: TrainHistory, colours: Mapping[str, str]) -> str:
+    return _generations(history, colours) + _takeovers(history)
+
+
+def record_sections(history: TrainHistory) -> str:
+    return _states(history) + _incidents(history)
 
 
 def _generations(history: TrainHistory, colours: Mapping[str, str]) -> str:
@@ -56,8 +60,8 @@ def _generations(history: TrainHistory, colours: Mapping[str, str]) -> str:
     rows = [
         [
             str(record.number),
-            escape(f"{record.parallel} on {', '.join(record.nodes)}"),
-            escape(" : ".join(f"{share:.1%}" for share in record.shares)),
+            unbroken(f"{record.parallel} on {', '.join(record.nodes)}"),
+            unbroken(" : ".join(f"{share:.1%}" for share in record.shares)),
             f"{record.start_step:,}",
             f"{record.last_step:,}" if record.last_step else "-",
             escape(record.why),

@@ -65,6 +65,19 @@ def test_values_are_never_logarithmic_that_cannot_be_or_need_not(low: float):
     assert "logarithmic" not in curves([line([(1.0, low), (2.0, 9.0)])], unit="loss", logarithmic=True)
 
 
+def test_a_logarithmic_axis_ends_at_a_thousandth_with_what_is_less_at_its_foot():
+    deep = [(float(step), 10.0**-step) for step in range(12)]
+    svg = curves([line(deep)], unit="loss", logarithmic=True)
+    assert re.findall(r'text-anchor="end">([^<]*)<', svg) == ["0.001", "0.01", "0.1", "1"]
+    assert len({y for _, y in corners(svg)[4:]}) == 1
+
+
+def test_drawings_of_one_run_share_their_axis():
+    short = corners(curves([line(STRAIGHT[:30])], unit="loss", until=60.0))
+    long = corners(curves([line(STRAIGHT)], unit="loss", until=60.0))
+    assert [x for x, _ in short] == [x for x, _ in long[:30]]
+
+
 def test_a_mark_stands_at_its_step_with_its_name_and_its_story():
     svg = curves([line(STRAIGHT)], unit="loss", marks=[Mark(at=30.0, name="2", label="the <b> one", trouble=True)])
     middle = LEFT + (WIDTH - RIGHT - LEFT) / 2

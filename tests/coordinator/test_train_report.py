@@ -66,7 +66,7 @@ def test_a_kill_and_what_it_cost_are_on_the_page(killed: MadeTraining):
     for said in (
         "40 of 40 steps of sft , lora of tiny",
         "generation 2 goes on from step 25: the rank on b exited: killed by signal 9",
-        "lost with a rank, then done again",
+        "lost or given up, then done again",
         "generation 1 cannot go on: the rank on b exited: killed by signal 9",
         "to generation 1 (cold start)",
         "best validation loss, after step 40",
@@ -75,7 +75,7 @@ def test_a_kill_and_what_it_cost_are_on_the_page(killed: MadeTraining):
     ):
         assert said in text, said
     assert page.count('class="lost ring"') == 3 + 1  # three steps, and the legend
-    assert "lost, then done again: at step 26" in text
+    assert "lost or given up: at step 26" in text
 
 
 def test_a_takeover_has_its_phases_in_seconds(killed: MadeTraining):
@@ -95,7 +95,7 @@ def test_a_run_without_trouble_has_no_section_about_it(tmp_path: Path):
     run.all_done(40)
     text = words_of(page_of(run.history()))
     assert "What taking over cost" not in text
-    assert "lost with a rank" not in text
+    assert "lost or given up" not in text
     assert "best validation loss" not in text
     assert "1 generation of ranks" in text
     assert "all steps are done" in text
