@@ -23,6 +23,7 @@ from realign_cluster.domain.recovery_events import (
     PartFetched,
     StoreFailed,
 )
+from realign_cluster.domain.run_memory import GoBack
 from realign_cluster.domain.world import StatePart
 from realign_cluster.rpc.part_stream import PartUnfit
 from realign_cluster.rpc.versions import local_versions
@@ -100,10 +101,10 @@ class PartStore:
         if not isinstance(received, StatePart):
             raise received
 
-    async def forget_after(self, step: int) -> None:
-        """Checkpoints of a course that was given up."""
+    async def forget(self, go_backs: Sequence[GoBack]) -> None:
+        """Checkpoints of courses that were given up."""
         async with self._storing:
-            await asyncio.to_thread(self._run.checkpoints.forget_after, step)
+            await asyncio.to_thread(self._run.checkpoints.forget, go_backs)
 
     def _prune(self) -> None:
         budget = self._run.job.kl.budget if self._run.job.kl is not None else None

@@ -243,8 +243,11 @@ class _Sitting:
         return job.model_copy(update={"blas_threads": 1, "blas_core_type": core_type})
 
     def _checkpoints(self) -> tuple[StatePart, ...]:
-        """Parts of the checkpoints in the run folder that are whole; what is damaged is said and left out."""
+        """Parts of the checkpoints in the run folder that are whole; what is damaged is said and left out. What was
+        given up goes: a sitting that was killed may have left it.
+        """
         found: list[StatePart] = []
+        self._run.checkpoints.forget(self._run.memory.go_backs)
         for manifest in self._run.checkpoints.manifests():
             verified = self._run.checkpoints.verify(manifest)
             if isinstance(verified, RealignError):

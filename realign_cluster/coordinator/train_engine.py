@@ -365,7 +365,7 @@ class TrainEngine:
             case c.Remember(memory=memory):
                 if len(memory.go_backs) > self._go_backs:
                     self._go_backs = len(memory.go_backs)
-                    self._spawn(self._parts.forget_after(memory.go_backs[-1].step))
+                    self._spawn(self._parts.forget(memory.go_backs))
             case c.Replan():
                 pass  # answered already
             case c.Fetch(node=node, part=part, source=source):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -17,6 +17,7 @@ import orjson
 from pydantic import Field, FiniteFloat
 
 from realign_cluster.domain.job import Strict
+from realign_cluster.domain.run_memory import GoBack
 from realign_cluster.domain.world import StatePart, WorldPlan
 from realign_cluster.store.durable import TEMPORARY_SUFFIX, sync_folder, write_durably
 from realign_cluster.store.part_manifest import parse, seal, unseal
@@ -176,9 +177,13 @@ class CheckpointStore:
             spare = [one for one in spare if one is not rescued]
         return self._remove(self.path(one.step) for one in spare)
 
-    def forget_after(self, step: int) -> list[int]:
-        """Removes the checkpoints of later steps: the run went back to `step` and will not come by there again."""
-        return self._remove(path for path in self._folders() if path > self.path(step))
+    def forget(self, go_backs: Sequence[GoBack]) -> list[int]:
+        """Removes the checkpoints of courses that were given up, and answers their steps, newest first."""
+        return self._remove(
+            self.path(one.step)
+            for one in self.manifests()
+            if any(back.gives_up(one.parts[0].generation, one.step) for back in go_backs)
+        )
 
     def sweep(self) -> None:
         """Ends what a killed process had begun: gathered parts go, a checkpoint half replaced is there again."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from realign_cluster.domain.run_memory import GoBack
 from realign_cluster.domain.world import WorldPlan
 from realign_cluster.store.checkpoints import CheckpointManifest, CheckpointStore
 from realign_cluster.store.space import StorageFull
@@ -49,8 +50,8 @@ def manifest_of(sent, **fields):
     return CheckpointManifest(step=parts[0].step, layout=parts[0].layout, parts=parts, world=WORLD, **fields)
 
 
-def kept(store, folder, step, seed=0, **fields):
-    sent = written(folder, step, seed=seed)
+def kept(store, folder, step, seed=0, generation=1, **fields):
+    sent = written(folder, step, seed=seed, generation=generation)
     assert store.begin(step) is None
     for part, manifest, data in sent:
         assert store.receive(part, manifest, [data[:30], data[30:]]) == part
@@ -74,7 +75,7 @@ def steps(store):
 
 
 def names(store):
-    return sorted(path.name for path in store.path(0).parent.iterdir())
+    return sorted(path.name for path in store.path(0).parent.glob("*"))
 
 
 def damage(store, manifest, index=1):
@@ -218,10 +219,11 @@ def test_a_run_that_goes_back_forgets_what_it_leaves(store, nodes):
     first = kept(store, nodes, 10)
     kept(store, nodes, 20)
     kept(store, nodes, 30)
-    (store.path(30) / "manifest.json").unlink()
-    assert store.forget_after(10) == [30, 20]
+    back = GoBack(generation=1, step=10)
+    assert store.forget([back]) == [30, 20]
     assert store.newest_intact() == (first, ())
-    again = kept(store, nodes, 20, seed=1)
+    again = kept(store, nodes, 20, seed=1, generation=2)
+    assert store.forget([back]) == []
     assert store.newest_intact() == (again, ())
 
 
