@@ -74,7 +74,7 @@ def _head(name: str, state: str, history: TrainHistory, summary: Mapping[str, An
     steps = summary.get("steps") or {}
     what = f"<b>{escape(str(chosen.get('method', 'sft')))}</b>, {escape(str(chosen.get('fine_tune', 'lora')))}"
     sentence = f"{steps.get('done', 0):,} of {steps.get('asked', 0):,} steps of {what}"
-    sentence += f" of <b>{escape(str(request.get('model', '')))}</b>"
+    sentence += f" of <b>{escape(_called(str(request.get('model', ''))))}</b>"
     if summary.get("reason"):
         sentence += f": {escape(str(summary['reason']))}"
     when = f'<span class="dim">{wall_clock(history.begun)}</span>' if history.begun else ""
@@ -157,6 +157,11 @@ def _how(record: Mapping[str, Any], request: Mapping[str, Any], summary: Mapping
 
 
 # --- small things ----------------------------------------------------------------------------------------------------
+
+
+def _called(model: str) -> str:
+    """A hub id as it is; of a folder its name: "every setting" has the path."""
+    return Path(model).name if model.startswith("/") else model
 
 
 def _step_text(seconds: float) -> str:
