@@ -18,6 +18,7 @@ from realign_cluster.training.benchmarks import run_benchmarks
 from realign_cluster.training.context import RankContext
 from realign_cluster.training.divergence import divergence
 from realign_cluster.training.examples import Examples
+from realign_cluster.training.finite import require_finite
 from realign_cluster.training.micro_batches import micro_batches
 from realign_cluster.training.objectives import GlobalCounts, make_objective, mean_metrics, metric_names
 from realign_cluster.training.setup import load
@@ -34,7 +35,7 @@ class Measurements:
 
     def reference(self) -> dict[str, Reference]:
         """By split, (rows, 2). Taken from the coordinator as far as it has them, computed and reported where it lacks
-        them. The model must be as it was loaded.
+        them. The model must be as it was loaded. Raises NotFinite.
         """
         found: dict[str, Reference] = {}
         known = self._context.mailbox.reference
@@ -44,31 +45,38 @@ class Measurements:
             for row in range(examples.rows):
                 if first + row in known:
                     values[row] = known[first + row]
-            self._compute_reference(examples, values, first)
+            self._compute_reference(split, examples, values, first)
             found[split] = values
             first += examples.rows
         return found
 
-    def _compute_reference(self, examples: Examples, values: Reference, first: int) -> None:
+    def _compute_reference(self, split: str, examples: Examples, values: Reference, first: int) -> None:
+        """Chunk by chunk, each known whole or not at all: a generation that goes on where another one ended computes
+        the same shapes.
+        """
         context = self._context
-        missing = np.flatnonzero(np.isnan(values[:, 0])).tolist()
-        done = 0
-        for chunk in _chunks(missing):
+        done, total = 0, int(np.isnan(values[:, 0]).sum())
+        for chunk in _chunks(range(examples.rows)):
+            missing = [row for row in chunk if np.isnan(values[row, 0])]
+            if not missing:
+                continue
             context.watch.enter("reference", 0)
-            own = context.division.own(examples, chunk)
-            batches = micro_batches(examples, own, context.orders.job)
+            new = np.zeros((len(missing), 2), dtype=np.float32)
+            place = {row: at for at, row in enumerate(missing)}
+            batches = micro_batches(examples, context.division.own(examples, missing), context.orders.job)
             sums = context.strategy.log_probabilities([each.batch for each in batches])
-            new = np.zeros((len(chunk), 2), dtype=np.float32)
-            place = {row: at for at, row in enumerate(chunk)}
             for each, batch_sums in zip(batches, sums, strict=True):
                 pairs = np.array(batch_sums).reshape(-1, 2)
                 for at, row in enumerate(each.rows):
                     new[place[row]] = pairs[at]
-            if own and not (context.division.together and context.orders.spec.rank):
-                rows = tuple((first + row, float(new[place[row], 0]), float(new[place[row], 1])) for row in own)
-                done += len(chunk)
-                context.say(ReferenceRows(rows=rows, done=done, total=len(missing)))
-            values[chunk] = np.array(context.all_sum(mx.array(new)))
+            values[missing] = np.array(context.all_sum(mx.array(new)))
+            for row in missing:
+                what = {f"reference log-probability of row {row + 1} of {split}.jsonl": float(values[row].sum())}
+                require_finite(what, "before training", 0)
+            done += len(missing)
+            if context.orders.spec.rank == 0:
+                rows = tuple((first + row, float(values[row, 0]), float(values[row, 1])) for row in missing)
+                context.say(ReferenceRows(rows=rows, done=done, total=total))
 
     @property
     def something_to_evaluate(self) -> bool:
@@ -99,7 +107,9 @@ class Measurements:
         return mean_metrics(job.method, np.array(total).tolist())
 
     def divergence(self, step: int) -> None:
-        """KL from the base model, on prompts of the validation rows or, without any, of the first training rows."""
+        """KL from the base model, on prompts of the validation rows or, without any, of the first training rows. Raises
+        NotFinite.
+        """
         context = self._context
         job = context.orders.job
         assert job.kl is not None
@@ -129,14 +139,9 @@ class Measurements:
         summed = np.array([total, tokens])
         if whole:
             summed = np.array(context.all_sum(mx.array([total, float(tokens)])))
-        context.say(
-            Diverged(
-                step=step,
-                kl=float(summed[0] / max(1.0, summed[1])),
-                tokens=int(summed[1]),
-                seconds=time.perf_counter() - started,
-            )
-        )
+        kl = float(summed[0] / max(1.0, summed[1]))
+        require_finite({"divergence": kl}, f"after step {step}", step)
+        context.say(Diverged(step=step, kl=kl, tokens=int(summed[1]), seconds=time.perf_counter() - started))
 
     def _splits(self) -> Iterator[tuple[str, Examples]]:
         yield "train", self._context.data.train

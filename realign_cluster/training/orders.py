@@ -72,6 +72,8 @@ class Mailbox:
                     self._stop = True
                 case "shares":
                     self._shares.append(Shares(version=int(frame["version"]), shares=tuple(frame["shares"])))
+                case "reference" if self._go is not None:
+                    pass  # Go is said again, with what is known by then: what ranks start with must be equal on all
                 case "reference":
                     self._reference.update({int(row): (chosen, rejected) for row, chosen, rejected in frame["rows"]})
                 case _:

@@ -21,11 +21,12 @@ from realign_cluster.store.resharding import Misfit
 from realign_cluster.store.state_part import Corrupt, data_path, verify_part
 from realign_cluster.training.context import Division, RankContext
 from realign_cluster.training.examples import TrainingSet, load_training_set
+from realign_cluster.training.finite import NotFinite
 from realign_cluster.training.join import Membership, join
 from realign_cluster.training.orders import Mailbox, Orders
 from realign_cluster.training.parallel.choose import make_strategy
 from realign_cluster.training.setup import LoadedModel, load
-from realign_cluster.training.steps import NotFinite, Training
+from realign_cluster.training.steps import Training
 from realign_cluster.training.watchdog import Watchdog
 from realign_cluster.training.world_check import check_world, statement_of, world_identity
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -19,6 +18,7 @@ from realign_cluster.domain.rank_report import Ended, Evaluated, StepDone
 from realign_cluster.domain.world import StateKind
 from realign_cluster.training.agreement import Agreed, Voice, agree
 from realign_cluster.training.context import RankContext
+from realign_cluster.training.finite import NotFinite, require_finite
 from realign_cluster.training.keeper import Keeper
 from realign_cluster.training.measurements import Measurements
 from realign_cluster.training.micro_batches import micro_batches
@@ -26,15 +26,6 @@ from realign_cluster.training.objectives import GlobalCounts, make_objective, me
 from realign_cluster.training.optimizer import MasterOptimizer, NotFiniteError
 from realign_cluster.training.pace import SnapshotPace
 from realign_cluster.training.state import Standing, digest_of, restore, state_of
-
-
-class NotFinite(Exception):
-    """Loss or gradient is NaN or infinite. `rows` are those of the step, by number in train.jsonl."""
-
-    def __init__(self, step: int, rows: Sequence[int], what: str) -> None:
-        super().__init__(f"step {step + 1}: {what}")
-        self.step = step
-        self.rows = list(rows)
 
 
 class Training:
@@ -109,12 +100,11 @@ class Training:
         norm = math.sqrt(float(np.array(context.strategy.norm_squared(sums.gradients))))
         metrics = mean_metrics(job.method, np.array(sums.metrics).tolist())
         rate = learning_rate(job.optimizer, step, job.steps) * context.orders.spec.learning_rate_factor
-        if not math.isfinite(metrics.get("loss", 0.0)):
-            raise NotFinite(step, rows, f"the loss is {metrics['loss']}")
+        require_finite(metrics, f"step {step + 1}", step, rows)
         try:
             self._optimizer.step(sums.gradients, norm=norm, learning_rate=rate)
         except NotFiniteError as error:
-            raise NotFinite(step, rows, str(error)) from error
+            raise NotFinite(f"step {step + 1}: {error}", step, rows) from error
         context.strategy.update(self._optimizer.weights)
         seconds = time.perf_counter() - started
         context.watch.step_took(seconds)
@@ -160,6 +150,7 @@ class Training:
             return False
         started = time.perf_counter()
         found = self._measure.evaluation(step, self._reference)
+        require_finite({f"validation {name}": value for name, value in found.items()}, f"after step {step}", step)
         self._context.say(Evaluated(step=step, metrics=found, seconds=time.perf_counter() - started))
         return step > 0 and "loss" in found and self._standing.judge(found["loss"], step)
 

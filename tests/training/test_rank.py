@@ -85,7 +85,7 @@ class TestTrajectory:
             assert crew.losses()[0] == pytest.approx(first, abs=1e-4)
             losses = crew.losses()
             rows = [row for rank in crew.ranks for said in rank.all(ReferenceRows) for row in said.rows]
-        assert sorted(row for row, _, _ in rows) == list(range(len(PREFERENCES.read_text().splitlines())))
+        assert [row for row, _, _ in rows] == list(range(len(PREFERENCES.read_text().splitlines())))
         with Crew(tmp_path / "again", job, replicas(30, 70), data=tmp_path / "data") as crew:
             for rank in crew.ranks:
                 rank.tell({"op": "reference", "rows": rows})
@@ -230,6 +230,16 @@ class TestRefusals:
             failed = _failure(crew)
         assert (failed.code, failed.fatal) == ("not-finite", True)
         assert len(failed.details["rows"]) == 4
+
+    def test_a_validation_loss_that_is_not_finite_stops_too(self, tmp_path: Path, some_rows: tuple[Path, Path]) -> None:
+        """The only step has a loss; the weights after it give none."""
+        settings = {"learning_rate": 1e30, "clip_norm": None, "name": "sgd", "schedule": "constant"}
+        job = prepared_job(tmp_path, *some_rows, steps=1, global_batch=4, optimizer=settings)
+        with Crew(tmp_path, job, single()) as crew:
+            crew.go()
+            failed = _failure(crew)
+        assert (failed.code, failed.fatal, failed.step) == ("not-finite", True, 1)
+        assert "after step 1: the validation loss is" in failed.message
 
     def test_too_long_rows_are_named(self, tmp_path: Path) -> None:
         data = tmp_path / "long.jsonl"
