@@ -56,3 +56,8 @@ class RankContext:
         if self.group is None or self.division.together:
             return value
         return mx.distributed.all_sum(value, group=self.group, stream=mx.cpu)
+
+    def meet(self) -> None:
+        """Returns once all ranks have come here."""
+        if self.group is not None:
+            mx.eval(mx.distributed.all_sum(mx.array(0), group=self.group, stream=mx.cpu))

@@ -49,19 +49,19 @@ class Training:
 
     def run(self) -> None:
         """From the state that the orders name to the last step, or until all agree to stop."""
-        job, step, reason = self._job, self._context.orders.spec.start_step, ""
+        job, step = self._job, self._context.orders.spec.start_step
+        reason = self._enough()  # the state may be the one that training ended with
         if step == 0:
             self._evaluate(0)
         while step < job.steps and not reason:
             self._one(step)
             step += 1
             best = self._evaluate(step)
-            early = job.evaluation.patience is not None and self._standing.worse >= job.evaluation.patience
             measured = job.kl is not None and step % job.kl.every == 0
             if measured:
                 self._measure.divergence(step)
             agreed = self._agree()
-            reason = "stopped as asked" if agreed.stop else "early stop" if early else ""
+            reason = self._enough() or ("stopped as asked" if agreed.stop else "")
             if reason or best or measured or step == job.steps or step % job.checkpoint_every == 0:
                 self._keep("checkpoint", step)
             elif agreed.snapshot_ready and self._pace.due(step, agreed.snapshot_every):
@@ -75,7 +75,7 @@ class Training:
         self._context.say(
             Ended(
                 step=step,
-                complete=step >= job.steps or reason == "early stop",
+                complete=step >= job.steps or bool(self._enough()),
                 reason=reason or "all steps are done",
                 digest=digest_of(self._optimizer.weights),
                 peak_bytes=int(mx.get_peak_memory()),
@@ -142,6 +142,11 @@ class Training:
 
     # --- what is due after a step ---
 
+    def _enough(self) -> str:
+        """Why no further step is worth it; "" as long as one may be."""
+        patience = self._job.evaluation.patience
+        return "early stop" if patience is not None and self._standing.worse >= patience else ""
+
     def _evaluate(self, step: int) -> bool:
         """Whether this is the best state so far. The model before the first step is what it is held against."""
         every = self._job.evaluation.every
@@ -169,4 +174,6 @@ class Training:
         )
         before = self._keeper.last_seconds
         blocked = self._keeper.keep(state, durable=kind == "checkpoint")
+        if kind == "checkpoint":
+            context.meet()  # who waits for one with a slow disk waits here: in the next step it would count as a hang
         self._pace.kept(step, blocked, before)

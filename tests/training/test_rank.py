@@ -179,9 +179,16 @@ class TestMeasurements:
         assert end.reason == "early stop"
         assert end.step < 40
         assert evaluated[0] == evaluated[1]
-        best = min(evaluated[0])
+        best = min(evaluated[0][1:])  # the model before training is no state of it
         assert evaluated[0][-3] == best
         assert diverged[0] > 0
+        last = _newest_of_both(tmp_path)
+        assert last.step == end.step
+        with Crew(tmp_path, job, single(), generation=2, start=(last,)) as crew:  # the end was not heard of
+            crew.go()
+            again = crew.finish()[0]
+            assert not crew.ranks[0].all(StepDone)
+        assert (again.step, again.complete, again.digest) == (end.step, True, end.digest)
 
     def test_every_section_is_said(self, tmp_path: Path, some_rows: tuple[Path, Path]) -> None:
         job = prepared_job(tmp_path, *some_rows, steps=3, global_batch=4, snapshot_every=1, evaluation={"every": 2})
