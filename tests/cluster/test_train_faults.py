@@ -82,7 +82,9 @@ def test_a_daemon_is_killed_and_comes_back(
 def test_the_coordinator_is_killed(
     commands: TrainCommands, train_rows: Path, calm_training: Outcome, tmp_path: Path
 ) -> None:
-    """Nobody leads the ranks any more: they end within five seconds. What they left is gone on from."""
+    """Nobody leads the ranks any more: they end within five seconds. What they left is gone on from; also when the
+    daemons go with the coordinator.
+    """
     out = tmp_path / "run"
     command = commands.command(train_rows, out, *SAME)
     run = commands.start(command, out)
@@ -101,7 +103,11 @@ def test_the_coordinator_is_killed(
     assert again.commands("StartRank")[-1][1]["spec"]["start_step"] == max(kept)
     again.reach(min(STEPS, max(kept) + 2), generation=2)
     again.kill()
+    for daemon in commands.cluster.daemons.values():
+        daemon.kill()
 
+    for daemon in commands.cluster.daemons.values():
+        daemon.start()
     commands.start(command, out).finish()
     assert outcome(out) == calm_training
     assert summary(out)["resumed"] == 2

@@ -132,6 +132,26 @@ def test_a_nodes_disk_is_full(
     assert outcome(out) == calm_training
 
 
+def test_the_run_folders_disk_is_full(
+    commands: TrainCommands, train_rows: Path, calm_training: Outcome, tmp_path: Path
+) -> None:
+    """Nothing can be recorded: that is said, ranks train on meanwhile, and all of it is recorded once there is room."""
+    with disk_of_its_own(tmp_path / "disk") as disk:
+        out = disk / "run"
+        run = commands.start(commands.command(train_rows, out, *SAME), out)
+        run.reach(4)
+        ballast = fill(disk)
+        run.wait_for(lambda: "the ledger cannot be written" in run.said(), "word that the disk is full")
+        recorded = run.last_step()
+        run.wait_for(lambda: next(iter(commands.states(out, "alpha"))) > recorded + 2, "steps that are not recorded")
+        ballast.unlink()
+        said = run.finish()
+        assert "waiting for room" in said
+        assert len(history_of(out).generations) == 1
+        assert outcome(out) == calm_training
+        assert not CheckpointStore(out / "checkpoints").newest_intact().skipped
+
+
 def test_the_loss_is_no_number(commands: TrainCommands, tmp_path: Path) -> None:
     """Of one row, for one word that the model has no number for: its batch is named, what was before is kept."""
     steps_before = 5
