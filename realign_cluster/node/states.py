@@ -26,6 +26,7 @@ from realign_cluster.store.state_part import (
     Corrupt,
     data_path,
     list_parts,
+    read_header,
     receive_part,
     remove_part,
     sweep,
@@ -84,11 +85,11 @@ class StateStore:
         return list_parts(folder)
 
     async def drop(self, run_id: str, parts: Iterable[StatePart]) -> None:
-        """Forgets these. Raises StateRefused."""
+        """Forgets these, and none that has taken the place of one of them. Raises StateRefused."""
         folder = self.folder(run_id)
         for part in parts:
             _check(part)
-            await asyncio.to_thread(remove_part, folder, part)
+            await asyncio.to_thread(_remove_part, folder, part)
 
     async def intact(self, run_id: str, part: StatePart) -> bool:
         """Whether exactly this part is here, every byte of it as it was written. Raises StateRefused."""
@@ -157,6 +158,13 @@ def _check_manifest(manifest: bytes, part: StatePart, path: Path) -> None:
         raise Corrupt(path, f"a manifest was received that is damaged: {error}") from error
     if announced != part:
         raise Corrupt(path, f"{announced.name} with digest {announced.digest} came in its place")
+
+
+def _remove_part(folder: Path, part: StatePart) -> None:
+    with contextlib.suppress(Corrupt):  # then it is of use to nobody
+        if read_header(data_path(folder, part)).state != part:
+            return
+    remove_part(folder, part)
 
 
 def _check(part: StatePart) -> None:

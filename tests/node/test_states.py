@@ -59,6 +59,9 @@ async def test_a_runs_parts_are_listed_and_half_written_ones_removed(store: Stat
     assert half.exists()  # a rank may be at it
     assert await store.open("one", writing=False) == [newer, older]
     assert not half.exists()
+    replaced = newer.model_copy(update={"digest": "0" * 32, "generation": 1})
+    await store.drop("one", [replaced])  # decided on before the next generation did the step again
+    assert await store.open("one", writing=False) == [newer, older]
     await store.drop("one", [newer])
     assert await store.open("one", writing=False) == [older]
 
