@@ -47,7 +47,7 @@ class Keeper:
         self._folder = folder
         self._say = say
         self._thread: threading.Thread | None = None
-        self._seconds = 0.0  # that the last state took to write
+        self._cpu_seconds = 0.0  # that the last state took to write
 
     @property
     def busy(self) -> bool:
@@ -55,7 +55,10 @@ class Keeper:
 
     @property
     def last_seconds(self) -> float:
-        return self._seconds
+        """CPU time that writing the last state took: what it may have taken from the training beside it. The time it
+        lasted says nothing of that: the thread mostly waits, for its turn and for the disk.
+        """
+        return self._cpu_seconds
 
     def keep(self, state: State, *, durable: bool) -> float:
         """Begins to write; waits for the one before. Returns the seconds that the caller was held up."""
@@ -77,14 +80,14 @@ class Keeper:
     def _write(
         self, header: PartHeader, views: list[tuple[str, str, tuple[int, ...], Any]], durable: bool, blocked: float
     ) -> None:
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.thread_time()
         try:
             part = write_part(self._folder, header, views, durable=durable)
         except (RealignError, OSError) as error:
             self._say(NotKept(kind=header.kind, step=header.step, reason=str(error)))
             return
-        self._seconds = time.perf_counter() - started
-        self._say(Kept(part=part, seconds=self._seconds, blocked_seconds=blocked))
+        self._cpu_seconds = time.thread_time() - used
+        self._say(Kept(part=part, seconds=time.perf_counter() - started, blocked_seconds=blocked))
 
 
 def _view(value: mx.array) -> tuple[str, tuple[int, ...], Any]:
