@@ -191,7 +191,7 @@ class TrainEngine:
                 self._note(message, "error")
                 self._liveness.forget(node)
                 self.board.barred(node, message)
-                self._decide(e.NodeLost(at=now, node=node, reason=message), batch)
+                self._decide(e.NodeLost(at=now, node=node, reason=message, barred=True), batch)
             case ModelProgress(sent=sent, total=total):
                 self.board.receiving(node, sent, total)
             case pb.NodeMessage():
@@ -211,7 +211,7 @@ class TrainEngine:
                 self._note(text, "error")
                 self._liveness.forget(node)
                 self.board.barred(node, text)
-                self._decide(e.NodeLost(at=now, node=node, reason=text), batch)
+                self._decide(e.NodeLost(at=now, node=node, reason=text, barred=True), batch)
             case "training_ready":
                 ready = message.training_ready
                 parts = tuple(StatePart.model_validate_json(part) for part in ready.parts)

@@ -16,6 +16,7 @@ class Member:
     name: NodeName
     present: bool = False  # its session is up
     left: bool = False  # it said goodbye: nobody waits for it
+    barred: str = ""  # why it takes no part in this sitting: nobody waits for it either
     set_aside: str = ""  # why it is given no ranks
     needs_reboot: str = ""  # why; over when its boot changes
     boot: str = ""
@@ -40,7 +41,7 @@ class Crew:
 
     def ready(self, name: NodeName, boot: str) -> Member:
         member = self.member(name)
-        member.present, member.left = True, False
+        member.present, member.left, member.barred = True, False, ""
         if boot != member.boot and member.boot:
             member.needs_reboot = ""
         member.boot = boot or member.boot
@@ -49,6 +50,13 @@ class Crew:
     def lost(self, name: NodeName, clean: bool) -> None:
         member = self.member(name)
         member.present, member.left = False, clean
+
+    def bar(self, name: NodeName, reason: str) -> None:
+        self.member(name).barred = reason.partition("\n")[0]
+
+    def barred(self, names: Iterable[NodeName]) -> dict[NodeName, str]:
+        """Those of them that take no part, and why."""
+        return {name: self.members[name].barred for name in names if name in self.members and self.members[name].barred}
 
     def is_present(self, name: NodeName) -> bool:
         return name in self.members and self.members[name].present
@@ -63,7 +71,8 @@ class Crew:
 
     def _may_come(self, name: NodeName) -> bool:
         member = self.members.get(name)
-        return member is None or not (member.present or member.left or member.set_aside or member.needs_reboot)
+        gone = member is not None and (member.left or member.barred or member.set_aside or member.needs_reboot)
+        return member is None or not (member.present or gone)
 
     def absent(self, wanted: Iterable[NodeName]) -> list[NodeName]:
         return [name for name in wanted if not self.is_present(name)]

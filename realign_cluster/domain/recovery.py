@@ -118,6 +118,8 @@ class Recovery:
         sitting = self._sitting
         was_present = sitting.crew.is_present(event.node)
         sitting.crew.lost(event.node, event.clean)
+        if event.barred:
+            sitting.crew.bar(event.node, event.reason)
         if was_present:
             sitting.inventory.forget(event.node)
             sitting.transfers.give_up(event.node)

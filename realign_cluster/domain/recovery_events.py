@@ -51,12 +51,15 @@ class NodeReady:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeLost:
-    """It was silent for its lease, and is sent nothing more. `clean`: it said goodbye after its rank had ended."""
+    """It was silent for its lease, and is sent nothing more. `clean`: it said goodbye after its rank had ended.
+    `barred`: it will not take part in this sitting, whoever waits for it; also said of a node that was never ready.
+    """
 
     at: float
     node: NodeName
     reason: str
     clean: bool = False
+    barred: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

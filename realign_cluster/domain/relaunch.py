@@ -159,10 +159,14 @@ class Relaunch:
         usable, world = sitting.crew.usable(), sitting.memory.world
         if world is not None and sitting.options.reproducible:
             missing = [node for node in nodes_of(world) if node not in usable]
-            if missing:
+            if barred := sitting.crew.barred(missing):
+                self._give_up_on(barred)
+            elif missing:
                 self._wait(f"{', '.join(missing)}: the same world is asked for", sitting.policy.same_world_seconds)
             else:
                 self._planned_for, self._launching.plan = usable, world
+        elif not usable and len(barred := sitting.crew.barred(self._expected())) == len(self._expected()):
+            self._give_up_on(barred)
         elif not usable:
             self._wait("a node that can be used", sitting.policy.give_up_seconds)
         elif not self.is_patience_over():
@@ -195,12 +199,21 @@ class Relaunch:
             self._sitting.note(f"{', '.join(back)} is taken back, the others cannot go on alone: {refusal}")
             self._refusal = None
             return
-        expected = dict.fromkeys((*self._sitting.options.nodes, *self._sitting.memory.nodes))
-        unusable = [node for node in expected if node not in crew.usable()]
-        if unusable:
+        unusable = [node for node in self._expected() if node not in crew.usable()]
+        if unusable and len(barred := crew.barred(unusable)) == len(unusable):
+            self._give_up_on(barred)
+        elif unusable:
             self._wait(f"{', '.join(unusable)}: without it {refusal}", self._sitting.policy.give_up_seconds)
         else:
             self._sitting.finish("failed", refusal)
+
+    def _expected(self) -> tuple[NodeName, ...]:
+        return tuple(dict.fromkeys((*self._sitting.options.nodes, *self._sitting.memory.nodes)))
+
+    def _give_up_on(self, barred: dict[NodeName, str]) -> None:
+        """What is lacking will not come in this sitting."""
+        why = "; ".join(f"{node} takes no part: {reason}" for node, reason in barred.items())
+        self._sitting.finish("incomplete", why)
 
     def _wait(self, what: str, seconds: float) -> None:
         """For something without which nothing can be started."""

@@ -304,6 +304,44 @@ def test_a_node_without_which_the_world_is_as_good_changes_nothing() -> None:
     assert not run.all(c.AskStop)
 
 
+def test_a_node_that_takes_no_part_is_not_waited_for() -> None:
+    run = TrainRun("ab")
+    run.ready("a")
+    run.bar("b")
+    assert run.running == "a"
+
+
+def test_where_nobody_takes_part_it_ends_at_once_and_says_why() -> None:
+    run = TrainRun("ab")
+    run.bar("a")
+    assert run.finish is None  # b may still come
+    run.bar("b", reason="no room for the model\n  fix: free some disk")
+    assert run.finish is not None
+    assert run.finish.state == "incomplete"
+    assert "a takes no part: it is held by another run" in run.finish.reason
+    assert "b takes no part: no room for the model" in run.finish.reason
+
+
+def test_a_world_that_cannot_be_the_same_again_ends_at_once() -> None:
+    run = TrainRun("ab", reproducible=True).begin(steps=3)
+    run.bar("b")
+    run.obeys("a")
+    assert run.finish is None  # b's rank may live
+    run.pass_time(POLICY.lease_seconds + POLICY.fence_margin_seconds)
+    assert run.finish is not None
+    assert run.finish.state == "incomplete"
+    assert "b takes no part" in run.finish.reason
+
+
+def test_a_group_that_lacks_a_node_that_takes_no_part_ends_at_once() -> None:
+    run = TrainRun("ab", parallel="sharded", least=2)
+    run.ready("a")
+    run.bar("b")
+    run.pass_time(0.5)
+    assert run.finish is not None
+    assert run.finish.state == "incomplete"
+
+
 def test_reproducible_waits_for_the_same_world_and_then_gives_up() -> None:
     run = TrainRun("ab", reproducible=True).begin(steps=3)
     run.lose("b", clean=True)

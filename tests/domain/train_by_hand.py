@@ -106,6 +106,9 @@ class TrainRun:
     def lose(self, nodes: str, clean: bool = False) -> list[c.Command]:
         return self.event(e.NodeLost, nodes, reason="not heard for 3.1 s", clean=clean)
 
+    def bar(self, nodes: str, reason: str = "it is held by another run") -> list[c.Command]:
+        return self.event(e.NodeLost, nodes, reason=reason, barred=True)
+
     def keep(self, nodes: str, *parts: StatePart) -> list[c.Command]:
         new: list[c.Command] = []
         for each in parts:
