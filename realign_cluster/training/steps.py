@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from realign_cluster.domain.batch_order import rows_of_step
+from realign_cluster.domain.errors import UsageError
 from realign_cluster.domain.learning_rate import learning_rate
 from realign_cluster.domain.rank_report import Ended, Evaluated, StepDone
 from realign_cluster.domain.world import StateKind
@@ -20,6 +21,7 @@ from realign_cluster.training.agreement import Agreed, Voice, agree
 from realign_cluster.training.context import RankContext
 from realign_cluster.training.finite import NotFinite, require_finite
 from realign_cluster.training.keeper import Keeper
+from realign_cluster.training.masks import takes_segments
 from realign_cluster.training.measurements import Measurements
 from realign_cluster.training.micro_batches import micro_batches
 from realign_cluster.training.objectives import GlobalCounts, make_objective, mean_metrics, metric_names
@@ -35,6 +37,8 @@ class Training:
         job, spec = context.orders.job, context.orders.spec
         self._context = context
         self._job = job
+        if job.packing:
+            _check_packing(context)
         self._measure = Measurements(context)
         self._reference = self._measure.reference() if job.needs_reference else None
         self._learned = context.data.train.rows_to_learn()
@@ -177,3 +181,14 @@ class Training:
         if kind == "checkpoint":
             context.meet()  # who waits for one with a slow disk waits here: in the next step it would count as a hang
         self._pace.kept(step, blocked, before)
+
+
+def _check_packing(context: RankContext) -> None:
+    """Raises UsageError for a model in which packed rows would see each other."""
+    with context.strategy.callable_model():
+        if not takes_segments(context.model.model):
+            raise UsageError(
+                f"rows of {context.orders.job.model.name} cannot be packed: its positions or its state would run on"
+                " from one row into the next",
+                "--no-packing",
+            )

@@ -22,7 +22,10 @@ from realign_cluster.domain.rank_report import (
 )
 from realign_cluster.domain.world import StatePart, WorldPlan
 from realign_cluster.store.state_part import data_path, list_parts
+from tests.fixtures import models
+from tests.fixtures.models import make_model
 from tests.training.rank_driver import ROOT, Crew, prepared_job, replicas, single
+from tests.training.test_masks import ABSOLUTE
 
 INSTRUCTIONS = ROOT / "examples" / "data" / "instructions.jsonl"
 PREFERENCES = ROOT / "examples" / "data" / "preferences.jsonl"
@@ -258,6 +261,30 @@ class TestRefusals:
         assert failed.fatal
         assert "train.jsonl:2" in failed.message
         assert "--max-tokens" in failed.message
+
+    def test_rows_are_not_packed_where_they_would_see_each_other(
+        self, tmp_path: Path, some_rows: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(models.CONFIGS, "absolute", ABSOLUTE)
+        model = make_model(tmp_path / "model", "absolute")
+        job = prepared_job(tmp_path, some_rows[0], model=model, steps=2, global_batch=4, packing=True, chat="plain")
+        with Crew(tmp_path, job, single(), model=model) as crew:
+            crew.go()
+            failed = _failure(crew)
+        assert failed.fatal
+        assert "cannot be packed" in failed.message
+
+    def test_packed_rows_train_as_they_do_alone(self, tmp_path: Path, some_rows: tuple[Path, Path]) -> None:
+        world = WorldPlan(parallel="pipeline", nodes=("alpha", "beta"), shares=(0.3, 0.7), layers=((0, 1), (1, 3)))
+        losses = []
+        for number, (plan, packing) in enumerate(((single(), False), (single(), True), (world, True))):
+            job = prepared_job(tmp_path, some_rows[0], steps=2, global_batch=8, packing=packing)
+            with Crew(tmp_path / str(number), job, plan, data=tmp_path / "data") as crew:
+                crew.go()
+                crew.finish()
+                losses.append(crew.losses())
+        assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+        assert losses[2] == pytest.approx(losses[0], abs=1e-5)
 
     def test_ranks_of_different_jobs_do_not_train_together(self, tmp_path: Path, some_rows: tuple[Path, Path]) -> None:
         job = prepared_job(tmp_path, some_rows[0], steps=2, global_batch=4)
