@@ -30,24 +30,31 @@ class JobRefused(RealignError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkOrder:
-    """`job_json` is the job as the coordinator wrote it."""
+    """`job_json` is the job as the coordinator wrote it; `group` the worker's place in one, empty if it is alone."""
 
     job: ScoreJob
     job_json: bytes
     model_dir: str
     launch: Launch
+    group: bytes = b""
     measure: str = "none"
     samples: tuple[bytes, ...] = ()
 
     def same_worker(self, other: WorkOrder) -> bool:
         """Whether a worker for `other` serves this one as it is."""
-        return (self.job, self.model_dir, self.launch) == (other.job, other.model_dir, other.launch)
+        return (self.job, self.model_dir, self.launch, self.group) == (
+            other.job,
+            other.model_dir,
+            other.launch,
+            other.group,
+        )
 
     def frame(self, measure: str, cores: int) -> dict[str, Any]:
         return {
             "op": "prepare",
             "job": self.job_json,
             "model_dir": self.model_dir,
+            "group": self.group,
             "measure": measure,
             "samples": list(self.samples),
             "cores": cores,

@@ -30,6 +30,7 @@ STOP_SECONDS = 3.0
 
 
 class WorkerListener(Protocol):
+    def worker_waiting(self, port: int, pid: int, generation: int) -> None: ...
     def worker_ready(self, report: bytes, pid: int, generation: int) -> None: ...
     def worker_exited(
         self,
@@ -60,6 +61,7 @@ class Supervisor:
         self.phase = ""
         self._order: WorkOrder | None = None
         self._report: bytes | None = None
+        self._port = 0  # on which it will listen when it is told to join its group
         self._task: asyncio.Task[None] | None = None
         self._worker: WorkerProcess | None = None
         self._asked = ""  # why we are killing it, if we are
@@ -84,8 +86,10 @@ class Supervisor:
         current = self._order
         alive = self._task is not None and not self._task.done() and self.state != WorkerState.WORKER_REFUSED
         if current is not None and alive and order.same_worker(current):
-            if self._report is None:
-                return  # starting, or backing off: it will be reported when it is ready
+            if self._report is None:  # starting, or backing off: it will be reported when it is ready
+                if self._port:
+                    self._listener.worker_waiting(self._port, self.pid, self.generation)
+                return
             if order.measure == "none" or (order.measure == "quick" and _calibration(self._report) is not None):
                 self._listener.worker_ready(self._report, self.pid, self.generation)
                 return
@@ -94,6 +98,17 @@ class Supervisor:
         self._crashes = 0
         self._calibration = None
         self._task = asyncio.create_task(self._supervise(order))
+
+    @property
+    def in_group(self) -> bool:
+        """Whether its worker is of no use to anybody but the group that it is part of."""
+        return self._order is not None and bool(self._order.group)
+
+    def join(self, generation: int, addresses: Iterable[str]) -> None:
+        """To a worker that waits for it; another one than is meant has to be told itself."""
+        if self._port and generation == self.generation:
+            self._port = 0
+            self._write({"op": "go", "addresses": list(addresses)})
 
     def submit(
         self, *, run_id: str, epoch: int, attempt: int, unit: int, lease: int, count: int, cost: float, rows: bytes
@@ -114,8 +129,13 @@ class Supervisor:
     def drop_all_but_computing(self) -> None:
         self._tell_revoked(self.queue.drop_all_but_computing())
 
-    def restart(self, reason: str) -> None:
-        """Kills the worker, which is then started again at once. Also a refused or resting worker is tried again."""
+    def restart(self, reason: str, generation: int = 0) -> None:
+        """Kills the worker, which is then started again at once. Also a refused or resting worker is tried again.
+
+        `generation` names the one that is meant, 0 whichever is there.
+        """
+        if generation not in (0, self.generation):
+            return
         self._asked = f"restart asked: {reason}"
         if self._worker is not None:
             self._worker.kill()
@@ -179,6 +199,7 @@ class Supervisor:
         self.state = WorkerState.WORKER_STARTING
         self.phase = "load"
         self._last_progress = None
+        self._port = 0
         try:
             worker = await WorkerProcess.start(order.launch, self._cores, self._output)
         except OSError as error:
@@ -191,7 +212,7 @@ class Supervisor:
             return self.state == WorkerState.WORKER_REFUSED and end.broke is None, end.reason
         finally:
             await worker.close()
-            self._worker = None
+            self._worker, self._port = None, 0
 
     # --- frames -----------------------------------------------------------------------------------------------------
 
@@ -214,6 +235,10 @@ class Supervisor:
                 self._answered(frame)
             case "failed":
                 self._answered(frame)
+            case "waiting":
+                self._port = int(frame["port"])
+                self._advance(("waiting",))
+                self._listener.worker_waiting(self._port, self.pid, self.generation)
             case "ready":
                 self._ready(bytes(frame["report"]))
             case "refused":

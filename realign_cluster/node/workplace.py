@@ -138,8 +138,10 @@ class Workplace:
                 self.spool.acknowledge(tenant.run_id, message.revoke.attempts)
             case "prepare":
                 await self._prepare(message.prepare)
+            case "join_group":
+                self.supervisor.join(message.join_group.generation, message.join_group.addresses)
             case "restart_worker":
-                self.supervisor.restart(message.restart_worker.reason)
+                self.supervisor.restart(message.restart_worker.reason, message.restart_worker.generation)
             case "release":
                 self.release(tenant)
             case "rank_ack" | "fetch_part" | "drop_parts":
@@ -199,6 +201,7 @@ class Workplace:
             job=job,
             job_json=prepare.job,
             model_dir=str(folder) if folder else "",
+            group=prepare.group,
             measure=prepare.measure or "none",
             samples=tuple(prepare.samples),
             launch=launch_of(SCORING_MODULE, job, prepare),
@@ -213,6 +216,10 @@ class Workplace:
             await self.supervisor.stop_worker(kill=True)
 
     # --- what the worker says ---------------------------------------------------------------------------------------
+
+    def worker_waiting(self, port: int, pid: int, generation: int) -> None:
+        log.info("worker waits to join its group", pid=pid, generation=generation, port=port)
+        self._send(pb.NodeMessage(worker_waiting=pb.WorkerWaiting(generation=generation, pid=pid, port=port)))
 
     def worker_ready(self, report: bytes, pid: int, generation: int) -> None:
         log.info("worker ready", pid=pid, generation=generation)
@@ -299,8 +306,8 @@ class Workplace:
         return computing.attempt if computing is not None and self._ours(computing) else 0
 
     async def keep_house(self) -> None:
-        """Runs until cancelled: writes out what has waited too long, ends a worker that nobody has used for long, and a
-        rank whose coordinator is gone.
+        """Runs until cancelled: writes out what has waited too long, ends a worker that nobody has used for long, and
+        at once a rank or a worker of a group whose coordinator is gone: the others do not wait for it.
         """
         while True:
             await asyncio.sleep(_HOUSEKEEPING_SECONDS)
@@ -311,6 +318,9 @@ class Workplace:
                 self.training.keeper.end(f"nothing heard from the coordinator for {self._tenant.lease_seconds:g} s")
             if holder is not None or self.supervisor.queue.computing is not None:
                 self._last_used = now
+            elif self.supervisor.in_group:
+                log.info("worker ended: its group is over")
+                await self._end_worker()
             elif self.supervisor.pid and now - self._last_used > self._idle_worker_seconds:
                 log.info("worker ended: unused", seconds=self._idle_worker_seconds)
                 async with self._preparing:

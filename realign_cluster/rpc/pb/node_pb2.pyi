@@ -132,10 +132,12 @@ class CoordinatorBeat(_message.Message):
     def __init__(self, sequence: _Optional[int] = ...) -> None: ...
 
 class RestartWorker(_message.Message):
-    __slots__ = ("reason",)
+    __slots__ = ("reason", "generation")
     REASON_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
     reason: str
-    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+    generation: int
+    def __init__(self, reason: _Optional[str] = ..., generation: _Optional[int] = ...) -> None: ...
 
 class Release(_message.Message):
     __slots__ = ("reason",)
