@@ -6,7 +6,7 @@ import asyncio
 import gc
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -14,6 +14,7 @@ from realign_cluster.cli import task_options as options
 from realign_cluster.coordinator.curate import curate
 from realign_cluster.coordinator.dashboard import make_dashboard
 from realign_cluster.coordinator.request import CurateRequest
+from realign_cluster.domain.group import Sharding
 from realign_cluster.domain.job import Fields
 from realign_cluster.domain.skew import parse_allowed
 from realign_cluster.node.environment import check_environment, parse_assignments
@@ -66,6 +67,7 @@ def command(
     export_trl: Annotated[
         bool, typer.Option("--export-trl", help="preference: also write TRL's reference columns.")
     ] = False,
+    shard: options.Shard = "auto",
     hostfile: options.HostfileOption = None,
     discover: options.Discover = False,
     min_nodes: options.MinNodes = None,
@@ -107,6 +109,7 @@ def command(
         allow_skew=tuple(sorted(parse_allowed(allow_skew))),
         environment=environment,
         nice=nice,
+        shard=options.one_of(shard, get_args(Sharding), "--shard"),
     )
     return start(request, command=_as_typed(context), json=json)
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import typer
 from rich.console import Console
@@ -22,6 +22,7 @@ from realign_cluster.coordinator.planning import (
     plan_for,
 )
 from realign_cluster.coordinator.request import CurateRequest
+from realign_cluster.domain.group import Sharding
 from realign_cluster.domain.job import Fields
 from realign_cluster.domain.memory import gib
 from realign_cluster.domain.plan import NodePlan, Plan
@@ -66,6 +67,7 @@ def command(
     truncate: options.TruncateOption = "left",
     limit: options.Limit = None,
     reproducible: options.Reproducible = False,
+    shard: options.Shard = "auto",
     hostfile: options.HostfileOption = None,
     discover: options.Discover = False,
     min_nodes: options.MinNodes = None,
@@ -92,6 +94,7 @@ def command(
         truncate=truncate,
         limit=limit,
         reproducible=reproducible,
+        shard=options.one_of(shard, get_args(Sharding), "--shard"),
     )
     plan, found = asyncio.run(
         _plan(request, hostfile, discover=discover, min_nodes=min_nodes, allow_skew=parse_allowed(allow_skew))
@@ -103,7 +106,7 @@ def command(
         console = Console(highlight=False, soft_wrap=True)
         (show_table if console.is_terminal else show_lines)(plan, console)
         _show_rest(plan, found, console)
-    return 0 if plan.approach == "separate" else REFUSED
+    return REFUSED if plan.approach == "refused" else 0
 
 
 async def _plan(
@@ -125,8 +128,9 @@ async def _plan(
 
 def _summary(plan: Plan, found: Estimate) -> dict[str, object]:
     return {
-        "state": "planned" if plan.approach == "separate" else "refused",
+        "state": "refused" if plan.approach == "refused" else "planned",
         "approach": plan.approach,
+        "group": plan.group.text() if plan.group is not None else None,
         "rows": plan.rows,
         "rows_exact": found.exact,
         "bad_rows": found.bad_rows,
@@ -195,7 +199,12 @@ def _show_rest(plan: Plan, found: Estimate, console: Console) -> None:
     for node in plan.nodes:
         line(f"{node.name}: {node.source_text}")
         line(f"{node.name}: batch of {node.batch_tokens} tokens ({node.batch_source})")
-        line(f"{node.name}: {node.memory}")
+        if plan.group is None:
+            line(f"{node.name}: {node.memory}")
+    if plan.group is not None:
+        line(f"one copy of the model: {plan.group.text()}")
+        for member in plan.group.members:
+            line(f"{member.name}: {member.memory}")
     for left_out in plan.left_out:
         line(f"left out: {left_out.name}: {left_out.reason}")
     if plan.why:

@@ -41,6 +41,12 @@ MaxTokens = Annotated[int, typer.Option(min=2, help="Longest sequence in tokens.
 TruncateOption = Annotated[str, typer.Option(help="What gives way when a row is longer: left, right or refuse.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N rows.")]
 Reproducible = Annotated[bool, typer.Option("--reproducible", help="As `curate --reproducible`: slower.")]
+Shard = Annotated[
+    str,
+    typer.Option(
+        help="One copy of the model over several nodes: auto (only where no node holds it), none, pipeline or tensor."
+    ),
+]
 HostfileOption = Annotated[Path | None, typer.Option(help="The cluster's hosts.")]
 Discover = Annotated[bool, typer.Option("--discover", help="Use the enrolled nodes that zeroconf finds.")]
 MinNodes = Annotated[int | None, typer.Option(help="Go on when at least this many nodes are there. Default: all.")]

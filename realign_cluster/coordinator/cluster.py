@@ -26,6 +26,7 @@ from realign_cluster.coordinator.node_address import NodeAddress
 from realign_cluster.coordinator.node_stream import greeting
 from realign_cluster.coordinator.session import Session
 from realign_cluster.domain.errors import NodesMissing, RealignError, UsageError
+from realign_cluster.domain.group import Place
 from realign_cluster.domain.hostfile import Hostfile
 from realign_cluster.domain.ids import NodeId, NodeName
 from realign_cluster.domain.job import ScoreJob
@@ -158,8 +159,11 @@ def open_session(
     inbox: Inbox,
     environment: Mapping[str, str] = MappingProxyType({}),
     nice: int | None = None,
+    place: Place | None = None,
 ) -> Session:
-    """`environment` and `nice` are the job's: they go before what the hostfile says of the node."""
+    """`environment` and `nice` are the job's: they go before what the hostfile says of the node. `place`: in a group
+    that holds the model.
+    """
     limited = (
         job.model_copy(update={"memory_limit_bytes": address.memory_limit_bytes}) if address.memory_limit_bytes else job
     )
@@ -172,6 +176,7 @@ def open_session(
             samples=list(samples),
             environment={**address.environment, **environment},
             nice=nice if nice is not None else address.nice or 0,
+            group=place.model_dump_json().encode() if place is not None else b"",
         ),
         model=model,
         inbox=inbox,

@@ -15,22 +15,25 @@ from realign_cluster.coordinator.admission import Admission
 from realign_cluster.coordinator.cluster import Cluster, NodeLink, connect, open_session
 from realign_cluster.coordinator.engine import Engine, Outcome
 from realign_cluster.coordinator.finish import finish_run
+from realign_cluster.coordinator.group_session import open_group
 from realign_cluster.coordinator.home import ClusterHome
 from realign_cluster.coordinator.inbox import Inbox
 from realign_cluster.coordinator.ledger_desk import LedgerDesk
+from realign_cluster.coordinator.node_address import NodeAddress
 from realign_cluster.coordinator.planning import facts_of_model, open_calibrations, plan_for
 from realign_cluster.coordinator.progress import Dashboard, Phase, ProgressSnapshot
 from realign_cluster.coordinator.request import CurateRequest
 from realign_cluster.coordinator.roster import Roster
 from realign_cluster.coordinator.run_record import Run, first_rows, open_run
 from realign_cluster.coordinator.samples import make_canaries, make_samples, role_lengths
-from realign_cluster.coordinator.session import Session
+from realign_cluster.coordinator.session import ScoringNode, Session
 from realign_cluster.coordinator.snapshot import Snapshots
 from realign_cluster.coordinator.speeds import Speeds
 from realign_cluster.coordinator.stop import Stop, StopAsked, signals
 from realign_cluster.coordinator.tokens import tokens_per_byte
 from realign_cluster.domain.errors import NodesMissing, RealignError, UsageError
 from realign_cluster.domain.events import RunOpened
+from realign_cluster.domain.group import Place
 from realign_cluster.domain.ids import NodeName
 from realign_cluster.domain.job import ScoreJob
 from realign_cluster.domain.plan import Plan
@@ -185,6 +188,7 @@ class _Sitting:
             longest_row_tokens=min(self._request.max_tokens, max(1, tokens[-1])),
             median_row_tokens=min(self._request.max_tokens, max(1, tokens[len(tokens) // 2])),
             backend=cluster.hostfile.backend if cluster.hostfile is not None else "any",
+            sharding=self._request.shard,
         )
         folder = self._run.model.folder if self._run.model is not None else None
         plan = plan_for(cluster, facts_of_model(self._run.spec, folder), work, speeds.known)
@@ -199,16 +203,16 @@ class _Sitting:
 
     async def _open(
         self, cluster: Cluster, job: ScoreJob, samples: list[bytes], speeds: Speeds, plan: Plan
-    ) -> tuple[Engine, dict[NodeName, Session], RunOpened]:
+    ) -> tuple[Engine, dict[NodeName, ScoringNode], RunOpened]:
         run = self._run
         inbox: Inbox = asyncio.Queue()
         opened_epoch = await self._desk.open_epoch(asyncio.get_running_loop().time())
         left_out = {item.name for item in plan.left_out}
         addresses = [link.address for link in cluster.nodes if link.name not in left_out]
         addresses += [missing.address for missing in cluster.missing if missing.address is not None]  # may come later
-        sessions: dict[NodeName, Session] = {}
-        for address in addresses:
-            sessions[address.name] = open_session(
+
+        def session(address: NodeAddress, inbox: Inbox, place: Place | None = None) -> Session:
+            return open_session(
                 address,
                 run_id=run.run_id,
                 epoch=opened_epoch.epoch,
@@ -219,7 +223,15 @@ class _Sitting:
                 inbox=inbox,
                 environment=self._request.environment,
                 nice=self._request.nice,
+                place=place,
             )
+
+        sessions: dict[NodeName, ScoringNode] = {}
+        if plan.group is not None:
+            group = open_group(plan.group, cluster, opened_epoch.epoch, session, inbox)
+            sessions[group.name] = group
+        else:
+            sessions.update({address.name: session(address, inbox) for address in addresses})
         roster = Roster(sessions)
         counters = run.ledger.counters()
         snapshots = Snapshots(
@@ -255,7 +267,7 @@ class _Sitting:
         opened = replace(opened_epoch, planned_cost_per_second=plan.cost_per_second, planned_nodes=planned)
         return engine, sessions, opened
 
-    async def _drive(self, engine: Engine, sessions: dict[NodeName, Session], opened: RunOpened) -> Outcome:
+    async def _drive(self, engine: Engine, sessions: dict[NodeName, ScoringNode], opened: RunOpened) -> Outcome:
         tasks = [asyncio.create_task(session.run()) for session in sessions.values()]
         try:
             return await engine.run(opened)

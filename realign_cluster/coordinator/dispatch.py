@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 
 from realign_cluster.coordinator.ledger_desk import LedgerDesk
-from realign_cluster.coordinator.session import Session
+from realign_cluster.coordinator.session import ScoringNode
 from realign_cluster.domain.events import Event, Grant, NodeLost, UnitFailed, WorkerExited
 from realign_cluster.domain.ids import AttemptId, NodeName
 from realign_cluster.rpc.pb import node_pb2 as pb
@@ -18,7 +18,7 @@ UNITS_PER_READ = 16  # so that a large lease does not hold up the commits that s
 
 
 class Dispatch:
-    def __init__(self, desk: LedgerDesk, sessions: Mapping[NodeName, Session]) -> None:
+    def __init__(self, desk: LedgerDesk, sessions: Mapping[NodeName, ScoringNode]) -> None:
         self._desk = desk
         self._sessions = sessions
         self._grants: dict[NodeName, asyncio.Queue[Grant]] = {name: asyncio.Queue() for name in sessions}

@@ -38,7 +38,7 @@ from realign_cluster.coordinator.inbox import (
 from realign_cluster.coordinator.ledger_desk import LedgerDesk
 from realign_cluster.coordinator.progress import Level
 from realign_cluster.coordinator.roster import Roster
-from realign_cluster.coordinator.session import Session
+from realign_cluster.coordinator.session import ScoringNode
 from realign_cluster.domain.events import (
     Blame,
     Command,
@@ -97,7 +97,7 @@ class Engine:
         self,
         *,
         desk: LedgerDesk,
-        sessions: Mapping[NodeName, Session],
+        sessions: Mapping[NodeName, ScoringNode],
         inbox: Inbox,
         admission: Admission,
         roster: Roster,

@@ -59,6 +59,7 @@ class Estimate:
             longest_row_tokens=self.longest_row_tokens,
             median_row_tokens=self.median_row_tokens,
             backend=backend,
+            sharding=request.shard,
             estimated_from="" if self.exact else "parts of the input; the run counts every row",
         )
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from realign_cluster import __version__
 from realign_cluster.domain.errors import UsageError
 from realign_cluster.domain.expression import KeepIf, compile_keep_if
+from realign_cluster.domain.group import Sharding
 from realign_cluster.domain.job import (
     FIELDS_OF_KIND,
     JUDGE_LABELS,
@@ -56,6 +57,7 @@ class CurateRequest(BaseModel):
     allow_skew: tuple[str, ...] = ()
     environment: dict[str, str] = Field(default_factory=dict)  # of the workers
     nice: int | None = Field(default=None, ge=-20, le=19)
+    shard: Sharding = "auto"
 
     @field_validator("kinds")
     @classmethod

@@ -5,13 +5,28 @@ Decides nothing: what results are worth is for `domain.scheduler`. How the strea
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from realign_cluster.coordinator.inbox import Inbox
 from realign_cluster.coordinator.model_transfer import ModelSource
 from realign_cluster.coordinator.node_address import NodeAddress
 from realign_cluster.coordinator.node_stream import NodeStream
 from realign_cluster.rpc.pb import node_pb2 as pb
+
+
+class ScoringNode(Protocol):
+    """What the engine takes for one node: a session, or a group of them."""
+
+    @property
+    def outstanding(self) -> int: ...
+    def assign(self, assigns: Iterable[pb.Assign]) -> None: ...
+    def revoke(self, attempts: Iterable[int], reason: str) -> None: ...
+    def acknowledge(self, attempts: Iterable[int]) -> None: ...
+    def restart_worker(self, reason: str) -> None: ...
+    def start_over(self) -> None: ...
+    async def run(self) -> None: ...
+    async def release(self, reason: str, timeout: float = 2.0) -> None: ...
 
 
 class Session(NodeStream):
@@ -52,9 +67,16 @@ class Session(NodeStream):
             self._outstanding.pop(attempt, None)
         self._put(pb.CoordinatorMessage(ack=pb.Ack(attempts=done)))
 
-    def restart_worker(self, reason: str) -> None:
+    def restart_worker(self, reason: str, generation: int = 0) -> None:
+        """The worker of this generation, or with 0 whichever is there."""
         self._outstanding.clear()
-        self._put(pb.CoordinatorMessage(restart_worker=pb.RestartWorker(reason=reason)))
+        restart = pb.RestartWorker(reason=reason, generation=generation)
+        self._put(pb.CoordinatorMessage(restart_worker=restart))
+
+    def join_group(self, generation: int, addresses: Sequence[str]) -> None:
+        """To the worker of this generation, which waits for it. `addresses` are "ip:port" in rank order."""
+        join = pb.JoinGroup(generation=generation, addresses=addresses)
+        self._put(pb.CoordinatorMessage(join_group=join))
 
     def start_over(self) -> None:
         """The scheduler took every attempt from this node."""

@@ -45,17 +45,25 @@ class Speeds:
 
     def measure_mode(self, node: NodeName) -> str:
         """What to ask of its worker at join: nothing where a fresh calibration is stored."""
-        return "none" if node in self.known.fresh or not self._job.model.files else "quick"
+        known = node in self.known.fresh and not self._in_group
+        return "none" if known or not self._job.model.files else "quick"
+
+    @property
+    def _in_group(self) -> bool:
+        """Whether the nodes work as one: that is not how fast one of them is, so nothing of it is stored or looked
+        up.
+        """
+        return self.plan is not None and self.plan.group is not None
 
     def speed_of(self, node: NodeName, report: WorkerReport) -> Speed:
         """A fresh stored calibration; else the worker's own measurement, stored for the next run; else the prior.
 
         Stored goes first: a worker that stayed warm reports what it measured when it started.
         """
-        if (stored := self.known.fresh.get(node)) is not None:
+        if not self._in_group and (stored := self.known.fresh.get(node)) is not None:
             return Speed(cost_per_second=stored.cost_per_second, measured=True)
         if (measured := report.calibration) is not None and measured.cost_per_second > 0:
-            if (info := self._infos.get(node)) is not None:
+            if not self._in_group and (info := self._infos.get(node)) is not None:
                 self._store.put(calibration_key(info, self._job.model.hash, self._task), node, measured)
             return Speed(cost_per_second=measured.cost_per_second, measured=True)
         return Speed(cost_per_second=self._prior(node), measured=False)
@@ -66,6 +74,8 @@ class Speeds:
 
     def learn(self, measured: Mapping[NodeName, tuple[float, float]]) -> None:
         """After a sitting: node -> (cost per second of compute, busy seconds)."""
+        if self._in_group:
+            return
         for node, (cost_per_second, busy_seconds) in measured.items():
             if (info := self._infos.get(node)) is not None:
                 key = calibration_key(info, self._job.model.hash, self._task)

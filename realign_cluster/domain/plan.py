@@ -42,6 +42,44 @@ class NodePlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GroupMember:
+    """`blocks` is a half-open range of the model's (pipeline); None: a part of each."""
+
+    name: str
+    node_id: str
+    blocks: tuple[int, int] | None
+    memory: str
+    memory_needed_bytes: int
+    memory_limit_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupPlan:
+    """Nodes that hold one copy of the model together, in rank order. The last leads: it is the plan's one node."""
+
+    parallel: Literal["pipeline", "tensor"]
+    members: tuple[GroupMember, ...]
+    batch_tokens: int  # the largest batch that fits on every member
+
+    @property
+    def leader(self) -> str:
+        return self.members[-1].name
+
+    @property
+    def layers(self) -> tuple[tuple[int, int], ...]:
+        return tuple(member.blocks for member in self.members if member.blocks is not None)
+
+    def text(self) -> str:
+        """ "pipeline over alpha (blocks 0 to 11) and beta (blocks 12 to 31, leads)"."""
+        said = []
+        for member in self.members:
+            held = [f"blocks {member.blocks[0]} to {member.blocks[1] - 1}"] if member.blocks is not None else []
+            details = [*held, *(["leads"] if member.name == self.leader else [])]
+            said.append(f"{member.name} ({', '.join(details)})" if details else member.name)
+        return f"{self.parallel} over {', '.join(said[:-1])} and {said[-1]}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LeftOut:
     name: str
     reason: str
@@ -49,7 +87,7 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """`refusal` and `fix` are empty exactly when `approach` is "separate"."""
+    """`refusal` and `fix` are there exactly when `approach` is "refused", a group exactly when it is "sharded"."""
 
     approach: Approach
     model: str
@@ -61,6 +99,7 @@ class Plan:
     rows: int
     cost: float
     nodes: tuple[NodePlan, ...] = ()
+    group: GroupPlan | None = None
     left_out: tuple[LeftOut, ...] = ()
     cost_per_second: float = 0.0
     rows_per_second: float = 0.0
@@ -82,7 +121,7 @@ class Plan:
 
     def raise_if_refused(self) -> None:
         """Raises UsageError with the arithmetic when this cannot run."""
-        if self.approach != "separate":
+        if self.approach == "refused":
             raise UsageError(self.refusal, self.fix)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from realign_cluster.domain.group import Sharding
 from realign_cluster.domain.plan import SpeedSource
 from realign_cluster.domain.prior import DeviceFacts, PriorSpeed
 from realign_cluster.domain.report import Calibration
@@ -37,6 +38,7 @@ class WorkFacts:
     median_row_tokens: int = DEFAULT_ROW_TOKENS
     batch_tokens: int | None = None  # asked for by the user
     backend: str = "any"  # the hostfile's: how nodes could be joined to hold one model
+    sharding: Sharding = "auto"
     estimated_from: str = ""  # "the first 512 rows", empty when every row was read
 
     def rows_at(self, cost_per_second: float) -> float:

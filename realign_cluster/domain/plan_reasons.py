@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from realign_cluster.domain.memory import ModelFacts, weights_text
-from realign_cluster.domain.plan import LeftOut, NodePlan
+from realign_cluster.domain.plan import GroupPlan, LeftOut, NodePlan
 from realign_cluster.domain.plan_facts import NodeFacts, WorkFacts
 from realign_cluster.domain.prior import CLAIMED_SPLIT, CONTRADICTION, M3_ULTRA, M4_MAX, choose_machine
 
@@ -28,6 +28,24 @@ def reasons(
         *_claimed_split(planned, work),
         *_other_splits(planned, work),
     ]
+    if work.estimated_from:
+        lines.append(f"rows and cost are estimated from {work.estimated_from}")
+    return tuple(lines)
+
+
+def group_reasons(group: GroupPlan, model: ModelFacts, work: WorkFacts, means: str) -> tuple[str, ...]:
+    """Why one copy over several nodes, and what that costs. `means` is what joins them."""
+    because = "as asked with --shard" if work.sharding != "auto" else "no node holds the model alone"
+    lines = [
+        f"{model.name}: {weights_text(model)}, counted from {model.parameters.source}",
+        f"{group.text()}: {because}; these nodes hold one copy together, joined by {means}, and are given work as one "
+        f"node, {group.leader}",
+        f"when one of them is lost, all of them wait for it; batches have at most {group.batch_tokens} tokens, as the "
+        "least of their memories takes",
+    ]
+    if model.architecture is not None and group.parallel == "pipeline":
+        size = model.architecture.hidden * model.compute_bytes
+        lines.append(f"{size / 1024:.0f} KiB of hidden states per token go from each node to the next")
     if work.estimated_from:
         lines.append(f"rows and cost are estimated from {work.estimated_from}")
     return tuple(lines)

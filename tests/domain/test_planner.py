@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from realign_cluster.domain.errors import RealignError, UsageError
+from realign_cluster.domain.group import Sharding
 from realign_cluster.domain.memory import GIB, ModelFacts, model_facts, no_model
 from realign_cluster.domain.plan import LeftOut, Plan, plan_from_json
 from realign_cluster.domain.plan_facts import NodeFacts, StaleCalibration, WorkFacts
@@ -147,25 +148,79 @@ def test_405b_in_4_bits_runs_on_the_large_machine() -> None:
     assert [node.name for node in plan.nodes] == ["m3ultra"]
 
 
+def of(*sizes: int) -> list[NodeFacts]:
+    return [mac(f"mac-{index}", "Apple M3 Ultra", size) for index, size in enumerate(sizes)]
+
+
+def work(sharding: Sharding = "auto", backend: str = "any") -> WorkFacts:
+    return WorkFacts(kinds=("judge",), rows=10, cost=1e4, backend=backend, sharding=sharding)
+
+
+def test_a_model_larger_than_each_node_is_a_pipeline_with_layers_by_memory() -> None:
+    plan = plan_scoring(of(512, 768), model("llama-3.1-405b"), work())
+    assert plan.approach == "sharded"
+    assert plan.group is not None
+    assert plan.group.parallel == "pipeline"
+    (small, large) = plan.group.members
+    assert plan.group.leader == large.name == "mac-1"
+    assert plan.shares() == {"mac-1": 1.0}  # to the scheduler it is one node
+    assert small.blocks is not None
+    assert large.blocks == (small.blocks[1], 126)
+    assert small.blocks[1] - small.blocks[0] < 126 / 2  # 384 GiB hold fewer than 576
+    for member in plan.group.members:
+        assert member.memory_needed_bytes <= member.memory_limit_bytes
+        assert "fits" in member.memory
+    why = "\n".join(plan.why)
+    assert (
+        f"pipeline over mac-0 (blocks 0 to {small.blocks[1] - 1}) and mac-1 (blocks {small.blocks[1]} to 125, leads)"
+        in why
+    )
+    assert "no node holds the model alone" in why
+    plan.raise_if_refused()
+
+
+def test_the_fewest_nodes_that_hold_it_make_the_group() -> None:
+    plan = plan_scoring(of(128, 512, 64, 768), model("llama-3.1-405b"), work())
+    assert plan.group is not None
+    assert [member.name for member in plan.group.members] == ["mac-1", "mac-3"]
+    assert {out.name for out in plan.left_out} == {"mac-0", "mac-2"}
+    assert all("without it" in out.reason for out in plan.left_out)
+
+
+def test_a_model_that_a_node_holds_is_sharded_only_when_asked() -> None:
+    assert plan_scoring([M4, M3], small_model(), work("auto")).approach == "separate"
+    for asked in ("pipeline", "tensor"):
+        plan = plan_scoring([M4, M3], small_model(), work(asked))
+        assert plan.group is not None
+        assert plan.group.parallel == asked
+        assert [member.name for member in plan.group.members] == ["m4max", "m3ultra"]
+        assert "as asked with --shard" in "\n".join(plan.why)
+    assert plan_scoring([M4, M3], small_model(), work("pipeline")).cost_per_second > 0
+
+
 @pytest.mark.parametrize(
-    ("backend", "rdma", "says"),
+    ("sharding", "nodes", "says"),
     [
-        ("jaccl", False, "jaccl (RDMA over Thunderbolt 5)"),
-        ("any", True, "jaccl (RDMA over Thunderbolt 5: the hostfile names its devices)"),
-        ("any", False, "ring (TCP)"),
-        ("ring", True, "ring (TCP)"),
+        ("none", (512, 768), "--shard none"),
+        ("pipeline", (768,), "a group has at least 2 nodes"),
+        ("tensor", (512, 768, 768), "num_key_value_heads 8 is not divisible by 3 ranks"),
+        ("tensor", (512, 768), "does not fit"),  # equal halves
+        ("pipeline", (64, 96), "short"),
     ],
 )
-def test_a_model_that_only_fits_sharded_says_with_what(backend: str, rdma: bool, says: str) -> None:
-    nodes = [mac("one", "Apple M3 Ultra", 512, rdma=rdma), mac("two", "Apple M3 Ultra", 512, rdma=rdma)]
-    nodes.append(mac("three", "Apple M3 Ultra", 512, rdma=rdma))
-    work = WorkFacts(kinds=("loglik",), rows=1, cost=100.0, backend=backend)
-    plan = plan_scoring(nodes, model("llama-3.1-405b"), work)
-    assert plan.approach == "sharded"
+def test_what_is_in_the_way_of_a_group_is_said(sharding: Sharding, nodes: tuple[int, ...], says: str) -> None:
+    plan = plan_scoring(of(*nodes), model("llama-3.1-405b"), work(sharding))
+    assert plan.approach == "refused"
     assert says in plan.refusal
-    assert "scoring does not shard" in plan.refusal
     with pytest.raises(UsageError):
         plan.raise_if_refused()
+
+
+@pytest.mark.parametrize(
+    ("backend", "says"), [("jaccl", "jaccl (RDMA over Thunderbolt 5)"), ("any", "ring (TCP)"), ("mpi", "ring (TCP)")]
+)
+def test_a_group_says_what_joins_it(backend: str, says: str) -> None:
+    assert says in "\n".join(plan_scoring(of(512, 768), model("llama-3.1-405b"), work(backend=backend)).why)
 
 
 def test_no_nodes_is_refused_with_the_reasons_kept() -> None:
@@ -207,6 +262,7 @@ def test_a_plan_survives_its_json() -> None:
     for plan in (
         plan_scoring([M4, M3], small_model(), WORK, {"m4max": measured(10, best_batch={"64": 8})}),
         plan_scoring([M4, M3], model("llama-3.1-405b"), WORK),
+        plan_scoring(of(512, 768), model("llama-3.1-405b"), WORK),
     ):
         again = plan_from_json(orjson.loads(orjson.dumps(plan.to_json())))
         assert again == plan
