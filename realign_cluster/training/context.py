@@ -57,6 +57,13 @@ class RankContext:
             return value
         return mx.distributed.all_sum(value, group=self.group, stream=mx.cpu)
 
+    def of_first(self, number: int) -> int:
+        """Rank 0's, on all ranks."""
+        if self.group is None:
+            return number
+        own = mx.array(number if self.orders.spec.rank == 0 else 0, dtype=mx.int32)
+        return int(mx.distributed.all_sum(own, group=self.group, stream=mx.cpu))
+
     def meet(self) -> None:
         """Returns once all ranks have come here."""
         if self.group is not None:

@@ -18,12 +18,25 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from realign_cluster.training.adapters import adapters_off
 
+Agree = Callable[[int], int]  # the token that this rank drew -> the one that is taken
+
+
+def _own(token: int) -> int:
+    return token
+
 
 def sample_completion(
-    model: nn.Module, prompt: Sequence[int], *, new_tokens: int, stop: Iterable[int], key: tuple[int, int, int]
+    model: nn.Module,
+    prompt: Sequence[int],
+    *,
+    new_tokens: int,
+    stop: Iterable[int],
+    key: tuple[int, int, int],
+    agree: Agree = _own,
 ) -> list[int]:
     """Up to `new_tokens` token ids drawn from the model's own distribution, the stop token included. `key`: (seed,
-    step, prompt).
+    step, prompt). Ranks that call a model together `agree` on each token: where unlike machines round differently they
+    may draw different ones, and would no longer make the same calls.
     """
     stops = frozenset(stop)
     cache = make_prompt_cache(model)
@@ -33,7 +46,7 @@ def sample_completion(
     while len(drawn) < new_tokens:
         state, now = mx.random.split(state)
         logits = model(tokens, cache=cache)[0, -1].astype(mx.float32)
-        token = int(np.array(mx.random.categorical(logits, key=now)))
+        token = agree(int(np.array(mx.random.categorical(logits, key=now))))
         drawn.append(token)
         if token in stops:
             break
@@ -51,17 +64,20 @@ def divergence(
     seed: int,
     step: int,
     progress: Callable[[], None],
+    agree: Agree = _own,
 ) -> tuple[float, int]:
     """(sum of KL over completion tokens, their number). `prompts` are (number, token ids).
 
-    `reference` None: the model with its adapters switched off.
+    `reference` None: the model with its adapters switched off. `agree`: see `sample_completion`.
     """
     model.eval()
     stops = frozenset(stop)
     total, count = 0.0, 0
     for number, prompt in prompts:
         progress()
-        drawn = sample_completion(model, prompt, new_tokens=new_tokens, stop=stops, key=(seed, step, number))
+        drawn = sample_completion(
+            model, prompt, new_tokens=new_tokens, stop=stops, key=(seed, step, number), agree=agree
+        )
         tokens = mx.array([[*prompt, *drawn]], dtype=mx.int32)
         policy = _log_softmax(model, tokens, len(drawn))
         if reference is None:

@@ -135,6 +135,7 @@ class Measurements:
                 seed=job.seed,
                 step=step,
                 progress=lambda: context.watch.enter("generate", step),
+                agree=int if whole else context.of_first,
             )
         summed = np.array([total, tokens])
         if whole:
