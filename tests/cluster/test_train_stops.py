@@ -132,6 +132,19 @@ def test_a_nodes_disk_is_full(
     assert outcome(out) == calm_training
 
 
+def test_no_node_has_room_for_the_model(commands: TrainCommands, train_rows: Path, tmp_path: Path) -> None:
+    with disk_of_its_own(commands.cluster.folder / "delta", megabytes=60) as disk:
+        delta = commands.cluster.start("delta")
+        try:
+            out, hosts = tmp_path / "run", commands.cluster.hostfile("delta")
+            said = commands.start(commands.command(train_rows, out, *TRAINING, hosts=hosts), out).finish(3, seconds=60)
+        finally:
+            delta.kill()
+            del commands.cluster.daemons["delta"]
+    assert "no room for model tiny-model" in said
+    assert f"free some disk there, or delete models that are no longer needed from {disk}" in said
+
+
 def test_the_run_folders_disk_is_full(
     commands: TrainCommands, train_rows: Path, calm_training: Outcome, tmp_path: Path
 ) -> None:
@@ -191,13 +204,13 @@ def model_without(word: str, folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def disk_of_its_own(folder: Path) -> Iterator[Path]:
-    """A folder that is a file system of 200 MB."""
+def disk_of_its_own(folder: Path, megabytes: int = 200) -> Iterator[Path]:
+    """A folder that is a file system."""
     if os.geteuid() != 0 or not Path("/proc/mounts").exists():
         pytest.skip("a disk of its own needs root on Linux")
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", folder], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder], capture_output=True, check=False
     )
     if mounted.returncode != 0:
         pytest.skip(f"no tmpfs here: {mounted.stderr.decode().strip()}")
