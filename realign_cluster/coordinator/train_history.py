@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from realign_cluster.coordinator.train_generations import Course, GenerationReader, GenerationRecord
@@ -179,10 +180,7 @@ def read_train_history(ledger: TrainLedgerReader) -> TrainHistory:
 
 def _steps(records: Iterator[StepRecord]) -> list[Step]:
     """By step, then generation: one for every time that it was done."""
-    found: dict[tuple[int, int], list[StepRecord]] = {}
-    for record in records:
-        found.setdefault((record.step, record.generation), []).append(record)
-    return [_step(reports) for _, reports in sorted(found.items())]
+    return [_step(list(reports)) for _, reports in groupby(records, key=lambda each: (each.step, each.generation))]
 
 
 def _step(reports: list[StepRecord]) -> Step:

@@ -44,6 +44,7 @@ CREATE TABLE measurement (
 CREATE TABLE reference (row INTEGER PRIMARY KEY, chosen REAL NOT NULL, rejected REAL NOT NULL)
 """
 
+PAGE_ROWS: Final = 4096  # read at a time
 _SET_META: Final = "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
 
 
@@ -112,7 +113,10 @@ class TrainLedgerReader:
 
     def steps(self) -> Iterator[StepRecord]:
         """By step, generation, node: a step that was computed again comes once for every time."""
-        for row in self._query("SELECT step, generation, node, wall, body FROM step ORDER BY step, generation, node"):
+        columns = "step, generation, node, wall, body"
+        for row in self._pages(
+            f"SELECT {columns} FROM step WHERE (step, generation, node) > (?, ?, ?)", (-1, -1, ""), 3
+        ):
             yield StepRecord(step=row[0], generation=row[1], node=row[2], wall=row[3], body=orjson.loads(row[4]))
 
     def last_step(self) -> int:
@@ -121,15 +125,15 @@ class TrainLedgerReader:
 
     def measurements(self, kind: str) -> Iterator[Measurement]:
         """In the order they came."""
-        statement = "SELECT kind, step, generation, node, wall, body FROM measurement WHERE kind = ? ORDER BY seq"
-        for row in self._query(statement, (kind,)):
+        columns = "seq, step, generation, node, wall, body"
+        for row in self._pages(f"SELECT {columns} FROM measurement WHERE seq > ? AND kind = ?", (-1,), 1, kind):
             yield Measurement(
-                kind=row[0], step=row[1], generation=row[2], node=row[3], wall=row[4], body=orjson.loads(row[5])
+                kind=kind, step=row[1], generation=row[2], node=row[3], wall=row[4], body=orjson.loads(row[5])
             )
 
     def events(self, after: int = 0) -> Iterator[EventRecord]:
         """Those with a higher `seq`, in order."""
-        for row in self._query("SELECT seq, epoch, at, wall, body FROM event WHERE seq > ? ORDER BY seq", (after,)):
+        for row in self._pages("SELECT seq, epoch, at, wall, body FROM event WHERE seq > ?", (after,), 1):
             yield EventRecord(seq=row[0], epoch=row[1], at=row[2], wall=row[3], body=orjson.loads(row[4]))
 
     def sittings(self) -> list[Sitting]:
@@ -139,6 +143,16 @@ class TrainLedgerReader:
     def reference(self) -> dict[int, tuple[float, float]]:
         """Reference log-probabilities (chosen, rejected) by row."""
         return {row[0]: (row[1], row[2]) for row in self._query("SELECT row, chosen, rejected FROM reference")}
+
+    def _pages(self, statement: str, after: Sequence[Any], columns: int, *values: Any) -> Iterator[Any]:
+        """Rows in the order of their first `columns`, read some at a time: a long run's do not fit into memory.
+
+        `statement` asks for those beyond `after`, of these columns, and then for `values`.
+        """
+        order = ", ".join(str(column) for column in range(1, columns + 1))
+        while rows := self._query(f"{statement} ORDER BY {order} LIMIT {PAGE_ROWS}", (*after, *values)):
+            yield from rows
+            after = rows[-1][:columns]
 
     def _query(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         with self._reading:
@@ -209,8 +223,8 @@ class TrainLedger(TrainLedgerReader):
     ) -> None:
         """All of it in one transaction. Raises StorageFull (nothing written, the same call may be repeated).
 
-        `events` are (monotonic time, body). What a rank says twice is kept once. `memory` is what the next sitting opens
-        with, where it has changed.
+        `events` are (monotonic time, body). A step that a rank reports twice is kept once. `memory` is what the next
+        sitting opens with, where it has changed.
         """
         with self._transaction() as connection:
             connection.executemany(

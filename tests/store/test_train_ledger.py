@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from realign_cluster.domain.errors import UsageError
+from realign_cluster.store import train_ledger
 from realign_cluster.store.ledger import Ledger
 from realign_cluster.store.ledger_file import ledger_kind
 from realign_cluster.store.train_ledger import Measurement, StepRecord, TrainLedger, TrainLedgerReader
@@ -47,6 +48,29 @@ def test_what_was_recorded_is_there_again(tmp_path: Path) -> None:
     assert [(each.opened_at, each.closed_at) for each in again.sittings()] == [(100.0, 103.0), (200.0, None)]
     again.close()
     reader.close()
+
+
+def test_long_runs_are_read_in_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_ledger, "PAGE_ROWS", 3)
+    ledger = TrainLedger.create(tmp_path / "ledger.sqlite", IDENTITY)
+    ledger.open_epoch(0.0)
+    places = [(number, generation, node) for number in range(4) for generation in (1, 2) for node in ("alpha", "beta")]
+    kinds = ["kept", "ended", "kept"] * 5
+    ledger.record(
+        1.0,
+        events=[(float(at), {"at": at}) for at in range(10)],
+        steps=[step(*place, 1.0) for place in places],
+        measurements=[
+            Measurement(kind=kind, step=at, generation=1, node="alpha", wall=1.0, body={})
+            for at, kind in enumerate(kinds)
+        ],
+    )
+    assert [(each.step, each.generation, each.node) for each in ledger.steps()] == places
+    assert [each.step for each in ledger.measurements("kept")] == [
+        at for at, kind in enumerate(kinds) if kind == "kept"
+    ]
+    assert [each.body["at"] for each in ledger.events(after=2)] == list(range(2, 10))
+    ledger.close()
 
 
 def test_another_run_is_refused_by_what_differs(tmp_path: Path) -> None:
