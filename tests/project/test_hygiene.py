@@ -112,7 +112,9 @@ def test_the_version_stands_in_one_form():
     assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-@pytest.mark.parametrize("target", ["demo", "demo-train", "test", "check", "protos", "bench", "soak", "clean", "setup", "locks"])
+@pytest.mark.parametrize(
+    "target", ["demo", "demo-train", "test", "check", "protos", "bench", "soak", "clean", "setup", "locks"]
+)
 def test_make_knows(target: str):
     run = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
