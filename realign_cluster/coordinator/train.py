@@ -11,6 +11,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 
 from realign_cluster.coordinator.cluster import Cluster, connect
 from realign_cluster.coordinator.curate import FAILED, INTERRUPTED, NODES_MISSING, versions_of
@@ -22,7 +23,7 @@ from realign_cluster.coordinator.progress import Dashboard
 from realign_cluster.coordinator.rank_board import RankBoard
 from realign_cluster.coordinator.rank_hosts import rank_hosts
 from realign_cluster.coordinator.share_watch import ShareWatch
-from realign_cluster.coordinator.stop import Stop, signals
+from realign_cluster.coordinator.stop import Stop, StopAsked, signals
 from realign_cluster.coordinator.train_desk import TrainDesk
 from realign_cluster.coordinator.train_engine import TrainEngine
 from realign_cluster.coordinator.train_finish import finish_training
@@ -62,6 +63,10 @@ async def train(
             if not run.started:
                 run.abandon()
             raise
+        except StopAsked:
+            dashboard.note("interrupted: run the same command again to go on", "warning")
+            dashboard.event("summary", {"state": "incomplete", "reason": "interrupted"})
+            return INTERRUPTED
         finally:
             dashboard.stop()
 
@@ -208,13 +213,20 @@ class _Sitting:
             return
 
         def find() -> list[tuple[int, float, float]]:
-            with contextlib.closing(self._reference_cache()) as cache:
+            with contextlib.closing(ReferenceCache(self._references)) as cache:
                 return cache.find(reference_key(job), row_digests(self._run.data.folder))
 
-        if found := await desk.do(find):
-            desk.add_reference(found)
-            rows = self._run.prepared.rows + self._run.prepared.valid_rows
-            self._dashboard.note(f"reference log-probabilities of {len(found):,} of {rows:,} rows are known", "info")
+        try:
+            found = await desk.do(find)
+        except sqlite3.Error as error:
+            self._dashboard.note(
+                f"{self._references} cannot be read, what is in it is computed again: {error}", "warning"
+            )
+            return
+        await desk.add_reference(found, lambda why: self._dashboard.note(f"{why}; waiting for room", "warning"))
+        rows = self._run.prepared.rows + self._run.prepared.valid_rows
+        if known := len(desk.reference()):
+            self._dashboard.note(f"reference log-probabilities of {known:,} of {rows:,} rows are known", "info")
 
     async def _share_reference(self, desk: TrainDesk) -> None:
         job = self._run.job
@@ -223,13 +235,14 @@ class _Sitting:
 
         def add() -> None:
             values = {row: (chosen, rejected) for row, chosen, rejected in desk.reference()}
-            with contextlib.closing(self._reference_cache()) as cache, contextlib.suppress(sqlite3.Error):
+            with contextlib.suppress(sqlite3.Error), contextlib.closing(ReferenceCache(self._references)) as cache:
                 cache.add(reference_key(job), row_digests(self._run.data.folder), values)
 
         await desk.do(add)
 
-    def _reference_cache(self) -> ReferenceCache:
-        return ReferenceCache(self._home.folder / "references.sqlite")
+    @property
+    def _references(self) -> Path:
+        return self._home.folder / "references.sqlite"
 
     def _pinned(self, cluster: Cluster) -> TrainJob:
         """A reproducible run computes with the same kernels and threads in every sitting."""
@@ -257,9 +270,9 @@ class _Sitting:
         return tuple(found)
 
     async def _finish(self, finish: Finish) -> int:
-        summary = await finish_training(self._run, finish, self._versions, note=self._dashboard.note)
+        summary = await finish_training(self._run, finish, self._versions, note=self._dashboard.note, stop=self._stop)
         code = {"complete": 0, "incomplete": FAILED, "failed": FAILED}[str(summary["state"])]
-        if self._stop.asked and code:
+        if self._stop.asked and finish.state == "incomplete":
             self._dashboard.note("interrupted: run the same command again to go on", "warning")
             code = INTERRUPTED
         elif finish.state == "incomplete":

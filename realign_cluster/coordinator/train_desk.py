@@ -34,11 +34,11 @@ class TrainDesk:
     async def record(
         self,
         *,
-        events: Sequence[tuple[float, Mapping[str, Any]]],
-        steps: Sequence[StepRecord],
-        measurements: Sequence[Measurement],
-        reference: Sequence[tuple[int, float, float]],
-        memory: Mapping[str, Any] | None,
+        events: Sequence[tuple[float, Mapping[str, Any]]] = (),
+        steps: Sequence[StepRecord] = (),
+        measurements: Sequence[Measurement] = (),
+        reference: Sequence[tuple[int, float, float]] = (),
+        memory: Mapping[str, Any] | None = None,
         when_full: Callable[[str], None],
     ) -> None:
         """Durable when it returns. A full disk delays it."""
@@ -68,9 +68,11 @@ class TrainDesk:
         """(row, chosen, rejected) as far as they are known, by row."""
         return [(row, *values) for row, values in sorted(self._reference.items())]
 
-    def add_reference(self, rows: Iterable[tuple[int, float, float]]) -> None:
-        """From the cluster's cache: not computed by this run."""
-        self._reference |= {row: (chosen, rejected) for row, chosen, rejected in rows}
+    async def add_reference(self, rows: Iterable[tuple[int, float, float]], when_full: Callable[[str], None]) -> None:
+        """What others have computed becomes the run's own, where it has nothing: later sittings go on with the same
+        values, whatever has become of theirs.
+        """
+        await self.record(reference=[row for row in rows if row[0] not in self._reference], when_full=when_full)
 
     def close(self) -> None:
         """Returns once nobody uses the ledger here any more; who opened it closes it."""

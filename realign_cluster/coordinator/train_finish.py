@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from realign_cluster.coordinator.progress import Level
+from realign_cluster.coordinator.stop import Stop, StopAsked
 from realign_cluster.coordinator.train_history import TrainHistory, read_train_history
 from realign_cluster.coordinator.train_record import TrainRun
 from realign_cluster.coordinator.train_report import write_train_report
@@ -34,12 +35,13 @@ async def finish_training(
     node_versions: Mapping[str, Mapping[str, str]],
     *,
     note: Callable[[str, Level], None],
+    stop: Stop,
 ) -> dict[str, Any]:
-    """The summary, as it is written to summary.json."""
+    """The summary, as it is written to summary.json. Raises StopAsked when writing what was trained was interrupted."""
     output = None
     if finish.state == "complete":
         manifest = chosen_checkpoint(run)
-        output = await _export(run, manifest)
+        output = await _export(run, manifest, stop)
         note(f"step {manifest.step} is in {output}", "info")
     history = await asyncio.to_thread(read_train_history, run.ledger)
     body = summary_of(run, history, finish, output, node_versions)
@@ -66,7 +68,7 @@ def chosen_checkpoint(run: TrainRun) -> CheckpointManifest:
     return max(chosen, key=lambda manifest: manifest.step)
 
 
-async def _export(run: TrainRun, manifest: CheckpointManifest) -> Path:
+async def _export(run: TrainRun, manifest: CheckpointManifest, stop: Stop) -> Path:
     job = run.folder.path / "job.json"
     run.folder.write_json(job, run.job.model_dump(mode="json"))
     command = [
@@ -77,6 +79,8 @@ async def _export(run: TrainRun, manifest: CheckpointManifest) -> Path:
         *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
     said, _ = await process.communicate()
+    if process.returncode and stop.asked:
+        raise StopAsked  # Ctrl-C at a terminal reaches that process too
     if process.returncode:
         raise RunFailed(
             f"what was trained could not be written: {said.decode(errors='replace').strip()[-2000:]}",

@@ -32,7 +32,7 @@ def reference_key(job: TrainJob) -> str:
 
 
 class ReferenceCache:
-    """One file for all models and datasets of a cluster."""
+    """One file for all models and datasets of a cluster. Raises sqlite3.Error for one that is damaged or in use."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,11 +56,11 @@ class ReferenceCache:
         return found
 
     def add(self, key: str, rows: Iterable[bytes], values: dict[int, tuple[float, float]]) -> None:
-        """`values` by row number in `rows`."""
+        """`values` by row number in `rows`. What is known already stays: runs may have begun with it."""
         with contextlib.closing(self._connection.cursor()) as cursor:
             cursor.execute("BEGIN IMMEDIATE")
             cursor.executemany(
-                "INSERT OR REPLACE INTO reference (key, row, chosen, rejected) VALUES (?, ?, ?, ?)",
+                "INSERT OR IGNORE INTO reference (key, row, chosen, rejected) VALUES (?, ?, ?, ?)",
                 ((key, row, *values[number]) for number, row in enumerate(rows) if number in values),
             )
             cursor.execute("COMMIT")

@@ -33,6 +33,13 @@ def test_rows_are_found_in_another_order_and_another_dataset(tmp_path: Path, cac
     assert cache.find(key, row_digests(tmp_path)) == [(0, -5.0, -6.0)]
 
 
+def test_the_first_values_stay(tmp_path: Path, cache: ReferenceCache) -> None:
+    (tmp_path / "train.jsonl").write_text('{"a":1}\n{"a":2}\n')
+    cache.add("key", row_digests(tmp_path), {0: (-1.0, -2.0)})
+    cache.add("key", row_digests(tmp_path), {0: (-1.5, -2.5), 1: (-3.0, -4.0)})
+    assert cache.find("key", row_digests(tmp_path)) == [(0, -1.0, -2.0), (1, -3.0, -4.0)]
+
+
 @pytest.mark.parametrize(
     "change",
     [
