@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import accumulate
 
 from realign_cluster.coordinator.charts import BOTTOM, LEFT, RIGHT, TOP, WIDTH, nice_ticks, number, scale, svg
 
@@ -36,10 +37,12 @@ class Curve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """A step at which something happened: `name` stands there, `label` is the whole story."""
+    """A step at which something happened. Of `names`, longest first, the first one stands there that there is room for;
+    `label` is the whole story.
+    """
 
     at: float
-    name: str
+    names: tuple[str, ...]
     label: str
     trouble: bool = False
 
@@ -95,12 +98,13 @@ def curves(
 
 
 def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Exponentially weighted mean over a twentieth of the points, 2 to 20, without the bias of its beginning."""
-    weight = 1 - 1 / min(max(2.0, len(points) / 20), 20.0)
-    found, sum_, count = [], 0.0, 0.0
-    for step, value in points:
-        sum_, count = weight * sum_ + value, weight * count + 1
-        found.append((step, sum_ / count))
+    """Mean over a twentieth of the points around each, 3 to 21 of them, fewer at both ends."""
+    reach = min(max(1, len(points) // 40), 10)
+    sums = [0.0, *accumulate(value for _, value in points)]
+    found = []
+    for at, (step, _) in enumerate(points):
+        first, last = max(0, at - reach), min(len(points), at + reach + 1)
+        found.append((step, (sums[last] - sums[first]) / (last - first)))
     return found
 
 
@@ -138,15 +142,13 @@ def _kept(kept: Sequence[Kept], x: Scale, height: float) -> list[str]:
 
 
 def _marks(marks: Sequence[Mark], x: Scale, top: float, height: float) -> list[str]:
-    """Names are left out where there is no room for them."""
-    parts, free = [], 0.0
-    for mark in sorted(marks, key=lambda mark: mark.at):
-        at, width = x(mark.at), LETTER * len(mark.name)
-        begin = min(at + 8, WIDTH - RIGHT - width) if at + 8 + width > WIDTH - RIGHT else at + 8
-        name = ""
-        if begin > free:
-            name = f'<text x="{begin:.1f}" y="{top - 17}">{escape(mark.name)}</text>'
-            free = begin + width + LETTER
+    parts = []
+    ordered = sorted(marks, key=lambda mark: mark.at)
+    ends = [*(x(mark.at) for mark in ordered[1:]), WIDTH]  # of the room for each name
+    for mark, end in zip(ordered, ends, strict=False):
+        at = x(mark.at)
+        named = next((name for name in mark.names if at + 8 + LETTER * len(name) < end - LETTER), "")
+        name = f'<text x="{at + 8:.1f}" y="{top - 17}">{escape(named)}</text>' if named else ""
         parts.append(
             f'<g class="marker {"trouble" if mark.trouble else "notice"}"><title>{escape(mark.label)}</title>'
             f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{top - 20}" y2="{height - BOTTOM}"/>'

@@ -20,7 +20,6 @@ COORDINATOR_GONE = "the coordinator was gone"
 _FAILURES = frozenset({"RankExited", "RankFailed", "StartFailed", "NodeLost", "Tick"})  # Tick: a rank made no progress
 _WITNESSES = frozenset({"peer", "group"})  # codes of ranks that fail because another one went
 _TERMINATED = "killed by signal 15"
-_RELAUNCH = frozenset({"Replan", "Fetch", "StartRank"})  # said only when no rank of the generation before may live
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,7 +53,6 @@ class GenerationRecord:
     _joined: set[str] = field(default_factory=set)
     _ended: set[str] = field(default_factory=set)
     _failed: set[str] = field(default_factory=set)
-    _exited: set[str] = field(default_factory=set)
 
     @property
     def over(self) -> float | None:
@@ -86,9 +84,6 @@ class GenerationRecord:
                 if not body["complete"]:
                     self.noticed = self.noticed or wall
             case "RankExited" | "StartFailed":
-                self._exited.add(node)
-                if self._exited == everyone:
-                    self.gone = self.gone or wall
                 if not self._blamed and node not in self._failed:
                     self._blame(node, body)
 
@@ -103,12 +98,18 @@ class GenerationRecord:
             self.failed_word = self._words.get(node)
 
     def notice(self, wall: float, body: Mapping[str, Any], commands: Sequence[Mapping[str, Any]]) -> None:
-        """The first event that ends it before its time."""
+        """The first event that ends it before its time, and what is known of it later."""
         asked = [each["reason"] for each in commands if each["kind"] == "AskStop" and each["generation"] == self.number]
         self._asked = self._asked or next(iter(asked), "")
-        if self.noticed is not None:
-            return
+        over = f"generation {self.number} is over"  # what recovery says once all its ranks are known to be dead
+        if any(each["kind"] == "NoteLine" and each["text"].startswith(over) for each in commands):
+            self.gone = self.gone or wall
         kind, node = body["kind"], body.get("node", "")
+        if self.noticed is not None:
+            if kind == "NodeLost" and not self._blamed and node in self.nodes:
+                self.why, self._blamed = f"{node} is lost: {body['reason']}", True
+                self.failed_word = self._words.get(node)
+            return
         mine = body.get("generation") == self.number or (kind == "NodeLost" and node in self.nodes)
         dead = kind in ("RankExited", "StartFailed", "NodeLost") and mine and node not in self._ended
         killed = [each for each in commands if each["kind"] == "KillRank" and each["generation"] == self.number]
@@ -198,15 +199,12 @@ class GenerationReader:
 
     def _carried_out(self, event: EventRecord, command: Mapping[str, Any]) -> None:
         newest = self._newest
-        runs = newest is not None and newest.epoch == event.epoch and newest.over is None
-        if command["kind"] not in _RELAUNCH or (runs and command["kind"] != "StartRank"):
-            return  # a copy for safety, or a plan for a node that has come
-        if newest is not None and newest.noticed is not None and newest.gone is None and newest.epoch == event.epoch:
-            newest.gone = event.wall
-        if command["kind"] == "Fetch" and self._fetched is None:
-            self._fetched = (event.wall, event.wall)
-        elif command["kind"] == "StartRank":
+        if command["kind"] == "StartRank":
             self._start(event, command["spec"])
+        elif command["kind"] == "Fetch" and self._fetched is None:
+            runs = newest is not None and newest.epoch == event.epoch and newest.over is None
+            if not runs:  # else it is a copy for safety
+                self._fetched = (event.wall, event.wall)
 
     def _start(self, event: EventRecord, spec: Mapping[str, Any]) -> None:
         number, world = spec["generation"], spec["world"]

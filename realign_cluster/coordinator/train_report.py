@@ -88,7 +88,7 @@ def _figures(history: TrainHistory, summary: Mapping[str, Any]) -> str:
     loss, validation = smoothed_loss(history), summary.get("validation") or {}
     cards = [(f"{(summary.get('steps') or {}).get('done', 0):,}", "steps done")]
     if loss:
-        cards.append((number(loss[-1][1]), f"training loss ({number(loss[0][1])} at first)"))
+        cards.append((number(loss[-1][1]), f"training loss ({number(history.steps[0].loss)} at first)"))
     if validation:
         cards.append((number(validation["best"]), f"best validation loss, after step {validation['best_step']:,}"))
     cards += [

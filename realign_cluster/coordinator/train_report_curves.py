@@ -12,8 +12,7 @@ from realign_cluster.coordinator.markup import legend, note, section
 from realign_cluster.coordinator.train_history import TrainHistory
 
 PAIR_METRICS = ("accuracy", "margin")
-NAMED_IN_FULL = 3  # generations
-NAME_LETTERS = 60
+NAME_LETTERS = 70
 Points = Sequence[tuple[float, float]]
 
 
@@ -139,13 +138,14 @@ def _last_step(history: TrainHistory) -> float:
 
 
 def restarts(history: TrainHistory) -> list[Mark]:
-    """Where a generation took over from another; the reason stands there where there are few of them."""
+    """Where a generation took over from another."""
     marks = []
-    few = len(history.generations) <= NAMED_IN_FULL
     for before, after in pairwise(history.generations):
-        name = f"generation {after.number}" + (f": {before.why[:NAME_LETTERS]}" if few else "")
-        label = f"generation {after.number} goes on from step {after.start_step}: {before.why}"
-        marks.append(Mark(at=float(after.start_step), name=name, label=label, trouble=before.failed))
+        name = f"generation {after.number}"
+        why = before.why if len(before.why) <= NAME_LETTERS else f"{before.why[:NAME_LETTERS].rstrip()} …"
+        label = f"{name} goes on from step {after.start_step}: {before.why}"
+        names = (f"{name}: {why}", name, f"{after.number}")
+        marks.append(Mark(at=float(after.start_step), names=names, label=label, trouble=before.failed))
     return marks
 
 

@@ -95,19 +95,30 @@ def test_who_failed_is_named_also_where_another_rank_noticed_it_first(tmp_path: 
     assert generation.noticed == pytest.approx(WALL + last_word + 0.1)
 
 
-def test_a_lost_node_is_gone_when_the_next_generation_is_planned(run: MadeTraining):
+@pytest.mark.parametrize("witness", [False, True])
+def test_a_lost_node_is_named_and_gone_when_its_rank_counts_as_dead(run: MadeTraining, witness: bool):
+    """`witness`: the other rank misses its peer before the node is known to be lost."""
     run.train(12)
-    run.now += 3.0
+    noticed_at = run.now + (0.1 if witness else 3.0)
+    if witness:
+        run.now += 0.1
+        run.fails("a", "peer", "connection to a peer was lost")
+        run.now += 2.9
+    else:
+        run.now += 3.0
     lost_at = run.now
     run.lose("b")
     run.obeys("a")
-    run.pass_time(RecoveryPolicy().return_seconds + 1)
+    policy = RecoveryPolicy()
+    run.pass_time(policy.return_seconds + 4)
     history = run.history()
     first, second = history.generations
     assert first.why == "b is lost: not heard for 3.1 s"
-    assert first.noticed == pytest.approx(WALL + lost_at)
-    assert first.gone is not None
-    assert first.gone > first.noticed
+    assert first.noticed == pytest.approx(WALL + noticed_at)
+    dead_at = lost_at + policy.lease_seconds + policy.fence_margin_seconds
+    assert first.gone == pytest.approx(WALL + dead_at, abs=0.5)
+    waited = {phase.name: phase.end - phase.begin for phase in takeover(first, second)}["planned"]
+    assert 1.0 < waited < policy.return_seconds  # for the node to come back
     assert second.nodes == ("a",)
     assert any(incident.trouble and incident.text.startswith("b is lost") for incident in history.incidents)
 
