@@ -98,12 +98,15 @@ def curves(
 
 
 def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Mean over a twentieth of the points around each, 3 to 21 of them, fewer at both ends."""
+    """Mean over a twentieth of the points around each, 3 to 21 of them: at the beginning over fewer, as many on both
+    sides, at the end over those that are there.
+    """
     reach = min(max(1, len(points) // 40), 10)
     sums = [0.0, *accumulate(value for _, value in points)]
     found = []
     for at, (step, _) in enumerate(points):
-        first, last = max(0, at - reach), min(len(points), at + reach + 1)
+        around = min(reach, at)
+        first, last = at - around, min(len(points), at + around + 1)
         found.append((step, (sums[last] - sums[first]) / (last - first)))
     return found
 

@@ -75,7 +75,6 @@ class GenerationRecord:
                     self.joined = wall
             case "StepDone":
                 self.first_step = self.first_step or wall
-                self.last_step = max(self.last_step, body["step"])
             case "RankFailed":
                 self._failed.add(node)
             case "RankEnded":
@@ -187,6 +186,8 @@ class GenerationReader:
             newest.notice(event.wall, body, commands)
             if body.get("generation") == newest.number and body.get("node") in newest.nodes:
                 newest.hear(event.wall, body)
+        if body["kind"] == "StepDone" and (done := self._found.get(body["generation"])) is not None:
+            done.last_step = max(done.last_step, body["step"])  # daemons keep what a coordinator that died did not hear
         if body["kind"] == "PartFetched" and self._fetched is not None:
             self._fetched = (self._fetched[0], event.wall)
         for command in commands:

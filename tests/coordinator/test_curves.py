@@ -130,7 +130,7 @@ def test_a_long_line_has_no_more_points_than_a_screen_and_keeps_its_end():
 def test_a_mean_follows_a_straight_line_and_flattens_noise():
     assert [value for _, value in smoothed([(float(step), 3.0) for step in range(9)])] == pytest.approx([3.0] * 9)
     straight = [value for _, value in smoothed(STRAIGHT)]
-    assert straight[5:-5] == pytest.approx([value for _, value in STRAIGHT][5:-5])
+    assert straight[:-2] == pytest.approx([value for _, value in STRAIGHT][:-2])
     noise = [(float(step), float(step % 2)) for step in range(1000)]
-    assert all(0.4 < value < 0.6 for _, value in smoothed(noise))
+    assert all(0.4 < value < 0.6 for _, value in smoothed(noise)[5:])
     assert smoothed([]) == []

@@ -9,6 +9,7 @@ import pytest
 
 from realign_cluster.coordinator.train_generations import COORDINATOR_GONE, takeover
 from realign_cluster.domain import recovery_events as e
+from realign_cluster.domain.ids import NodeName
 from realign_cluster.domain.recovery_policy import RecoveryPolicy
 
 from .made_training import STEP_SECONDS, WALL, MadeTraining, loss_of, part
@@ -166,6 +167,20 @@ def test_a_generation_that_outlived_its_coordinator_ended_with_it(tmp_path: Path
     assert history.elapsed(second.started) < 30
     assert history.sittings == 2
     assert [step.step for step in history.lost] == [11, 12]
+
+
+def test_steps_that_only_the_daemons_knew_of_when_the_coordinator_died_count_for_their_generation(
+    tmp_path: Path, run: MadeTraining
+):
+    run.train(12)
+    run.history()
+    again = MadeTraining(tmp_path / "run", steps=40, memory=run.memory, slept=60.0)
+    for node in "ab":  # said again by the daemons, as the last coordinator had not acknowledged it
+        again.handle(e.StepDone(at=again.now, node=NodeName(node), generation=1, step=13, seconds=STEP_SECONDS))
+    again.pass_time(6.0)
+    again.ready("ab", [part(10)])
+    first, second = again.history().generations
+    assert (first.last_step, second.start_step) == (13, 10)
 
 
 def test_a_run_that_is_stopped_says_who_asked(run: MadeTraining):
