@@ -75,6 +75,9 @@ def strike_node(world: World, fault: Fault, node: Node) -> None:
                 if rank.group is not None:
                     rank.group.member_died()
             world.coordinator.lose(node, "it left", clean=True)
+        case "bar" if node.up and world.coordinator is not None:
+            node.gone_until = until
+            world.coordinator.lose(node, "its disk is full", barred=True)
         case "refuse to start":
             node.refuses_until = max(node.refuses_until, until)
         case "disk full":

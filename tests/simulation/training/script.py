@@ -97,7 +97,7 @@ def policy_of(script: Script) -> RecoveryPolicy:
 RANK_FAULTS = ("crash rank", "crash rank", "hang rank", "stop rank", "wedge rank")
 NODE_FAULTS = (
     "cut", "cut", "mute", "mute", "reset", "kill node", "power off", "freeze", "restart daemon", "leave",
-    "refuse to start",
+    "refuse to start", "bar",
 )  # fmt: skip
 DISK_FAULTS = ("corrupt", "corrupt", "corrupt stored", "disk full")
 COORDINATOR_FAULTS = ("kill coordinator", "pause coordinator", "no room", "stop", "stop twice")
@@ -111,7 +111,7 @@ def _seconds(rng: Random, kind: str) -> float:
             return rng.choice((0.5, 2.0, 5.0, 9.0, 30.0, 200.0))
         case "kill node" | "power off":
             return rng.choice((2.0, 8.0, 25.0, 200.0))
-        case "restart daemon" | "leave":
+        case "restart daemon" | "leave" | "bar":
             return rng.choice((0.5, 4.0, 30.0))
         case "disk full" | "no room" | "refuse to start":
             return rng.choice((2.0, 10.0, 30.0))

@@ -68,7 +68,7 @@ class Coordinator:
             if world.is_connected(node):
                 self.heard[name] = now
             elif now - self.heard[name] > LEASE_SECONDS:
-                self.lose(node, f"not heard for {now - self.heard[name]:.1f} s", clean=False)
+                self.lose(node, f"not heard for {now - self.heard[name]:.1f} s")
         generation = self.recovery.generation
         if generation is not None and generation.step and world.rng.random() < 0.02:
             shares, reason = generation.plan.shares, "as measured"
@@ -76,10 +76,11 @@ class Coordinator:
         self.handle(e.Tick(at=now))
         world.clock.after(TICK_SECONDS, self.tick)
 
-    def lose(self, node: Node, reason: str, clean: bool) -> None:
-        if self.heard.pop(node.name, None) is not None:
+    def lose(self, node: Node, reason: str, clean: bool = False, barred: bool = False) -> None:
+        if self.heard.pop(node.name, None) is not None or barred:
             self.world.break_link(node)
-            self.handle(e.NodeLost(at=self.world.clock.now, node=node.name, reason=reason, clean=clean))
+            now = self.world.clock.now
+            self.handle(e.NodeLost(at=now, node=node.name, reason=reason, clean=clean, barred=barred))
 
     def receive(self, node: Node, kind: type[Any], values: dict[str, Any]) -> None:
         now = self.world.clock.now
