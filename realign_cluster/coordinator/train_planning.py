@@ -20,7 +20,7 @@ from realign_cluster.coordinator.train_record import TrainRun
 from realign_cluster.coordinator.train_request import TrainRequest
 from realign_cluster.coordinator.train_work import estimate_work
 from realign_cluster.domain.ids import NodeName
-from realign_cluster.domain.jaccl import with_links
+from realign_cluster.domain.jaccl import NotLinked, with_links
 from realign_cluster.domain.plan import LeftOut
 from realign_cluster.domain.plan_facts import StaleCalibration
 from realign_cluster.domain.report import Calibration
@@ -66,7 +66,10 @@ class Planner:
         )
         if plan.approach == "refused":
             return f"{plan.refusal}\n  fix: {plan.fix}"
-        return self.world(plan)
+        try:
+            return self.world(plan)
+        except NotLinked as error:  # these nodes have no cable between them: another one may come back
+            return str(error)
 
     def world(self, plan: TrainPlan) -> WorldPlan:
         """With the devices of its cables, where it is joined by them. Raises UsageError where one is lacking."""

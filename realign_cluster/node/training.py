@@ -123,12 +123,12 @@ class TrainingDesk:
         return str(folder) if folder is not None else None
 
     async def _say_ready(self, run_id: str) -> None:
-        try:
+        boot = await boot_session()
+        try:  # last: what the rank keeps between this look and the answer is missing there, though it was said
             parts = await self.states.open(run_id, writing=self.keeper.busy)
         except (RealignError, OSError) as error:
             self._refuse("state", f"there is no place for the training's state on this node: {error}")
             return
-        boot = await boot_session()
         if run_id == self._run_id:
             ready = pb.TrainingReady(
                 parts=[part.model_dump_json().encode() for part in parts],
