@@ -107,6 +107,7 @@ class TrainEngine:
         self._looked: float | None = None
         self._interrupts = 0
         self._go_backs = 0
+        self._cut_said = False
 
     async def run(self, opened: e.Opened) -> c.Finish:
         self.recovery = Recovery(opened)
@@ -271,6 +272,7 @@ class TrainEngine:
                 return [e.RankSection(at=now, node=node, generation=generation, section=section, step=step)]
             case r.Loaded(port=port, config=config):
                 self._ports[(generation, node)] = port
+                self._say_what_was_cut(report)
                 return [e.RankLoaded(at=now, node=node, generation=generation, config=config)]
             case r.Joined():
                 return [e.RankJoined(at=now, node=node, generation=generation)]
@@ -315,6 +317,16 @@ class TrainEngine:
                 ]
             case _:
                 assert_never(report)
+
+    def _say_what_was_cut(self, loaded: r.Loaded) -> None:
+        """Once: it is the same on every rank."""
+        if loaded.truncated_rows and not self._cut_said:
+            self._cut_said = True
+            self._note(
+                f"{loaded.truncated_rows:,} of {loaded.rows:,} training rows were longer than the limit and were cut;"
+                f" of {loaded.empty_rows:,} nothing is left to learn: they are left out",
+                "warning",
+            )
 
     def _on_rank_exited(self, node: NodeName, exited: pb.RankExited, now: float, batch: _Batch) -> None:
         if exited.sequence == 0:

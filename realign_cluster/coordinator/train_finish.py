@@ -109,7 +109,7 @@ def summary_of(
         "benchmarks": history.benchmark_summary(),
         "kl": history.divergences[-1].kl if history.divergences else None,
         "tokens": sum(step.tokens for step in steps),
-        "rows": {"train": run.prepared.rows, "valid": run.prepared.valid_rows},
+        "rows": {"train": run.prepared.rows, "valid": run.prepared.valid_rows, **_cut_rows(run.ledger)},
         "nodes": history.nodes_summary(),
         "wall_seconds": history.seconds,
         "tokens_per_second": history.tokens_per_second,
@@ -123,6 +123,14 @@ def summary_of(
         },
         "plan": orjson.loads(run.folder.plan.read_bytes()) if run.folder.plan.exists() else {},
     }
+
+
+def _cut_rows(ledger: TrainLedgerReader) -> dict[str, int]:
+    """Of the training rows, as ranks counted them: cut at the length limit, and left with nothing to learn."""
+    counted = {"truncated": 0, "empty": 0}
+    for each in ledger.measurements("loaded"):
+        counted = {name: each.body.get(f"{name}_rows", 0) for name in counted}
+    return counted
 
 
 def _write_metrics(history: TrainHistory, path: Path) -> None:

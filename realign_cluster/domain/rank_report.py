@@ -34,7 +34,8 @@ class Loaded(Loose):
     start_digest: str = ""  # of the state it starts from; "" for a fresh start
     rows: int
     valid_rows: int
-    truncated_rows: int = 0
+    truncated_rows: int = 0  # of the training rows
+    empty_rows: int = 0  # of those, nothing was left to learn
     parameters: int
     seconds: float
     peak_bytes: int

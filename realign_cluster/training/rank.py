@@ -151,6 +151,7 @@ def _loaded(
         rows=data.train.rows,
         valid_rows=data.valid.rows if data.valid is not None else 0,
         truncated_rows=data.train.truncated_rows,
+        empty_rows=data.train.empty_rows,
         parameters=loaded.parameters,
         seconds=seconds,
         peak_bytes=int(mx.get_peak_memory()),

@@ -139,5 +139,7 @@ def test_what_only_a_rank_can_see_is_said_and_may_be_corrected(tmp_path: Path, t
     assert refused.returncode == 1
     assert "train.jsonl:6" in refused.stderr
     assert "--max-tokens" in refused.stderr
-    corrected = train(tmp_path / "run", *STEPS, "--max-tokens", "512", data=data)
+    corrected = train(tmp_path / "run", *STEPS, "--max-tokens", "64", "--truncate", "right", data=data)
     assert corrected.returncode == 0, corrected.stderr
+    assert "1 of 16 training rows were longer than the limit and were cut" in corrected.stderr
+    assert summary(tmp_path / "run")["rows"] == {"train": 16, "valid": 0, "truncated": 1, "empty": 0}
