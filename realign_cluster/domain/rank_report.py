@@ -57,7 +57,7 @@ class StepDone(Loose):
     op: Literal["step"] = "step"
     step: int
     loss: float
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = Field(default_factory=dict)
     tokens: int
     rows: int
     own_tokens: int  # through the model, padding excluded
@@ -133,7 +133,7 @@ class Failed(Loose):
     message: str
     step: int
     fatal: bool = True
-    details: dict[str, Any] = {}
+    details: dict[str, Any] = Field(default_factory=dict)
 
 
 RankReport = Annotated[

@@ -1,12 +1,14 @@
 """A generation of ranks: who takes part, how the work is split between them, and where they start from.
 
-A generation is never repaired. When a rank dies, a new one with a higher number, fresh ports and perhaps other nodes takes
-over from a state that all its ranks can verify. Pure data; `domain.recovery` decides, `training` obeys.
+A generation is never repaired. When a rank dies, a new one with a higher number, fresh ports and perhaps other nodes
+takes over from a state that all its ranks can verify. Pure data; `domain.recovery` decides, `training` obeys.
 """
 
 from __future__ import annotations
 
 from typing import Literal
+
+from pydantic import Field
 
 from realign_cluster.domain.job import Strict
 from realign_cluster.domain.training import Backend, ParallelMode
@@ -17,8 +19,8 @@ StateKind = Literal["snapshot", "checkpoint"]
 class StatePart(Strict):
     """What one rank left of the state after `step` steps. Equal `layout` and `parts` belong together.
 
-    `layout` names how the whole was cut ("whole", "tensor-2", "pipeline-2-3", "sharded-2"); a "whole" state has one part,
-    which any rank may have written. `digest` is BLAKE2b-128 of the file, `bytes` its size. `generation` is the one that
+    `layout` names how the whole was cut ("whole", "tensor-2", "pipeline-2-3", "sharded-2"); a "whole" state has one
+    part, which any rank may have written. `digest` is BLAKE2b-128 of the file, `bytes` its size. `generation` is the one that
     computed the state: parts of different generations are never mixed, their rounding may differ.
     """
 
@@ -97,7 +99,7 @@ class RankSpec(Strict):
     snapshot_every: int = 1
     learning_rate_factor: float = 1.0  # halved when the KL budget was exceeded
     beta_factor: float = 1.0
-    limits: dict[str, float] = {}
+    limits: dict[str, float] = Field(default_factory=dict)
 
 
 class Go(Strict):

@@ -59,7 +59,9 @@ def ledger_kind(path: Path) -> str:
         with contextlib.closing(open_reader(path)) as connection:
             found = connection.execute("SELECT value FROM meta WHERE key = 'kind'").fetchone()
     except sqlite3.Error as error:
-        raise UsageError(f"{path} is not the ledger of a run: {error}", "start the run again in a new folder") from error
+        raise UsageError(
+            f"{path} is not the ledger of a run: {error}", "start the run again in a new folder"
+        ) from error
     return str(orjson.loads(found[0])) if found else "score"
 
 
