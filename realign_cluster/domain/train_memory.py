@@ -23,8 +23,10 @@ from realign_cluster.domain.train_shapes import (
 from realign_cluster.domain.training import ParallelMode, TrainSettings
 
 MOMENTS = {"adamw": 2, "adam": 2, "sgd": 0}
-LOGIT_SLICE_BYTES = 256 << 20  # of float32 logits: beyond it training.forward cuts them into slices
-LOGIT_COPIES = 5  # float32: logits, their softmax, and the gradients of what is made of them
+# Float32: logits, their softmax, the gradients of what is made of them. Cutting them into slices changes little, since
+# MLX begins the next ones before it is through with the first.
+LOGIT_COPIES = 4
+RECOMPUTED_BLOCKS = 3.2  # blocks whose activations are there while checkpointed ones are computed again
 SLICED_LOGIT_COPIES = 4  # of all slices together: MLX begins the next ones before it is through with the first
 
 
@@ -54,12 +56,15 @@ class RankPart:
 
 WHOLE = RankPart()
 
+Terms = tuple[tuple[str, int], ...]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainNeed:
     """`masters`: float32 copies of 16-bit weights that are trained. `kept_state`: weights and moments of the step
-    before while they are written. `sums`: gradients of the micro-batches before. `gathered`: a block's whole weights
-    where they are fully sharded. `update`: new weights and moments beside the old.
+    before while they are written. `sums`: gradients of the micro-batches before. `activations` are kept until the
+    backward pass, `block` is used beside them, `recomputed` by checkpointed blocks while they are computed again.
+    `gathered`: a block's whole weights where they are fully sharded. `update`: new weights and moments beside the old.
     """
 
     weights: int
@@ -69,12 +74,13 @@ class TrainNeed:
     gradients: int
     sums: int
     activations: int
+    block: int
+    recomputed: int
     logits: int
     gathered: int
     update: int
     process: int
     tokens: int
-    bytes_per_token: int  # of activations, over all blocks held and micro-batches in flight
     checkpointed: bool
 
     @property
@@ -83,13 +89,11 @@ class TrainNeed:
 
     @property
     def backward(self) -> int:
-        """With checkpointing logits are gone by the time that gradients come, otherwise hardly."""
-        both = max(self.logits, self.gradients) if self.checkpointed else self.logits + self.gradients
-        return self.sums + self.activations + both + self.gathered
+        return max(_sum(self._head()), _sum(self._again()))
 
     @property
     def updating(self) -> int:
-        return self.gradients + self.update
+        return _sum(self._update())
 
     @property
     def total(self) -> int:
@@ -97,31 +101,42 @@ class TrainNeed:
 
     def text(self) -> str:
         """The sum, term by term; what is nothing is left out."""
-        steady = _terms(
+        moments = {"update": self._update(), "backward pass": max(self._head(), self._again(), key=_sum)}
+        moment, terms = max(moments.items(), key=lambda item: _sum(item[1]))
+        steady = (
             ("weights", self.weights),
             ("float32 masters", self.masters),
             ("moments", self.moments),
             ("state being written", self.kept_state),
             ("process", self.process),
         )
-        if self.backward < self.updating:
-            moment = f"update: {_terms(('gradients', self.gradients), ('new weights and moments', self.update))}"
-        else:
-            activations = f"activations {self.tokens} tokens x {self.bytes_per_token / 1024:.0f} KiB ="
-            logits = 0 if self.checkpointed and self.logits < self.gradients else self.logits
-            gradients = 0 if self.checkpointed and logits else self.gradients
-            terms = _terms(
-                ("summed gradients", self.sums),
-                ("gradients", gradients),
-                (activations, self.activations),
-                ("logits", logits),
-                ("gathered block", self.gathered),
-            )
-            moment = f"backward pass: {terms}"
-        return f"{steady} + {moment} = {gib(self.total)}"
+        return f"{_text(steady)} + {moment}: {_text(terms)} = {gib(self.total)}"
+
+    def _head(self) -> Terms:
+        """As the backward pass begins. With checkpointing its logits are gone by the time that gradients come."""
+        both = (*self._kept(), ("one block more", self.block), ("logits", self.logits))
+        return both if self.checkpointed else (*both, ("gradients", self.gradients))
+
+    def _again(self) -> Terms:
+        """As checkpointed blocks are computed again."""
+        return (*self._kept(), ("blocks computed again", self.recomputed), ("gradients", self.gradients))
+
+    def _kept(self) -> Terms:
+        return (
+            (f"activations of {self.tokens} tokens", self.activations),
+            ("summed gradients", self.sums),
+            ("gathered block", self.gathered),
+        )
+
+    def _update(self) -> Terms:
+        return (("gradients", self.gradients), ("new weights and moments", self.update))
 
 
-def _terms(*terms: tuple[str, int]) -> str:
+def _sum(terms: Terms) -> int:
+    return sum(size for _, size in terms)
+
+
+def _text(terms: Terms) -> str:
     return " + ".join(f"{name} {gib(size)}" for name, size in terms if size)
 
 
@@ -142,7 +157,8 @@ def train_need(
     masters = 0 if found.bytes_each == FLOAT32_BYTES else own * FLOAT32_BYTES
     moments = own * FLOAT32_BYTES * MOMENTS[settings.optimizer.name]
     state = own * FLOAT32_BYTES + moments
-    per_token, working = here.activations(batch, backend)
+    kept, block = here.activations(batch, backend)
+    again = settings.grad_checkpoint or part.parallel == "sharded"
     return TrainNeed(
         weights=here.weights(),
         masters=masters,
@@ -150,14 +166,15 @@ def train_need(
         kept_state=state,
         gradients=own * FLOAT32_BYTES,
         sums=own * FLOAT32_BYTES if batch.several else 0,
-        activations=batch.tokens * (per_token + working),
+        activations=batch.tokens * kept,
+        block=batch.tokens * block,
+        recomputed=round(batch.tokens * block * RECOMPUTED_BLOCKS) if again else 0,
         logits=here.logits(batch),
         gathered=here.gathered(),
         update=max(state, own * FLOAT32_BYTES * 2) + (own * found.bytes_each if masters else 0),
         process=PROCESS_BYTES,
         tokens=batch.tokens,
-        bytes_per_token=per_token + working,
-        checkpointed=settings.grad_checkpoint,
+        checkpointed=again,
     )
 
 
@@ -208,7 +225,7 @@ class _Here:
         return -(-in_blocks // self._cut_by) + ends
 
     def activations(self, batch: MicroBatchShape, backend: str) -> tuple[int, int]:
-        """Bytes per token: kept until the backward pass, and used beside it by the block that is computed."""
+        """Bytes per token: kept until the backward pass, and used by a block beside that."""
         shape = self._model.architecture
         if shape is None:
             return 0, 0
@@ -224,8 +241,7 @@ class _Here:
         shape = self._model.architecture
         if shape is None or self._last < self._trained.blocks:
             return 0
-        size = batch.targets * shape.vocabulary * FLOAT32_BYTES
-        return size * (LOGIT_COPIES if size <= LOGIT_SLICE_BYTES else SLICED_LOGIT_COPIES)
+        return batch.targets * shape.vocabulary * FLOAT32_BYTES * LOGIT_COPIES
 
     def gathered(self) -> int:
         """Whole weights and gradients of the largest of block, embedding and head."""

@@ -110,7 +110,7 @@ class _Stages:
                 (1 - self._head_fraction) / worth.blocks,
                 worth.trained_block if block >= worth.lowest else worth.frozen_block,
             ),
-            kept_bytes=need.activations - self._working,
+            kept_bytes=need.activations,
         )
 
     def _embedding(self) -> Part:
@@ -125,8 +125,9 @@ class _Stages:
 
     @property
     def _working(self) -> int:
-        """Activations that a block uses beside those that are kept."""
-        return self._need_of(self._nodes[0], (0, 0)).activations
+        """Activations that blocks use beside those that are kept."""
+        need = self._need_of(self._nodes[0], (0, 0))
+        return max(need.block, need.recomputed)
 
     @property
     def _head_fraction(self) -> float:
