@@ -72,11 +72,16 @@ def train_asked(given: Given, config: FilePath | None) -> TrainAsked:
     if wrong:
         raise UsageError("\n".join(wrong), "see realign train --help")
     settings = _settings(values, source)
+    valid, benchmarks = (tuple(values.get((name,), ())) for name in ("valid", "benchmarks"))
+    if not valid and settings.evaluation.patience is not None:
+        raise UsageError(f"{source.of(('evaluation', 'patience'))}: no validation loss is measured", "give --valid too")
+    if not (valid or benchmarks) and settings.evaluation.every:
+        raise UsageError(f"{source.of(('evaluation', 'every'))}: there is nothing to evaluate on", "give --valid too")
     return TrainAsked(
         model=str(values["model",]),
         data=tuple(values["data",]),
-        valid=tuple(values.get(("valid",), ())),
-        benchmarks=tuple(values.get(("benchmarks",), ())),
+        valid=valid,
+        benchmarks=benchmarks,
         parallel=values.get(("parallel",), "auto"),
         backend=values.get(("backend",), "auto"),
         track=values.get(("track",), "none"),

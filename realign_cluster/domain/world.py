@@ -20,8 +20,8 @@ class StatePart(Strict):
     """What one rank left of the state after `step` steps. Equal `layout` and `parts` belong together.
 
     `layout` names how the whole was cut ("whole", "tensor-2", "pipeline-2-3", "sharded-2"); a "whole" state has one
-    part, which any rank may have written. `digest` is BLAKE2b-128 of the file, `bytes` its size. `generation` is the one
-    that computed the state: parts of different generations are never mixed, their rounding may differ.
+    part, which any rank may have written. `digest` is BLAKE2b-128 of the file, `bytes` its size. `generation` is the
+    one that computed the state: parts of different generations are never mixed, their rounding may differ.
     """
 
     kind: StateKind

@@ -66,6 +66,11 @@ def test_mistakes_of_a_file_are_named_with_their_line(tmp_path: Path, text: str,
         ({("global_batch",): 0}, "--global-batch: 0 will not do"),
         ({("method",): "ppo"}, "--method: "),
         ({("evaluation", "patience"): 2}, "--patience: "),
+        ({("evaluation", "every"): 5}, "--evaluate-every: there is nothing to evaluate on"),
+        (
+            {("evaluation", "every"): 5, ("evaluation", "patience"): 2, ("benchmarks",): ["quiz.jsonl"]},
+            "--patience: no validation loss is measured",
+        ),
     ],
 )
 def test_mistakes_of_options_are_named(given: dict[tuple[str, ...], object], said: str) -> None:
