@@ -18,7 +18,7 @@ from realign_cluster.domain.plan import LeftOut
 from realign_cluster.domain.plan_facts import NodeFacts, StaleCalibration
 from realign_cluster.domain.prior import DeviceFacts
 from realign_cluster.domain.report import Calibration
-from realign_cluster.domain.train_links import Network, NoNetwork, network
+from realign_cluster.domain.train_links import Network, NoNetwork, asked_backend, network
 from realign_cluster.domain.train_plan import TrainPlan, train_plan_from_json
 from realign_cluster.domain.train_planner import plan_training
 from realign_cluster.domain.train_work import LinkFacts, TrainWork
@@ -249,6 +249,12 @@ def test_the_backend_is_rdma_where_the_hostfile_has_a_full_mesh() -> None:
     over_mpi = plan(BOTH, ONE_BILLION, work(), links=RDMA, backend="mpi")
     assert over_mpi.backend == "mpi"
     assert any("recovery is promised" in line for line in over_mpi.why)
+
+
+def test_a_hostfile_may_name_the_backend() -> None:
+    assert [asked_backend("auto", named) for named in ("ring", "jaccl", "mpi")] == ["ring", "jaccl", "mpi"]
+    assert [asked_backend("auto", named) for named in ("any", "", "nccl", "jaccl-ring")] == ["auto"] * 4
+    assert asked_backend("mpi", "ring") == "mpi"
 
 
 def test_jaccl_without_a_mesh_is_refused_with_the_fix() -> None:
