@@ -196,6 +196,8 @@ class _Sitting:
             if left_out.name not in {missing.name for missing in cluster.missing}:
                 self._dashboard.note(f"{left_out.name} is left out: {left_out.reason}", "warning")
         plan.raise_if_refused()
+        if plan.group is not None:
+            self._dashboard.note(f"one copy of {plan.model}: {plan.group.text()}", "info")
         self._run.plan = plan.to_json()
         self._run.folder.write_json(self._run.folder.plan, self._run.plan)
         self._dashboard.event("plan", plan.to_json())
@@ -217,7 +219,7 @@ class _Sitting:
                 run_id=run.run_id,
                 epoch=opened_epoch.epoch,
                 job=job,
-                measure=speeds.measure_mode(address.name),
+                measure=speeds.measure_mode(address.name) if place is None or place.leads else "none",
                 samples=samples,
                 model=run.model,
                 inbox=inbox,

@@ -44,6 +44,18 @@ def scoring(model: Path) -> tuple[str, ...]:
     return ("--model", str(model), *options)
 
 
+def outcomes(run: Path) -> dict[str, list[int]]:
+    """How attempts ended, without the details, and which units they were of."""
+    found: dict[str, list[int]] = {}
+    reader = ledger(run)
+    try:
+        for attempt in reader.attempts():
+            found.setdefault((attempt.outcome or "").partition(":")[0], []).append(attempt.unit)
+    finally:
+        reader.close()
+    return found
+
+
 @pytest.fixture
 def small_nodes(pair: CurateCluster, model: Path) -> Path:
     """Two MiB less than the whole model needs on each."""
@@ -79,7 +91,7 @@ def test_a_plan_shares_out_the_layers_of_a_model_that_no_node_holds(
     assert "it is not sharded: --shard none" in refused.stdout
 
 
-def test_a_worker_of_the_group_killed(
+def test_a_worker_of_the_group_and_then_a_node_of_it_are_killed(
     pair: CurateCluster,
     rows: Path,
     small_nodes: Path,
@@ -91,9 +103,14 @@ def test_a_worker_of_the_group_killed(
     expected = undisturbed.of(pair, rows, tmp_path / "calm", *scoring)
     run = tmp_path / "run"
     process = pair.spawn(pair.command(rows, run, *scoring, hosts=small_nodes))
-    wait_until(lambda: committed_units(run) >= 2, 60, "two committed units")
-    [member] = pair.daemons["alpha"].worker_pids()
-    os.kill(member, signal.SIGKILL)
+    member = pair.daemons["alpha"]
+    wait_until(lambda: committed_units(run) >= 1, 60, "a committed unit")
+    [pid] = member.worker_pids()
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: committed_units(run) >= 3, 60, "the group at work again")
+    member.kill()
+    wait_until(lambda: "node lost" in outcomes(run), 30, "the loss of the group's node")
+    member.start()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert "the worker is gone" in errors
@@ -102,12 +119,7 @@ def test_a_worker_of_the_group_killed(
     assert found["rows"]["in"] == found["rows"]["kept"] == ROWS
     assert found["nodes"].keys() == {"beta"}
     assert found["plan"]["group"]["parallel"] == "pipeline"
-    reader = ledger(run)
-    try:
-        attempts = reader.attempts()
-    finally:
-        reader.close()
-    units = [attempt.unit for attempt in attempts if attempt.outcome == "committed"]
-    assert len(units) == len(set(units))
-    assert any("worker" in (attempt.outcome or "") for attempt in attempts), "nothing was in its hands"
+    ended = outcomes(run)
+    assert "worker exited" in ended, "nothing was in the group's hands"
+    assert len(ended["committed"]) == len(set(ended["committed"])), "a unit was committed twice"
     wait_until(lambda: not any(daemon.worker_pids() for daemon in pair.daemons.values()), 10, "their workers' end")
