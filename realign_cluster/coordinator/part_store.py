@@ -107,8 +107,9 @@ class PartStore:
             await asyncio.to_thread(self._run.checkpoints.forget, go_backs)
 
     def _prune(self) -> None:
-        budget = self._run.job.kl.budget if self._run.job.kl is not None else None
-        self._run.checkpoints.prune(self._run.job.keep_checkpoints, kl_budget=budget)
+        """The run may have to go back to the last checkpoint within its KL budget."""
+        job, within = self._run.job, self._run.memory.within_budget_step
+        self._run.checkpoints.prune(job.keep_checkpoints, go_back_step=within if job.kl is not None else None)
 
     def explain(self, failure: Failed) -> str:
         """A rank's word on why it failed, with the user's own files and lines where it names rows."""

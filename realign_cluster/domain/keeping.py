@@ -1,6 +1,7 @@
 """What becomes of the states that ranks leave: checkpoints are stored, new ones copied to a peer, old ones dropped.
 
-Never drops the two newest whole states, nor the newest that would outlast the loss of any one node.
+Never drops the two newest whole states, nor the newest that would outlast the loss of any one node, nor the last that
+was within the KL budget.
 """
 
 from __future__ import annotations
@@ -113,6 +114,8 @@ class Keeping:
             kept.add(generation.start_step)  # ranks may be loading it
         if self.storing is not None:
             kept.add(self.storing.step)
+        if self._sitting.options.kl_budget is not None:
+            kept.add(self._sitting.memory.within_budget_step)  # where the run would go back to
         held = {node: inventory.parts_of(node) for node in inventory.nodes()}
         old = {part.step for parts in held.values() for part in parts if part.step < max(steps, default=0)} - kept
         if not old:

@@ -161,15 +161,16 @@ class CheckpointStore:
                 return Corrupt(path, f"it has digest {found.digest}, not {part.digest}")
         return manifest
 
-    def prune(self, keep: int, *, kl_budget: float | None = None) -> list[int]:
+    def prune(self, keep: int, *, go_back_step: int | None = None) -> list[int]:
         """Removes checkpoints, and answers their steps, newest first.
 
-        What stays: the `keep` newest, the best, the newest within `kl_budget`, and in any case one that is intact.
+        What stays: the `keep` newest, the best, the newest that is not beyond `go_back_step`, and in any case one that
+        is intact.
         """
         manifests = self.manifests()
         best = [one.step for one in manifests if one.best]
-        within = [one.step for one in manifests if kl_budget is not None and one.kl is not None and one.kl <= kl_budget]
-        steps = {*(one.step for one in manifests[:keep]), *best[:1], *within[:1]}
+        behind = [one.step for one in manifests if go_back_step is not None and one.step <= go_back_step]
+        steps = {*(one.step for one in manifests[:keep]), *best[:1], *behind[:1]}
         kept = [one for one in manifests if one.step in steps]
         spare = [one for one in manifests if one.step not in steps]
         if spare and not any(isinstance(self.verify(one), CheckpointManifest) for one in kept):

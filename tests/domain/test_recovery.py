@@ -698,15 +698,23 @@ def test_a_whole_checkpoint_goes_to_the_run_folder_and_a_failure_to_store_it_sto
 def test_over_its_kl_budget_a_run_goes_back_to_where_it_was_within() -> None:
     run = TrainRun("ab", kl_budget=0.1).begin(steps=2)
     run.handle(e.KlMeasured(at=run.now, generation=1, step=2, kl=0.05))
-    for step in (3, 4):
+    for step in (3, 4, 5, 6):
         run.step(step)
         run.keep("ab", part(step))
-    run.handle(e.KlMeasured(at=run.now, generation=1, step=4, kl=0.2))
-    assert run.memory.go_backs == (GoBack(generation=1, step=0),)  # step 2 is not kept any more
-    assert {each.step for drop in run.all(c.DropParts) for each in drop.parts} >= {3, 4}
+    run.handle(e.KlMeasured(at=run.now, generation=1, step=6, kl=0.2))
+    assert run.memory.go_backs == (GoBack(generation=1, step=2),)  # newer ones were kept, and it was all the same
+    assert {each.step for drop in run.all(c.DropParts) for each in drop.parts} == {1, 3, 4, 5, 6}
     run.obeys("ab")
     spec = run.starts[0].spec
-    assert (spec.start_step, spec.learning_rate_factor, spec.beta_factor) == (0, 0.5, 2.0)
+    assert (spec.start_step, spec.learning_rate_factor, spec.beta_factor) == (2, 0.5, 2.0)
+
+
+def test_over_its_kl_budget_from_the_beginning_a_run_begins_again() -> None:
+    run = TrainRun("ab", kl_budget=0.1).begin(steps=2)
+    run.handle(e.KlMeasured(at=run.now, generation=1, step=2, kl=0.2))
+    assert run.memory.go_backs == (GoBack(generation=1, step=0),)
+    run.obeys("ab")
+    assert run.starts[0].spec.start_step == 0
 
 
 def test_the_last_checkpoint_within_the_kl_budget_is_used_and_what_came_after_it_never_is() -> None:

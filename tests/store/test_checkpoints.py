@@ -194,12 +194,11 @@ def test_every_damage_to_a_manifest_is_noticed(store, nodes):
 
 
 def test_retention(store, nodes):
-    for step, loss, kl in ((10, 3.0, 0.01), (20, 2.0, 0.02), (30, 2.5, 0.05), (40, 2.6, 0.2), (50, 2.7, 0.3)):
-        best = loss in (3.0, 2.0)
-        kept(store, nodes, step, validation_loss=loss, kl=kl, best=best)
-    assert store.prune(2, kl_budget=0.1) == [10]
-    assert steps(store) == [50, 40, 30, 20]  # two newest, newest within the budget, the best
-    assert store.prune(1, kl_budget=0.03) == [40, 30]
+    for step, loss in ((10, 3.0), (20, 2.0), (30, 2.5), (40, 2.6), (50, 2.7)):
+        kept(store, nodes, step, validation_loss=loss, best=loss in (3.0, 2.0))
+    assert store.prune(2, go_back_step=35) == [10]
+    assert steps(store) == [50, 40, 30, 20]  # two newest, the newest up to step 35, the best
+    assert store.prune(1, go_back_step=25) == [40, 30]
     assert steps(store) == [50, 20]
     assert store.prune(1) == []
     assert names(store) == ["step-00000020", "step-00000050"]
