@@ -81,7 +81,7 @@ class RankBoard:
             line.state, line.detail = "idle", reason
             if not asked and last_lines:
                 line.detail = f"{reason}: {last_lines.strip().splitlines()[-1]}"
-        if not asked and reason != "exit status 0":
+        if not asked and not reason.endswith("exit status 0"):
             line.restarts += 1
             self._failures += 1
         self._training = False
@@ -110,6 +110,8 @@ class RankBoard:
     def snapshot(self, *, stopping: bool) -> ProgressSnapshot:
         now = self._clock()
         rate = self._rate.at(now, self.step)
+        if rate is not None and rate < 0:  # a state of before was gone back to
+            self._rate, rate = Rate(), None
         phase: Phase = "draining" if stopping else "training" if self._training else "loading"
         if phase == "loading" and self.generation > 1:
             phase = "recovering"

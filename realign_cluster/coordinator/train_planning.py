@@ -44,11 +44,17 @@ class Planner:
         self._config = read_config(run.model.folder)
         self._work = estimate_work(run.data.folder, run.prepared.rows, run.model.folder, request.settings)
         self._nodes = [node_facts(node, cluster) for node in cluster.nodes]
+        self._training: Mapping[str, Calibration] = {}
+        self._forward: Mapping[str, Calibration] = {}
+        self._stale: Mapping[str, StaleCalibration] = {}
         with contextlib.closing(open_calibrations(cluster.home)) as store:
-            self._training, self._stale = training_speeds(store, cluster, run.job.model.hash, self._work, now)
             self._links = link_facts(store, cluster)
-            named = [(str(node.name), node.info) for node in cluster.nodes]
-            self._forward = scoring_speeds(store, named, model_hash=run.job.model.hash, now=now)
+            if (
+                not request.settings.reproducible
+            ):  # such a run follows from the machines, not from a measurement's noise
+                named = [(str(node.name), node.info) for node in cluster.nodes]
+                self._training, self._stale = training_speeds(store, cluster, run.job.model.hash, self._work, now)
+                self._forward = scoring_speeds(store, named, model_hash=run.job.model.hash, now=now)
 
     @property
     def work(self) -> TrainWork:

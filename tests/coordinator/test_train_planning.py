@@ -1,0 +1,75 @@
+"""What a training is planned from: what earlier runs measured, unless it has to be the same again; and where ranks meet."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from realign_cluster.coordinator.cluster import Cluster, NodeLink
+from realign_cluster.coordinator.home import ClusterHome
+from realign_cluster.coordinator.train_planning import Planner, learn_speeds
+from realign_cluster.coordinator.train_request import TrainRequest
+from realign_cluster.domain.training import TrainSettings
+from realign_cluster.rpc.pb import common_pb2 as common
+from realign_cluster.store.model_files import describe_model
+from realign_cluster.store.training_data import prepare_training_data
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TINY, ROWS = EXAMPLES / "tiny-model", EXAMPLES / "data" / "instructions.jsonl"
+
+
+def cluster_at(folder: Path) -> Cluster:
+    links = []
+    for name in ("alpha", "beta"):
+        device = common.Device(chip="A CPU", backend="cpu", cpu_cores=1, memory_bytes=8 << 30, blas="openblas")
+        versions = common.Versions(mlx="0.32.4", mlx_lm="0.32.2")
+        info = common.NodeInfo(node_id=f"n-{name}", name=name, device=device, versions=versions)
+        health = common.Health(memory_total_bytes=8 << 30, memory_available_bytes=6 << 30)
+        address = SimpleNamespace(name=name, address="127.0.0.1:1", memory_limit_bytes=None)
+        links.append(NodeLink(address=cast(Any, address), info=info, health=health))
+    return Cluster(nodes=tuple(links), missing=(), home=ClusterHome(folder / "home"), hostfile=None)
+
+
+def planner_for(folder: Path, cluster: Cluster, **settings: Any) -> tuple[Planner, TrainSettings]:
+    chosen = TrainSettings(steps=10, global_batch=8, **settings)
+    request = TrainRequest(data=(str(ROWS),), model=str(TINY), out=folder / "run", settings=chosen, parallel="data")
+    prepared = prepare_training_data([ROWS], [], "sft", folder / "data")
+    spec = describe_model(TINY)
+    run = SimpleNamespace(
+        job=request.job(spec, prepared.spec),
+        model=SimpleNamespace(folder=TINY),
+        data=SimpleNamespace(folder=prepared.folder),
+        prepared=prepared,
+    )
+    return Planner(cluster, cast(Any, run), request, now=datetime.now(UTC)), chosen
+
+
+def test_shares_begin_with_what_earlier_runs_measured(tmp_path: Path) -> None:
+    cluster = cluster_at(tmp_path)
+    planner, settings = planner_for(tmp_path, cluster)
+    first = planner.first()
+    assert first.shares() == {"alpha": 0.5, "beta": 0.5}
+    learn_speeds(cluster.home, cluster, first, settings, {"alpha": (3000.0, 100.0), "beta": (1000.0, 100.0)})
+    again = planner_for(tmp_path, cluster)[0].first()
+    assert again.shares()["alpha"] == pytest.approx(0.75)
+    assert {node.source for node in again.nodes} == {"measured"}
+
+
+def test_a_reproducible_run_is_planned_from_the_machines_alone(tmp_path: Path) -> None:
+    cluster = cluster_at(tmp_path)
+    planner, settings = planner_for(tmp_path, cluster, reproducible=True)
+    measured = {"alpha": (3000.0, 100.0), "beta": (1000.0, 100.0)}
+    learn_speeds(cluster.home, cluster, planner.first(), settings, measured)
+    again = planner_for(tmp_path, cluster, reproducible=True)[0].first()
+    assert again.shares() == {"alpha": 0.5, "beta": 0.5}
+
+
+def test_fewer_nodes_are_planned_anew(tmp_path: Path) -> None:
+    planner = planner_for(tmp_path, cluster_at(tmp_path))[0]
+    world = planner.again(cast(Any, ("beta",)))
+    assert not isinstance(world, str)
+    assert (world.parallel, world.nodes, world.shares) == ("single", ("beta",), (1.0,))
