@@ -71,7 +71,9 @@ def _adapter(settings: TrainSettings) -> Iterator[Broken]:
         )
     if adapter.layers < 1 and adapter.layers != -1:
         yield Broken(
-            path=("adapter", "layers"), what=f"{adapter.layers} is no number of blocks", right="1 or more, or -1 for all"
+            path=("adapter", "layers"),
+            what=f"{adapter.layers} is no number of blocks",
+            right="1 or more, or -1 for all",
         )
 
 
@@ -144,7 +146,9 @@ def _evaluation(settings: TrainSettings) -> Iterator[Broken]:
     evaluation = settings.evaluation
     if evaluation.every < 0:
         yield Broken(
-            path=("evaluation", "every"), what=f"{evaluation.every} will not do", right="a number of steps, 0: at the end"
+            path=("evaluation", "every"),
+            what=f"{evaluation.every} will not do",
+            right="a number of steps, 0: at the end",
         )
     for name in ("patience", "max_rows"):
         value = getattr(evaluation, name)
