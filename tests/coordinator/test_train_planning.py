@@ -1,4 +1,4 @@
-"""What a training is planned from: what earlier runs measured, unless it has to be the same again; and where ranks meet."""
+"""What a training is planned from: what earlier runs measured, unless it has to be the same again."""
 
 from __future__ import annotations
 
