@@ -166,7 +166,10 @@ class TrainEngine:
                 case Interrupted():
                     self._interrupts += 1
                     again = "" if self._interrupts > 1 else "; again to stop at once"
-                    self._note(f"interrupted: stopping after this step, with a checkpoint{again}", "warning")
+                    self._note(
+                        f"interrupted: stopping, after this step with a checkpoint if one is under way{again}",
+                        "warning",
+                    )
                     self._decide(e.StopAsked(at=now), batch)
                 case _:
                     raise TypeError(f"a training run heard {type(item).__name__}")

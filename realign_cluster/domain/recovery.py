@@ -242,7 +242,7 @@ class Recovery:
         sitting.end("incomplete", "interrupted; the same command goes on from here")
         if generation is None:
             return
-        if self._stops_asked == 1 and not generation.ending and all(rank.joined for rank in generation.ranks.values()):
+        if self._stops_asked == 1 and not generation.ending and generation.step > generation.start_step:
             limit = sitting.policy.limit("step", generation.slowest_step) + sitting.policy.stop_seconds
             self._running.ask_stop("interrupted", until=sitting.now + limit)
         else:

@@ -886,6 +886,18 @@ def test_interrupted_twice_or_for_too_long_its_ranks_are_killed() -> None:
         assert run.finish.state == "incomplete"
 
 
+def test_interrupted_before_its_first_step_a_generation_is_killed_at_once() -> None:
+    """Reference log-probabilities and a first evaluation may take an hour, and nobody listens meanwhile."""
+    run = TrainRun("ab").begin()
+    run.section("ab", "reference", step=0)
+    run.new = []
+    run.handle(e.StopAsked(at=run.now))
+    assert run.killed() == "ab"
+    run.obeys("ab")
+    assert run.finish is not None
+    assert run.finish.state == "incomplete"
+
+
 def test_interrupted_while_nothing_runs_it_ends_at_once() -> None:
     run = TrainRun("ab")
     run.ready("a")
