@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import structlog
+
 from realign_cluster.coordinator.part_transfer import read_part, send_part
 from realign_cluster.coordinator.train_record import TrainRun
 from realign_cluster.coordinator.training_session import TrainingSession
@@ -29,6 +31,8 @@ from realign_cluster.rpc.part_stream import PartUnfit
 from realign_cluster.rpc.versions import local_versions
 from realign_cluster.store.checkpoints import CheckpointManifest
 from realign_cluster.store.state_part import Corrupt
+
+log = structlog.get_logger()
 
 ROWS_SHOWN = 12
 
@@ -92,7 +96,7 @@ class PartStore:
             except (RealignError, OSError) as error:
                 await asyncio.to_thread(checkpoints.abandon, step)
                 return StoreFailed(at=self._clock(), step=step, reason=str(error), corrupt=tuple(unfit))
-            await asyncio.to_thread(self._prune)
+            await self._tidy(self._prune)
             return CheckpointStored(at=self._clock(), step=step, parts=tuple(part for _, part in parts))
 
     async def _receive(self, node: NodeName, part: StatePart) -> None:
@@ -104,7 +108,14 @@ class PartStore:
     async def forget(self, go_backs: Sequence[GoBack]) -> None:
         """Checkpoints of courses that were given up."""
         async with self._storing:
-            await asyncio.to_thread(self._run.checkpoints.forget, go_backs)
+            await self._tidy(lambda: self._run.checkpoints.forget(go_backs))
+
+    async def _tidy(self, remove: Callable[[], object]) -> None:
+        """What cannot be removed now is when it is tried again: training goes on."""
+        try:
+            await asyncio.to_thread(remove)
+        except OSError as error:
+            log.warning("old checkpoints could not be removed", why=str(error))
 
     def _prune(self) -> None:
         """The run may have to go back to the last checkpoint within its KL budget."""

@@ -83,7 +83,7 @@ class Keeper:
         started, used = time.perf_counter(), time.thread_time()
         try:
             part = write_part(self._folder, header, views, durable=durable)
-        except (RealignError, OSError) as error:
+        except (RealignError, OSError, ValueError) as error:
             self._say(NotKept(kind=header.kind, step=header.step, reason=str(error)))
             return
         self._cpu_seconds = time.thread_time() - used
