@@ -42,6 +42,7 @@ from realign_cluster.domain.train_plan import TrainPlan
 from realign_cluster.domain.training import TrainJob
 from realign_cluster.domain.world import StatePart
 from realign_cluster.store.reference_cache import ReferenceCache, reference_key, row_digests
+from realign_cluster.store.space import StorageFull
 
 
 async def train(
@@ -161,6 +162,7 @@ class _Sitting:
             replan=planner.again,
             note=self._dashboard.note,
             show=lambda engine: self._dashboard.update(board.snapshot(stopping=self._stop.asked)),
+            interrupted=lambda: self._stop.asked,
         )
         opened = Opened(
             at=asyncio.get_running_loop().time(),
@@ -180,7 +182,8 @@ class _Sitting:
         try:
             return await self._drive(engine, sessions, opened)
         finally:
-            await desk.do(lambda: run.ledger.close_epoch(time.time()))
+            with contextlib.suppress(StorageFull):
+                await desk.do(lambda: run.ledger.close_epoch(time.time()))
             await asyncio.to_thread(self._learn, cluster, plan)
 
     def _learn(self, cluster: Cluster, plan: TrainPlan) -> None:

@@ -32,6 +32,7 @@ from realign_cluster.coordinator.part_store import PartStore
 from realign_cluster.coordinator.progress import Level
 from realign_cluster.coordinator.rank_board import RankBoard
 from realign_cluster.coordinator.share_watch import ShareWatch
+from realign_cluster.coordinator.stop import StopAsked
 from realign_cluster.coordinator.train_desk import TrainDesk
 from realign_cluster.coordinator.training_session import TrainingSession
 from realign_cluster.domain import rank_report as r
@@ -85,6 +86,7 @@ class TrainEngine:
         replan: Callable[[tuple[NodeName, ...]], WorldPlan | str],
         note: Callable[[str, Level], None],
         show: Callable[[TrainEngine], None],
+        interrupted: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._desk = desk
@@ -96,6 +98,7 @@ class TrainEngine:
         self._replan = replan
         self._note = note
         self._show = show
+        self._interrupted = interrupted
         self._clock = clock
         self.recovery: Recovery | None = None
         self._liveness = Liveness()
@@ -110,6 +113,7 @@ class TrainEngine:
         self._cut_said = False
 
     async def run(self, opened: e.Opened) -> c.Finish:
+        """Raises StopAsked when it was interrupted while there was no room to record anything."""
         self.recovery = Recovery(opened)
         self._go_backs = len(opened.memory.go_backs)
         batch = _Batch()
@@ -425,6 +429,9 @@ class TrainEngine:
                 assert_never(command)
 
     def _when_full(self, reason: str) -> None:
+        """Raises StopAsked: an interruption cannot be recorded either, and need not be."""
+        if self._interrupted():
+            raise StopAsked
         self._note(f"the ledger cannot be written: {reason}; waiting for room", "warning")
 
     def _spawn(self, work: Coroutine[Any, Any, e.Event | None]) -> None:

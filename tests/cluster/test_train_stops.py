@@ -30,6 +30,7 @@ from tests.cluster.train_kit import (
     TrainCommands,
     damage,
     history_of,
+    ledger_of,
     outcome,
     stopped,
 )
@@ -163,6 +164,26 @@ def test_the_run_folders_disk_is_full(
         assert len(history_of(out).generations) == 1
         assert outcome(out) == calm_training
         assert not CheckpointStore(out / "checkpoints").newest_intact().skipped
+
+
+def test_interrupted_while_the_run_folders_disk_is_full(
+    commands: TrainCommands, train_rows: Path, calm_training: Outcome, tmp_path: Path
+) -> None:
+    """It ends, though not even that can be recorded, and is gone on with once there is room."""
+    with disk_of_its_own(tmp_path / "disk") as disk:
+        out = disk / "run"
+        command = commands.command(train_rows, out, *SAME)
+        run = commands.start(command, out)
+        run.reach(4)
+        ballast = fill(disk)
+        run.wait_for(lambda: "the ledger cannot be written" in run.said(), "word that the disk is full")
+        run.process.send_signal(signal.SIGINT)
+        assert "run the same command again to go on" in run.finish(130, seconds=15)
+        ballast.unlink()
+        commands.start(command, out).finish()
+        assert history_of(out).generations[-1].start_step >= 3
+        with ledger_of(out) as ledger:
+            assert {end.body["digest"] for end in ledger.measurements("ended")} == {calm_training.digest}
 
 
 def test_the_loss_is_no_number(commands: TrainCommands, tmp_path: Path) -> None:
