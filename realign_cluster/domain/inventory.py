@@ -46,11 +46,12 @@ class Inventory:
         self._held: dict[Holder, dict[str, StatePart]] = {}
         self._go_backs = tuple(go_backs)
         self._unusable: set[Group] = set()
+        self._damaged: set[tuple[Holder, StatePart]] = set()
         self._views: dict[str, list[State]] = {}  # of what is held now
 
     def set(self, holder: Holder, parts: Iterable[StatePart]) -> None:
-        """All that it holds."""
-        self._held[holder] = {part.name: part for part in parts}
+        """All that it holds; what is known to be damaged does not count."""
+        self._held[holder] = {part.name: part for part in parts if (holder, part) not in self._damaged}
         self._views.clear()
 
     def forget(self, holder: Holder) -> None:
@@ -59,6 +60,7 @@ class Inventory:
         self._views.clear()
 
     def add(self, holder: Holder, part: StatePart) -> None:
+        self._damaged.discard((holder, part))
         self._held.setdefault(holder, {})[part.name] = part
         self._views.clear()
 
@@ -67,6 +69,14 @@ class Inventory:
         if held.get(part.name) == part:
             del held[part.name]
             self._views.clear()
+
+    def distrust(self, holder: Holder, part: StatePart) -> None:
+        """Its copy is damaged, also when it is listed again, until it has another one."""
+        self.remove(holder, part)
+        self._damaged.add((holder, part))
+
+    def is_damaged(self, holder: Holder, part: StatePart) -> bool:
+        return (holder, part) in self._damaged
 
     def go_back(self, go_back: GoBack) -> None:
         self._go_backs += (go_back,)

@@ -68,7 +68,7 @@ class Keeping:
 
     def store_failed(self, reason: str, corrupt: tuple[tuple[NodeName, StatePart], ...] = ()) -> None:
         for node, part in corrupt:
-            self.drop(node, (part,), reason)
+            self.drop_damaged(node, (part,), reason)
         if self.storing is None:
             return
         self._sitting.warn(f"checkpoint {self.storing.step} was not stored: {reason}")
@@ -83,6 +83,13 @@ class Keeping:
             self.store_failed(f"no answer for {waited:.0f} s")
 
     # --- on nodes
+
+    def listed(self, node: NodeName, parts: tuple[StatePart, ...]) -> None:
+        """All that the node has. What is known to be damaged among it should have been dropped."""
+        inventory = self._sitting.inventory
+        inventory.set(node, parts)
+        damaged = tuple(part for part in parts if inventory.is_damaged(node, part))
+        self.drop(node, damaged, "damaged")
 
     def copy_to_peer(self, generation: Generation) -> None:
         """What one node alone has of the newest whole state, one state at a time. Replicas keep their own."""
@@ -124,6 +131,11 @@ class Keeping:
         for node, parts in held.items():
             dropped = tuple(part for part in parts if part.step in old)
             self.drop(node, dropped, f"whole states are there of steps {steps[-_WHOLE_STATES_KEPT:]}")
+
+    def drop_damaged(self, node: NodeName, parts: tuple[StatePart, ...], reason: str) -> None:
+        for part in parts:
+            self._sitting.inventory.distrust(node, part)
+        self.drop(node, parts, reason)
 
     def drop(self, node: NodeName, parts: tuple[StatePart, ...], reason: str) -> None:
         for part in parts:

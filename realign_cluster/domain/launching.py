@@ -27,7 +27,9 @@ class Launching:
         self._sitting = sitting
         self.plan: WorldPlan | None = None
         self.blocked = ""  # why nothing can be started although there is a plan
-        self._failures: set[tuple[NodeName, State]] = set()  # that this node could not start from what it had
+        self._failures: dict[
+            tuple[NodeName, State], int
+        ] = {}  # the first generation for which a node could not load it
 
     def advance(self) -> Generation | None:
         """The generation, started, when all its nodes have what they need."""
@@ -81,11 +83,10 @@ class Launching:
             sitting.do(StartRank(node=node, spec=spec, reason=f"from {where}"))
         return generation
 
-    def could_not_load(self, node: NodeName, state: State) -> None:
+    def could_not_load(self, node: NodeName, state: State, generation: int) -> None:
         """Nothing of it that this node has is used any more. If the node fetched it again, and still could not start
         from it, then nobody is to try again.
         """
-        if (node, state) in self._failures:
+        if self._failures.setdefault((node, state), generation) < generation:
             self._sitting.inventory.condemn(state)
             self._sitting.warn(f"the state of step {state.step} cannot be used: the one before is")
-        self._failures.add((node, state))

@@ -104,7 +104,7 @@ class Recovery:
         member = sitting.crew.ready(event.node, event.boot)
         self._relaunch.node_ready()
         self._running.node_ready(event)
-        sitting.inventory.set(event.node, event.parts)
+        self._keeping.listed(event.node, event.parts)
         sitting.transfers.say_again(event.node)
         if event.parts:
             self._note_holder(event.node)
@@ -143,9 +143,11 @@ class Recovery:
             self._running.ask_stop(f"{', '.join(joining)} joins after this checkpoint", until=None)
 
     def _is_stale(self, event: e.PartKept | e.PartFetched) -> bool:
-        """Said again after the stream was new, when a part of a newer generation had long replaced it."""
-        held = self._sitting.inventory.held(event.node, event.part.name)
-        return held is not None and held.generation > event.part.generation
+        """Said again after the stream was new, when it had long been replaced or found damaged."""
+        inventory = self._sitting.inventory
+        held = inventory.held(event.node, event.part.name)
+        replaced = held is not None and held.generation > event.part.generation
+        return replaced or inventory.is_damaged(event.node, event.part)
 
     def _note_holder(self, node: NodeName) -> None:
         """Before anything is decided that would be wrong if this were forgotten."""
@@ -161,9 +163,9 @@ class Recovery:
         if event.corrupt:
             sitting.transfers.ended(event.node, event.part)
             if event.source is None:
-                sitting.inventory.remove(None, event.part)
+                sitting.inventory.distrust(None, event.part)
             else:
-                self._keeping.drop(event.source, (event.part,), event.reason)
+                self._keeping.drop_damaged(event.source, (event.part,), event.reason)
             return
         sitting.transfers.failed(event.node, event.part, sitting.now + sitting.policy.transfer_again_seconds)
         if sitting.transfers.failures(event.node, event.part) >= sitting.policy.transfer_attempts:
@@ -186,8 +188,8 @@ class Recovery:
             self._relaunch.stepped(generation)
         elif isinstance(event, e.RankFailed) and event.code == e.STATE_CODE and generation.start is not None:
             generation.state_failed = True
-            self._relaunch.could_not_load(event.node, generation.start)
-            self._keeping.drop(event.node, generation.start.parts, event.message)
+            self._relaunch.could_not_load(event.node, generation)
+            self._keeping.drop_damaged(event.node, generation.start.parts, event.message)
             self._keeping.drop_old(generation)
 
     def _on_shares(self, event: e.SharesMeasured) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from realign_cluster.domain import recovery_events as e
 from realign_cluster.domain.generation import Generation
 from realign_cluster.domain.ids import NodeName
-from realign_cluster.domain.inventory import State
 from realign_cluster.domain.launching import Launching, nodes_of
 from realign_cluster.domain.recovery_commands import Quarantine, Replan
 from realign_cluster.domain.sitting import Sitting
@@ -60,8 +59,9 @@ class Relaunch:
     def went_back(self, step: int) -> None:
         self._reached = step
 
-    def could_not_load(self, node: NodeName, state: State) -> None:
-        self._launching.could_not_load(node, state)
+    def could_not_load(self, node: NodeName, generation: Generation) -> None:
+        if generation.start is not None:
+            self._launching.could_not_load(node, generation.start, generation.number)
 
     def concluded(self, generation: Generation) -> None:
         """All its ranks are dead."""

@@ -541,6 +541,21 @@ def test_a_state_that_a_rank_cannot_load_is_fetched_again_and_given_up_if_that_d
     assert not run.all(c.Quarantine)
 
 
+def test_a_damaged_part_that_is_listed_again_is_dropped_again() -> None:
+    """The order to drop it may have been lost with the stream, and a failure is said again over the next."""
+    run = TrainRun("ab").begin(steps=3)
+    run.exits("a")
+    run.obeys("b")
+    run.fails("b", e.STATE_CODE, "snapshot-3 is damaged")
+    run.ready("b", [part(2), part(3)])
+    assert [(drop.node, drop.parts) for drop in run.last(c.DropParts)] == [("b", (part(3),))]
+    run.fails("b", e.STATE_CODE, "snapshot-3 is damaged")
+    run.exits("b", "exit 3")
+    run.keep("b", part(3))  # of before it failed
+    run.obeys("a")
+    assert [(fetch.node, fetch.part.step, fetch.source) for fetch in run.last(c.Fetch)] == [("b", 3, "a")]
+
+
 def test_a_fetch_that_fails_on_the_way_is_tried_again_from_elsewhere() -> None:
     run = TrainRun("abc").begin(steps=1)
     run.step(2)
