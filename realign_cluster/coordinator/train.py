@@ -50,26 +50,34 @@ async def train(
 ) -> int:
     """Runs or continues the run; returns the exit code. Raises RealignError for what must stop it before it starts."""
     check_tracker(request.track)
-    run = await asyncio.to_thread(open_train_run, request, command)
     stop = Stop()
-    with contextlib.closing(run), signals(stop):
-        dashboard.start(f"train {run.folder.path}")
+    with signals(stop):
         try:
-            if run.finished_summary is not None:
-                dashboard.note("this run is complete: nothing is left to do", "info")
-                dashboard.event("summary", run.finished_summary)
-                return 0
-            return await _Sitting(request, run, dashboard, stop, home or ClusterHome()).run()
-        except (RealignError, OSError):
-            if not run.started:
-                run.abandon()
-            raise
+            run = await asyncio.to_thread(open_train_run, request, command, stop.raise_if_asked)
         except StopAsked:
-            dashboard.note("interrupted: run the same command again to go on", "warning")
-            dashboard.event("summary", {"state": "incomplete", "reason": "interrupted"})
-            return INTERRUPTED
-        finally:
-            dashboard.stop()
+            return _interrupted(dashboard)
+        with contextlib.closing(run):
+            dashboard.start(f"train {run.folder.path}")
+            try:
+                if run.finished_summary is not None:
+                    dashboard.note("this run is complete: nothing is left to do", "info")
+                    dashboard.event("summary", run.finished_summary)
+                    return 0
+                return await _Sitting(request, run, dashboard, stop, home or ClusterHome()).run()
+            except (RealignError, OSError):
+                if not run.started:
+                    run.abandon()
+                raise
+            except StopAsked:
+                return _interrupted(dashboard)
+            finally:
+                dashboard.stop()
+
+
+def _interrupted(dashboard: Dashboard) -> int:
+    dashboard.note("interrupted: run the same command again to go on", "warning")
+    dashboard.event("summary", {"state": "incomplete", "reason": "interrupted"})
+    return INTERRUPTED
 
 
 class _Sitting:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,11 @@ class TrainRun:
         self.folder.abandon()
 
 
-def open_train_run(request: TrainRequest, command: str | None = None) -> TrainRun:
-    """Everything that can be checked without a node is checked here; what fails leaves nothing behind.
+def open_train_run(
+    request: TrainRequest, command: str | None = None, look: Callable[[], None] = lambda: None
+) -> TrainRun:
+    """Everything that can be checked without a node is checked here; what fails leaves nothing behind. `look` is called
+    now and then while the data is read, and may raise: to be interrupted.
 
     Raises UsageError for data that is not right (with file and line), a bad model folder, and a run folder that was
     made from something else or that another process has.
@@ -83,7 +87,7 @@ def open_train_run(request: TrainRequest, command: str | None = None) -> TrainRu
         undo.callback(folder.abandon)
         benchmarks = prepared_benchmarks(request.benchmarks)
         prepared = prepare_training_data(
-            request.data, request.valid, request.settings.method, folder.data, beside=benchmarks
+            request.data, request.valid, request.settings.method, folder.data, beside=benchmarks, look=look
         )
         _check_size(request, prepared)
         job = request.job(spec, prepared.spec)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -74,13 +74,14 @@ def prepare_training_data(
     folder: Path,
     *,
     beside: Mapping[str, bytes] = MappingProxyType({}),
+    look: Callable[[], None] = lambda: None,
 ) -> PreparedData:
     """Checks every row of `train_paths` and `valid_paths` (files, globs, folders; no `valid_paths`: no validation).
 
     The result is in FOLDER/HASH/, whole or not at all, and is used again where it is there already. `beside`: further
-    files of it, by name. Raises
-    UsageError, with file and line, for rows that are wrong, of a form that `method` does not learn from or of two
-    forms, for no rows at all, and for validation rows that are train rows too; StorageFull when it does not fit.
+    files of it, by name. `look` is called every few rows and may raise. Raises UsageError, with file and line, for rows
+    that are wrong, of a form that `method` does not learn from or of two forms, for no rows at all, and for validation
+    rows that are train rows too; StorageFull when it does not fit.
     """
     files = expand_inputs([*train_paths, *valid_paths])
     given = {"valid": valid_paths, "train": train_paths} if valid_paths else {"train": train_paths}
@@ -91,7 +92,7 @@ def prepare_training_data(
     making.mkdir()
     try:
         with Sources(files, folder / CONVERTED) as sources:
-            reader = _Reader(sources, method, making)
+            reader = _Reader(sources, method, making, look)
             try:
                 for split, paths in chosen.items():  # validation first: it is remembered while the train rows pass by
                     reader.read(split, [file for file in files if file.path in paths])
@@ -130,10 +131,11 @@ class _Written:
 class _Reader:
     """Reads splits one after the other into `making`. Once a row is wrong nothing more is written, only checked."""
 
-    def __init__(self, sources: Sources, method: Method, making: Path) -> None:
+    def __init__(self, sources: Sources, method: Method, making: Path, look: Callable[[], None]) -> None:
         self._sources = sources
         self._method = method
         self._making = making
+        self._look = look
         self._form: Form | None = None
         self._first = ""  # where the first row of that form stands
         self._splits: dict[str, _Written] = {}
@@ -152,6 +154,7 @@ class _Reader:
         with durable_file(self._making / f"{split}.jsonl") as out:
             for file in files:
                 for piece in lines_of(self._sources.prepare(file.index), 0, 0, MAX_ROW_BYTES):
+                    self._look()
                     if not isinstance(piece, Lines):
                         self._add_bad(_too_large(piece.length), file.index, piece.row)
                         continue
