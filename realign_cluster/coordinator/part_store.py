@@ -145,12 +145,15 @@ def manifest_of(run: TrainRun, step: int, parts: Sequence[StatePart]) -> Checkpo
         if "loss" in body["metrics"]
     }
     divergences = _measured(run, "divergence", step)
-    versions = local_versions()
+    versions, memory = local_versions(), run.memory
     return CheckpointManifest(
         step=step,
         layout=parts[0].layout,
         parts=tuple(parts),
         run=run.run_id,
+        world=memory.world if parts[0].generation == memory.generation else None,
+        learning_rate_factor=memory.learning_rate_factor,
+        beta_factor=memory.beta_factor,
         versions={"project": versions.project, "mlx": versions.mlx, "mlx_lm": versions.mlx_lm},
         validation_loss=losses[max(losses)] if losses else None,
         kl=divergences[max(divergences)]["kl"] if divergences else None,

@@ -16,7 +16,7 @@ from realign_cluster.domain.recovery_commands import Remember
 from realign_cluster.domain.recovery_events import CheckpointStored, StoreFailed
 from realign_cluster.domain.run_memory import GoBack, RunMemory
 from realign_cluster.domain.training import TrainSettings
-from realign_cluster.domain.world import StatePart
+from realign_cluster.domain.world import StatePart, WorldPlan
 from realign_cluster.store.state_part import data_path, remove_part
 from realign_cluster.store.train_ledger import Measurement
 from tests.cluster.kit import TINY_MODEL, CurateCluster, write_rows
@@ -84,7 +84,10 @@ def test_the_best_checkpoint_is_the_best_of_the_course_that_counts(run: TrainRun
             for at, body in ((at, {"metrics": {"loss": loss}}) for at, loss in losses.items())
         ]
 
-    memory = RunMemory(generation=1, go_backs=(GoBack(generation=1, step=4),))
+    world = WorldPlan(parallel="single", nodes=("one",), shares=(1.0,))
+    memory = RunMemory(
+        generation=2, world=world, learning_rate_factor=0.5, beta_factor=2.0, go_backs=(GoBack(generation=1, step=4),)
+    )
     run.ledger.record(
         0.0,
         measurements=[
@@ -94,9 +97,10 @@ def test_the_best_checkpoint_is_the_best_of_the_course_that_counts(run: TrainRun
         ],
         memory=encode(Remember(memory=memory)),
     )
-    part = StatePart(kind="checkpoint", step=0, part=0, parts=1, layout="whole", digest="0" * 32, bytes=1)
+    part = StatePart(kind="checkpoint", step=0, part=0, parts=1, layout="whole", digest="0" * 32, bytes=1, generation=2)
     found = [manifest_of(run, step, [part.model_copy(update={"step": step})]) for step in (4, 8, 10, 12, 16)]
     assert [(manifest.best, manifest.validation_loss) for manifest in found] == [
         (True, 3.0), (True, 2.5), (False, 2.5), (True, 2.0), (False, 2.2),
     ]  # fmt: skip
     assert [manifest.kl for manifest in found] == [None] * 5
+    assert (found[0].world, found[0].learning_rate_factor, found[0].beta_factor) == (world, 0.5, 2.0)
