@@ -92,6 +92,8 @@ class _Sitting:
         self._versions: dict[str, dict[str, str]] = {}
 
     async def run(self) -> int:
+        if self._is_trained():
+            return await self._finish(Finish(state="complete", reason="all was done in an earlier sitting"))
         async with connect(
             self._request.hostfile,
             discover=self._request.discover,
@@ -113,6 +115,11 @@ class _Sitting:
                 finally:
                     await self._share_reference(desk)
         return await self._finish(finish)
+
+    def _is_trained(self) -> bool:
+        """Whether only the result is to be written: no node is needed for that."""
+        step = self._run.memory.complete_step
+        return step is not None and any(manifest.step == step for manifest in self._run.checkpoints.manifests())
 
     def _warning_from_threads(self) -> Callable[[str], None]:
         loop = asyncio.get_running_loop()

@@ -8,16 +8,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import orjson
 import psutil
 import pytest
 
+from realign_cluster.coordinator.dashboard import make_dashboard
+from realign_cluster.coordinator.home import ClusterHome
 from realign_cluster.coordinator.part_store import manifest_of
 from realign_cluster.coordinator.stop import Stop, StopAsked
+from realign_cluster.coordinator.train import train
 from realign_cluster.coordinator.train_finish import finish_training
 from realign_cluster.coordinator.train_record import TrainRun, open_train_run
 from realign_cluster.coordinator.train_request import TrainRequest
 from realign_cluster.domain.errors import RunFailed
-from realign_cluster.domain.recovery_commands import Finish
+from realign_cluster.domain.recovery_codec import encode
+from realign_cluster.domain.recovery_commands import Finish, Remember
+from realign_cluster.domain.run_memory import RunMemory
 from realign_cluster.domain.training import TrainSettings
 from realign_cluster.store.state_part import PartHeader, data_path, manifest_path, write_part
 from tests.cluster.kit import TINY_MODEL, write_rows
@@ -56,6 +62,15 @@ async def test_interrupted_at_the_terminal_it_may_be_done_again(run: TrainRun) -
         await interrupted_export(run, stop)
     assert not run.folder.output.exists()
     assert not run.ledger.meta("finished")
+
+
+async def test_what_is_trained_is_written_without_any_node(run: TrainRun, tmp_path: Path) -> None:
+    run.ledger.record(0.0, memory=encode(Remember(memory=RunMemory(generation=1, complete_step=2))))
+    run.close()
+    request = run.request.model_copy(update={"hostfile": tmp_path / "none.json"})
+    assert await train(request, dashboard=make_dashboard(json_lines=False), home=ClusterHome(tmp_path / "home")) == 0
+    assert (run.folder.output / "adapters.safetensors").exists()
+    assert orjson.loads(run.folder.summary.read_bytes())["state"] == "complete"
 
 
 async def test_an_export_that_fails_of_itself_is_a_failure(run: TrainRun) -> None:
