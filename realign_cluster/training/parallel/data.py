@@ -43,7 +43,7 @@ class DataParallel:
         self._group = group if group is not None and group.size() > 1 else None
         self._entering = entering
         self._overlap = self._group is not None and mx.default_device() != mx.cpu
-        self._names = sorted(name for name, _ in tree_flatten(model.trainable_parameters()))
+        self._names = sorted((name for name, _ in tree_flatten(model.trainable_parameters())), key=_in_order)
 
     def parameters(self) -> dict[str, mx.array]:
         found = dict(tree_flatten(self._model.trainable_parameters()))
@@ -130,6 +130,11 @@ class DataParallel:
         with self._dropout.keyed(batch.keys):
             (_, part), gradients = mx.value_and_grad(loss)(parameters)
         return {name: value.astype(mx.float32) for name, value in gradients.items()}, part
+
+
+def _in_order(name: str) -> list[tuple[bool, int, str]]:
+    """For sorting: blocks by their number, "layers.2" before "layers.10"."""
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]
 
 
 def reduce_in_buckets(
