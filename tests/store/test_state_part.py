@@ -305,6 +305,7 @@ class TestReceived:
         assert len(list((tmp_path / "here").iterdir())) == 2
 
 
+@pytest.mark.timeout(300)
 def test_killed_at_any_instant_a_writer_leaves_whole_parts_only(tmp_path):
     rng = random.Random(5)
     step, kills, leftovers = 0, 0, 0

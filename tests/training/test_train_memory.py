@@ -38,6 +38,8 @@ CONFIG: dict[str, Any] = {
     "torch_dtype": "float32",
 }
 SHAPE = {"sequences": 4, "length": 256, "targets": 100, "batches": 1}
+
+pytestmark = pytest.mark.timeout(300)  # half a minute of two cores, which may be busy
 ALL = {"adapter": {"layers": -1}}
 WIDE = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8}
 SGD = {"optimizer": {"name": "sgd"}}
@@ -86,7 +88,7 @@ def train(names: list[str]) -> dict[str, dict[str, int]]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=280,
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
     return dict(zip(names, json.loads(ran.stdout), strict=True))
