@@ -109,7 +109,7 @@ def test_pipelines_of_unequal_stages_end_in_the_same_adapters(tmp_path: Path, tr
         "print(max(float(mx.abs(one[name] - other[name]).max()) for name in one))"
     )
     assert float(printed) < 1e-4
-    assert summary(tmp_path / "pipeline")["plan"]["parallel"] == "pipeline"
+    assert summary(tmp_path / "pipeline")["plan"]["approach"] == "pipeline"
 
 
 @pytest.mark.parametrize(
