@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from typing import Any
 import psutil
 
 from realign_cluster.coordinator.train_history import TrainHistory, read_train_history
+from realign_cluster.domain.errors import RealignError
 from realign_cluster.store.train_ledger import EventRecord, TrainLedgerReader
 from tests.cluster.kit import TINY_MODEL, CurateCluster
 from tests.cluster_kit import wait_until
@@ -76,6 +78,7 @@ class Training:
     process: subprocess.Popen[str]
     folder: Path
     errors: Path
+    _ledger: TrainLedgerReader | None = None
     _events: list[EventRecord] = field(default_factory=list)
 
     def said(self) -> str:
@@ -83,9 +86,11 @@ class Training:
 
     def events(self) -> list[EventRecord]:
         """All that the ledger has by now, of earlier sittings too."""
-        if (self.folder / "ledger.sqlite").exists():
-            with contextlib.suppress(Exception), ledger_of(self.folder) as ledger:  # it may just be being made
-                self._events += ledger.events(self._events[-1].seq if self._events else 0)
+        with contextlib.suppress(RealignError, sqlite3.Error):  # it is just being made, or its disk is full
+            if self._ledger is None and (self.folder / "ledger.sqlite").exists():
+                self._ledger = TrainLedgerReader(self.folder / "ledger.sqlite")
+            if self._ledger is not None:
+                self._events += self._ledger.events(self._events[-1].seq if self._events else 0)
         return self._events
 
     def wait_for(self, condition: Callable[[], Any], what: str, seconds: float = WAIT) -> Any:
@@ -156,6 +161,11 @@ class Training:
         self.process.kill()
         self.process.wait(10)
 
+    def close(self) -> None:
+        self.kill()
+        if self._ledger is not None:
+            self._ledger.close()
+
 
 class TrainCommands:
     """`realign train` on a cluster's nodes, each command of its own process; those that still run are killed at the
@@ -171,7 +181,7 @@ class TrainCommands:
 
     def __exit__(self, *_: object) -> None:
         for training in self._running:
-            training.kill()
+            training.close()
 
     def command(
         self, data: Path, out: Path, *more: str, hosts: Path | None = None, model: Path = TINY_MODEL
@@ -182,8 +192,6 @@ class TrainCommands:
         ]
 
     def start(self, command: Sequence[str], out: Path) -> Training:
-        """A run is planned as the first one was: what that measured would give the next one other shares."""
-        (self.cluster.home.folder / "calibrations.sqlite").unlink(missing_ok=True)
         errors = self.cluster.folder / f"train-{len(self.cluster.processes)}.stderr"
         with errors.open("w") as file:
             process = subprocess.Popen(
