@@ -58,7 +58,8 @@ def run_rank(orders: Orders, mailbox: Mailbox, say: Say) -> bool:
     except RealignError as error:
         say(Failed(code="job", message=str(error), step=step))
     except RuntimeError as error:  # MLX's word for a lost peer, and for a device that gave out
-        code = "peer" if watch.section in ("step", "reduce", "evaluate", "reference", "join", "generate") else "device"
+        together = watch.section in ("step", "reduce", "evaluate", "reference", "join", "generate")
+        code = "peer" if together and orders.spec.world.size > 1 else "device"
         say(Failed(code=code, message=f"{watch.section}: {error}", step=watch.step, fatal=False))
     finally:
         watch.stop()
