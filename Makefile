@@ -21,7 +21,7 @@ BENCHMARKS ?= scoring_speed noop_throughput coordinator_memory resume_million st
 help:
 	@echo "make demo        score examples/data with two nodes on this machine; ends with a report"
 	@echo "make demo-train  fine-tune on two nodes of this machine, kill a rank on the way; ends with a report"
-	@echo "make test        every test that fits in eight minutes"
+	@echo "make test        every test but the long ones"
 	@echo "make check       format, lint, types, import contracts"
 	@echo "make soak        the long tests"
 	@echo "make bench       the figures of benchmarks/README.md"
