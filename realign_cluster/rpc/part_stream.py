@@ -27,7 +27,7 @@ RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0)  # without a byte in between; then it is gi
 PASSING = frozenset(  # what another try may mend
     {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED, grpc.StatusCode.UNKNOWN}
 )
-
+WRITE_MET_THE_END = "Internal error from Core"  # gRPC's aio client: a write was under way when the other side ended
 
 UNFIT = frozenset({grpc.StatusCode.NOT_FOUND, grpc.StatusCode.DATA_LOSS})
 
@@ -84,6 +84,6 @@ def why_passing(error: PeerRefused | grpc.aio.AioRpcError, otherwise: str) -> st
             return error.message
         raise RealignError(f"{otherwise}: {error.message}", error.fix) from error
     details: str = error.details() or error.code().name.lower()
-    if error.code() in PASSING:
+    if error.code() in PASSING or details == WRITE_MET_THE_END:
         return details
     raise (PartUnfit if error.code() in UNFIT else RealignError)(f"{otherwise}: {details}") from error

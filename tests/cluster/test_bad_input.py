@@ -592,10 +592,11 @@ def test_wrong_protocol(
     monkeypatch: pytest.MonkeyPatch,
     pretend: Callable[..., None],
 ) -> None:
+    theirs = versions.PROTOCOL_VERSION
     monkeypatch.setattr(versions, "PROTOCOL_VERSION", 999)
     pretend()
     said = realign("curate", rows, "--out", tmp_path / "run", "--hostfile", one.hostfile(), *NOTHING)
-    refused(said, 3, "alpha: protocol 1, the cluster has 999 (refused)", "--install up")
+    refused(said, 3, f"alpha: protocol {theirs}, the cluster has 999 (refused)", "--install up")
     assert not (tmp_path / "run").exists()
 
 
