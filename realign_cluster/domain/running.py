@@ -59,7 +59,8 @@ class Running:
 
     def node_ready(self, event: e.NodeReady) -> None:
         for rank in [rank for rank in self._all() if rank.node == event.node and not rank.gone]:
-            if rank.fenced_at is not None and rank.generation != event.generation:
+            awaited = rank.fenced_at is not None or rank.kill_asked_at is not None
+            if awaited and rank.generation != event.generation:
                 rank.gone = True  # its daemon says so, and nothing that was said before reaches it any more
             elif rank.fenced_at is not None:
                 rank.fenced_at = None

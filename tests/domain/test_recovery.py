@@ -103,6 +103,15 @@ def test_the_rank_of_a_lost_node_counts_as_dead_when_its_daemon_must_have_killed
     assert "the rank of generation 1 on b counts as dead" in run.notes()
 
 
+def test_a_daemon_that_was_started_anew_has_no_rank_that_could_be_killed() -> None:
+    run = TrainRun("ab").begin(steps=3)
+    run.exits("a")
+    run.pass_time(POLICY.kill_patience_seconds - 1)
+    run.ready("b", [part(3)], generation=None)
+    assert (run.generation, run.running) == (2, "ab")
+    assert not run.all(c.Quarantine)
+
+
 def test_the_rank_of_a_node_that_comes_back_is_as_dead_as_its_daemon_says() -> None:
     run = TrainRun("ab").begin(steps=3)
     run.lose("b")
