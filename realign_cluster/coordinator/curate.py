@@ -50,15 +50,21 @@ NODES_MISSING = 3
 
 
 async def curate(
-    request: CurateRequest, *, dashboard: Dashboard, command: str | None = None, home: ClusterHome | None = None
+    request: CurateRequest,
+    *,
+    dashboard: Dashboard,
+    command: str | None = None,
+    home: ClusterHome | None = None,
+    stop: Stop | None = None,
 ) -> int:
     """Runs or continues the run; returns the exit code. Raises RealignError for what must stop it before it starts.
 
+    `stop`: of whoever runs this as a part of something and hears the signals; without one they are heard here.
     `command` is what the user typed, for run.toml.
     """
     run = await asyncio.to_thread(open_run, request, command)
-    stop = Stop()
-    with contextlib.closing(run), signals(stop):
+    stop, heard_here = stop or Stop(), stop is None
+    with contextlib.closing(run), signals(stop) if heard_here else contextlib.nullcontext():
         if run.finished_summary is not None:
             dashboard.start(f"curate {run.folder.path}")
             dashboard.note("this run is complete: nothing is left to do", "info")

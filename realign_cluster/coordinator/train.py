@@ -46,12 +46,20 @@ from realign_cluster.store.space import StorageFull
 
 
 async def train(
-    request: TrainRequest, *, dashboard: Dashboard, command: str | None = None, home: ClusterHome | None = None
+    request: TrainRequest,
+    *,
+    dashboard: Dashboard,
+    command: str | None = None,
+    home: ClusterHome | None = None,
+    stop: Stop | None = None,
 ) -> int:
-    """Runs or continues the run; returns the exit code. Raises RealignError for what must stop it before it starts."""
+    """Runs or continues the run; returns the exit code. Raises RealignError for what must stop it before it starts.
+
+    `stop`: of whoever runs this as a part of something and hears the signals; without one they are heard here.
+    """
     check_tracker(request.track)
-    stop = Stop()
-    with signals(stop):
+    stop, heard_here = stop or Stop(), stop is None
+    with signals(stop) if heard_here else contextlib.nullcontext():
         try:
             run = await asyncio.to_thread(open_train_run, request, command, stop.raise_if_asked)
         except StopAsked:

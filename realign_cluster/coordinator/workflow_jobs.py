@@ -1,0 +1,261 @@
+"""Carries out a workflow's jobs: scoring and training as runs of their own within the workflow's folder, derivations
+in a thread. A job that was interrupted goes on where it stopped: its run folder is named by its key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, ConfigDict
+
+from realign_cluster.coordinator.curate import INTERRUPTED, NODES_MISSING, curate
+from realign_cluster.coordinator.home import ClusterHome
+from realign_cluster.coordinator.progress import Dashboard, Level, ProgressSnapshot
+from realign_cluster.coordinator.request import CurateRequest
+from realign_cluster.coordinator.stop import Stop, StopAsked
+from realign_cluster.coordinator.train import train
+from realign_cluster.coordinator.train_request import TrainRequest
+from realign_cluster.domain.errors import NodesMissing, RunFailed
+from realign_cluster.store.artifacts import ArtifactStore
+from realign_cluster.store.model_files import describe_model
+from realign_cluster.workflows.derive import REGISTRY, Derived
+from realign_cluster.workflows.jobs import ArtifactId, Derive, Job, JobResult, ModelRef, Score, Train, job_key
+
+FUSE_MODULE = "realign_cluster.training.fuse"
+
+
+class Where(BaseModel):
+    """Which cluster, and how its workers run: may differ from sitting to sitting."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    hostfile: Path | None = None
+    discover: bool = False
+    min_nodes: int | None = None
+    allow_skew: tuple[str, ...] = ()
+    environment: dict[str, str] = {}
+    nice: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """A result with what it was made by."""
+
+    result: JobResult
+    nodes: dict[str, Any]
+    versions: dict[str, Any]
+    folder: str  # of its run, relative to the workflow's; "" for a derivation
+
+
+class JobRunner:
+    """One workflow's. Raises StopAsked when the user interrupted, NodesMissing and RunFailed where nothing can be done
+    about it here.
+    """
+
+    def __init__(
+        self, folder: Path, artifacts: ArtifactStore, where: Where, home: ClusterHome, dashboard: Dashboard, stop: Stop
+    ) -> None:
+        self._folder = folder
+        self._artifacts = artifacts
+        self._where = where
+        self._home = home
+        self._dashboard = dashboard
+        self._stop = stop
+
+    async def run(self, job: Job, reproducible: bool) -> Done:
+        self._stop.raise_if_asked()
+        match job:
+            case Score():
+                return await self._score(job, reproducible)
+            case Train():
+                return await self._train(job)
+            case Derive():
+                return await asyncio.to_thread(self._derive, job)
+
+    def model_path(self, model: ModelRef) -> str:
+        return str(self._artifacts.folder_path(model.artifact)) if model.artifact else model.path
+
+    async def _score(self, job: Score, reproducible: bool) -> Done:
+        folder = self._job_folder(job)
+        request = CurateRequest(
+            inputs=(str(self._artifacts.rows_path(job.rows)),),
+            out=folder,
+            model=self.model_path(job.model),
+            kinds=job.kinds,
+            fields=job.fields,
+            template=job.template,
+            labels=job.labels,
+            chat=job.chat,
+            max_tokens=job.max_tokens,
+            truncate=job.truncate,
+            reproducible=reproducible,
+            **self._more_of(job),
+            **self._where.model_dump(),
+        )
+        summary = await self._sitting(curate(request, dashboard=self._quiet(job), home=self._home, stop=self._stop), folder)
+        if failed := summary["rows"]["failed"]:
+            raise RunFailed(
+                f"{job.title}: {failed} of {summary['rows']['in']} rows could not be scored",
+                f"see {folder / 'failed'}; a workflow's measurements need every row",
+            )
+        parts = sorted((folder / "output").glob("part-*.jsonl"))
+        rows = (orjson.loads(line) for part in parts for line in part.read_bytes().splitlines())
+        scored = await asyncio.to_thread(self._artifacts.put_rows, rows)
+        return self._done(job, folder, summary, {"rows": ArtifactId(scored)})
+
+    def _more_of(self, job: Score) -> dict[str, Any]:
+        more: dict[str, Any] = {}
+        if job.sampling is not None:
+            more["sampling"] = job.sampling.model_dump()
+        if job.reference is not None:
+            more["reference_model"] = self.model_path(job.reference)
+        return more
+
+    async def _train(self, job: Train) -> Done:
+        folder = self._job_folder(job)
+        request = TrainRequest(
+            data=(str(self._artifacts.rows_path(job.data)),),
+            valid=(str(self._artifacts.rows_path(job.valid)),) if job.valid else (),
+            model=self.model_path(job.model),
+            out=folder,
+            settings=job.settings,
+            **self._where.model_dump(),
+        )
+        sitting = train(request, dashboard=self._quiet(job), home=self._home, stop=self._stop)
+        summary = await self._sitting(sitting, folder)
+        if summary["state"] == "failed":
+            return self._done(job, folder, summary, {}, failed=str(summary["reason"]))
+        whole = folder / "whole"
+        if job.settings.fine_tune == "full":
+            shutil.copytree(folder / "output", whole, dirs_exist_ok=True)
+        else:
+            await self._fuse(self.model_path(job.model), folder / "output", whole)
+        model = await asyncio.to_thread(self._artifacts.put_folder, whole)
+        metrics = await asyncio.to_thread(self._artifacts.put_file, folder / "metrics.jsonl")
+        return self._done(
+            job, folder, summary, {"model": ArtifactId(model), "metrics": ArtifactId(metrics)}, value=_course_of(summary)
+        )
+
+    async def _fuse(self, model: str, adapters: Path, out: Path) -> None:
+        """A short-lived process: the coordinator never imports MLX."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", FUSE_MODULE, "--model", model, "--adapters", str(adapters), "--out", str(out)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        said, _ = await process.communicate()
+        if process.returncode and self._stop.asked:
+            raise StopAsked
+        if process.returncode:
+            raise RunFailed(
+                f"the adapters of {adapters} could not be put into {model}: "
+                f"{said.decode(errors='replace').strip()[-2000:]}",
+                "run the same command again: only this is repeated",
+            )
+
+    async def _sitting(self, sitting: Any, folder: Path) -> dict[str, Any]:
+        """The summary of a run that is over. Raises for one that is not."""
+        code = await sitting
+        if code == INTERRUPTED or self._stop.asked:
+            raise StopAsked
+        summary: dict[str, Any] = orjson.loads((folder / "summary.json").read_bytes())
+        if code == NODES_MISSING:
+            raise NodesMissing(str(summary.get("reason", "nodes are missing")), "see realign doctor")
+        if summary["state"] == "incomplete":
+            raise RunFailed(str(summary.get("reason", "")), "the same command goes on where it stopped")
+        return summary
+
+    def _done(
+        self, job: Job, folder: Path, summary: Mapping[str, Any], outputs: dict[str, ArtifactId], **more: Any
+    ) -> Done:
+        return Done(
+            result=JobResult(outputs=outputs, **more),
+            nodes=dict(summary.get("nodes") or {}),
+            versions=dict(summary.get("versions") or {}),
+            folder=str(folder.relative_to(self._folder)),
+        )
+
+    def _derive(self, job: Derive) -> Done:
+        registered = REGISTRY[job.function]
+        scratch = self._folder / "jobs" / f"{job_key(job)}.making"
+        shutil.rmtree(scratch, ignore_errors=True)
+        derived: Derived = registered.function(_Reader(self._artifacts, job, scratch), job.parameters)
+        outputs = {name: ArtifactId(self._artifacts.put_rows(rows)) for name, rows in derived.rows.items()}
+        outputs |= {name: ArtifactId(self._artifacts.put_folder(path)) for name, path in derived.folders.items()}
+        shutil.rmtree(scratch, ignore_errors=True)
+        return Done(result=JobResult(outputs=outputs, value=derived.value), nodes={}, versions={}, folder="")
+
+    def _job_folder(self, job: Job) -> Path:
+        return self._folder / "jobs" / job_key(job)
+
+    def _quiet(self, job: Job) -> Dashboard:
+        return _PartOf(self._dashboard, job.title)
+
+
+def pinned(path: str) -> ModelRef:
+    """A model from outside by the content of its files. Raises UsageError where it cannot be used."""
+    return ModelRef(path=path, hash=describe_model(path).hash)
+
+
+def _course_of(summary: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("loss", "validation", "kl", "steps", "tokens", "wall_seconds", "steps_lost", "generations")
+    return {name: summary.get(name) for name in names}
+
+
+class _Reader:
+    """What a derivation may read."""
+
+    def __init__(self, artifacts: ArtifactStore, job: Derive, scratch: Path) -> None:
+        self._artifacts = artifacts
+        self._job = job
+        self._scratch = scratch
+
+    def rows(self, name: str) -> Any:
+        return self._artifacts.rows(self._job.inputs[name])
+
+    def folder(self, name: str) -> Path:
+        return self._artifacts.folder_path(self._job.inputs[name])
+
+    def has(self, name: str) -> bool:
+        return name in self._job.inputs
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._job.inputs)
+
+    def scratch(self) -> Path:
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        return self._scratch
+
+
+class _PartOf:
+    """A job's run on the workflow's dashboard: its progress under the job's title, its own beginning and end unsaid."""
+
+    def __init__(self, whole: Dashboard, title: str) -> None:
+        self._whole = whole
+        self._title = title
+
+    def start(self, title: str) -> None:
+        del title
+
+    def update(self, snapshot: ProgressSnapshot) -> None:
+        from dataclasses import replace
+
+        said = f"{self._title}: {snapshot.message}" if snapshot.message else self._title
+        self._whole.update(replace(snapshot, message=said))
+
+    def note(self, message: str, level: Level = "info") -> None:
+        self._whole.note(f"{self._title}: {message}", "debug" if level == "info" else level)
+
+    def event(self, name: str, fields: Mapping[str, object]) -> None:
+        self._whole.event(f"job_{name}", {"job": self._title, **fields})
+
+    def stop(self) -> None:
+        pass

@@ -1,0 +1,154 @@
+"""A workflow's run on disk: opens its folder and ledger, takes the user's files in, knows what people decided."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from realign_cluster.coordinator.run_record import note_request
+from realign_cluster.coordinator.workflow_jobs import pinned
+from realign_cluster.coordinator.workflow_request import WorkflowRequest
+from realign_cluster.domain.errors import UsageError
+from realign_cluster.store.artifacts import ArtifactStore
+from realign_cluster.store.run_folder import RunFolder
+from realign_cluster.store.workflow_ledger import ArtifactRecord, WorkflowLedger, WorkflowLedgerReader
+from realign_cluster.workflows.config import WorkflowConfig, read_config
+from realign_cluster.workflows.course import Decisions
+from realign_cluster.workflows.intake import check_data
+from realign_cluster.workflows.jobs import ArtifactId, ModelRef
+from realign_cluster.workflows.stage import State, Workflow
+from realign_cluster.workflows.tables import workflow_named
+from realign_cluster.workflows.thresholds import check_thresholds
+
+
+@dataclass(slots=True, kw_only=True)
+class WorkflowRun:
+    """An open run: this process has its lock until `close`."""
+
+    folder: RunFolder
+    ledger: WorkflowLedger
+    artifacts: ArtifactStore
+    workflow: Workflow
+    config: WorkflowConfig
+    state: State
+    decisions: Decisions
+    judge: ModelRef | None
+    command: str | None
+
+    def close(self) -> None:
+        self.ledger.close()
+        self.folder.close()
+
+    def abandon(self) -> None:
+        """It cannot be started: a fresh run leaves nothing behind."""
+        self.ledger.close()
+        self.folder.abandon()
+
+
+def open_workflow_run(request: WorkflowRequest, command: str | None = None) -> WorkflowRun:
+    """Everything that can be checked without a node is checked here; what fails leaves nothing behind.
+
+    Raises UsageError for a config, data or model that will not do, and for a run folder of something else.
+    """
+    config = read_config(request.config)
+    workflow = workflow_named(request.workflow, config)
+    if request.mode is not None:
+        config = config.model_copy(update={"mode": request.mode})
+    check_thresholds(workflow, config, request.config)
+    files = data_files(config, request.config)
+    check_data(workflow.name, config, files)
+    model = pinned(config.model.path if not _is_folder(config, request) else str(_folder(config, request)))
+    judge = _judge(config, request, model)
+    with contextlib.ExitStack() as undo:
+        folder = RunFolder.hold(request.out)
+        undo.callback(folder.abandon)
+        ledger = undo.enter_context(contextlib.closing(_open_ledger(folder, workflow.name)))
+        note_request(folder, "workflow", request.anchored(), command)
+        artifacts = ArtifactStore(folder.path / "artifacts")
+        data = {name: ArtifactId(_taken_in(artifacts, ledger, name, path)) for name, path in files.items()}
+        ledger.set_meta("config", config.model_dump(mode="json"))
+        run = WorkflowRun(
+            folder=folder,
+            ledger=ledger,
+            artifacts=artifacts,
+            workflow=workflow,
+            config=config,
+            state=State(data=data, model=model),
+            decisions=decisions_of(ledger, workflow),
+            judge=judge,
+            command=command,
+        )
+        undo.pop_all()
+        return run
+
+
+def data_files(config: WorkflowConfig, config_file: Path) -> dict[str, Path]:
+    """The user's files by their name in [data]; a benchmark's is "benchmark NAME". Paths are relative to the config."""
+    named = {name: value for name, value in config.data.model_dump().items() if value is not None}
+    named |= {f"benchmark {name}": value for name, value in config.benchmarks.items()}
+    return {name: config_file.parent / Path(value).expanduser() for name, value in named.items()}
+
+
+def decisions_of(ledger: WorkflowLedgerReader, workflow: Workflow) -> Decisions:
+    """What people have said so far: overrides that were not withdrawn, and rollbacks."""
+    overridden: set[tuple[str, str]] = set()
+    taken_back: Counter[str] = Counter()
+    for note in ledger.notes():
+        match note.kind:
+            case "override":
+                overridden.add((note.body["stage"], note.body["gate"]))
+            case "rollback":
+                to = workflow.stage(note.body["to"]).number
+                taken_back.update(stage.name for stage in workflow.stages if stage.number > to)
+    return Decisions(overridden=frozenset(overridden), taken_back=dict(taken_back))
+
+
+def _is_folder(config: WorkflowConfig, request: WorkflowRequest) -> bool:
+    return _folder(config, request).is_dir()
+
+
+def _folder(config: WorkflowConfig, request: WorkflowRequest) -> Path:
+    return (request.config.parent / Path(config.model.path).expanduser()).absolute()
+
+
+def _judge(config: WorkflowConfig, request: WorkflowRequest, model: ModelRef) -> ModelRef | None:
+    """Raises UsageError for a judge that is the model that is trained: it would mark its own work."""
+    if config.verifier.kind == "lexical":
+        return None
+    if not config.verifier.model:
+        raise UsageError(f"{request.config}: verifier.model: missing, the kind is {config.verifier.kind}", "name a model")
+    folder = (request.config.parent / Path(config.verifier.model).expanduser()).absolute()
+    judge = pinned(str(folder) if folder.is_dir() else config.verifier.model)
+    if judge.hash == model.hash:
+        raise UsageError(
+            f"{request.config}: verifier.model is the model that is trained: it would judge its own answers",
+            "choose another model for the verifier, or kind = \"lexical\"",
+        )
+    return judge
+
+
+def _open_ledger(folder: RunFolder, workflow: str) -> WorkflowLedger:
+    if not folder.ledger.exists():
+        return WorkflowLedger.create(folder.ledger, {"workflow": workflow})
+    ledger = WorkflowLedger(folder.ledger)
+    if (found := ledger.meta("workflow")) != workflow:
+        ledger.close()
+        raise UsageError(f"the run at {folder.path} is of the workflow {found}, not {workflow}", "choose another --out")
+    return ledger
+
+
+def _taken_in(artifacts: ArtifactStore, ledger: WorkflowLedger, name: str, path: Path) -> str:
+    found = artifacts.put_file(path)
+    ledger.add_artifact(ArtifactRecord(id=found, name=name, bytes=path.stat().st_size, made_by=f"input: {path}"))
+    return found
+
+
+def read_workflow_request(path: Path) -> WorkflowRequest:
+    """What run.toml of this folder asks for, wherever the folder is now. Raises UsageError when it is no workflow."""
+    values: dict[str, Any] = RunFolder.read(path).read_run_toml()
+    if values.get("kind") != "workflow":
+        raise UsageError(f"{path} is not the run of a workflow", "see: realign runs show")
+    return WorkflowRequest.model_validate(values["request"]).model_copy(update={"out": path.absolute()})

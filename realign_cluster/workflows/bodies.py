@@ -1,0 +1,265 @@
+"""What each stage does: which jobs, in which order, and what it ends with. Shared by both workflows where they are alike."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from realign_cluster.domain.gate import Measurement, paired_with
+from realign_cluster.domain.training import TrainSettings
+from realign_cluster.workflows import sources, training_data, verify
+from realign_cluster.workflows.derive import derive
+from realign_cluster.workflows.evaluating import Evaluation, divergence, evaluate
+from realign_cluster.workflows.jobs import ArtifactId, Ask, JobResult, Look, ModelRef, Score, Train
+from realign_cluster.workflows.measured import by_metric
+from realign_cluster.workflows.stage import Context, Outcome
+from realign_cluster.workflows.verify import verdicts_on, verifier_fingerprint
+
+Stage = Generator[Ask, JobResult, Outcome]
+RECORDED = ("citation_precision", "citation_recall", "attribution_coverage", "factuality", "hallucination_rate", "over_abstention")
+
+
+def preparation(context: Context) -> Stage:
+    """Stage 1: a model that answers, trained here or taken, and the baseline of everything that is compared later."""
+    model, facts = context.state.model, {}
+    settings = context.config.training.preparation
+    if settings is not None:
+        if "preparation" not in context.state.data:
+            return Outcome(failed="there is a [training.preparation] and no [data] preparation")
+        trained = yield from _trained(context, "preparation", context.state.data["preparation"], model, settings)
+        if trained.failed:
+            return Outcome(failed=f"the training failed: {trained.failed}")
+        model, facts = trained.model(), {"training": trained.value}
+    found = yield from evaluate(context, model, "items", title="baseline", perplexity=True)
+    recorded = [name for name in RECORDED if name in found.measurements]
+    return Outcome(
+        model=model,
+        artifacts={f"baseline {name}": each for name, each in found.artifacts.items()},
+        measurements=found.measurements,
+        facts={**facts, "baseline_recorded": len(recorded) / len(RECORDED)},
+    )
+
+
+def source_data(context: Context) -> Stage:
+    """Stage 2 of source attribution: the sources indexed, retrieval measured, citation examples cleaned."""
+    data = context.state.data
+    parameters = sources.RETRIEVAL_ATTEMPTS[context.attempt % len(sources.RETRIEVAL_ATTEMPTS)]
+    built = yield derive(sources.source_index, "index of the sources", inputs={"sources": data["sources"]}, **parameters)
+    index = built.outputs["index"]
+    searched = yield derive(
+        sources.retrieval_measurements, "retrieval", inputs={"queries": data["queries"], "index": index}, most=sources.DEPTH
+    )
+    rows = yield Look(rows=searched.outputs["measurements"])
+    spread = yield derive(
+        sources.spread_of_sources, "types of sources", inputs={"sources": data["sources"], "practice": data["practice"]}
+    )
+    clean = yield from _clean(context)
+    return Outcome(
+        artifacts={"index": index, "rankings": searched.outputs["rankings"], "citation data": clean.outputs["rows"]},
+        measurements=by_metric(rows.value),
+        facts={**spread.value, "bm25": parameters, "cleaned": clean.value},
+    )
+
+
+def factual_data(context: Context) -> Stage:
+    """Stage 2 of anti-hallucination: the collected pairs checked against their sources, citation examples cleaned."""
+    data = context.state.data
+    asked = yield derive(sources.pairs_of_facts, "collected pairs", inputs={"pairs": data["pairs"]})
+    verdicts = yield from verdicts_on(context, asked.outputs["pairs"], "collected pairs")
+    measured = yield derive(
+        sources.pairs_supported,
+        "collected pairs: supported",
+        inputs={"pairs": data["pairs"], "verdicts": verdicts},
+        supported=context.config.verifier.supported,
+        verifier=verifier_fingerprint(context),
+    )
+    rows = yield Look(rows=measured.outputs["measurements"])
+    clean = yield from _clean(context)
+    return Outcome(
+        artifacts={"citation data": clean.outputs["rows"], "unsupported pairs": measured.outputs["unsupported"]},
+        measurements=by_metric(rows.value),
+        facts={"cleaned": clean.value},
+    )
+
+
+def citation_training(context: Context) -> Stage:
+    """Stage 3: trained to cite. Another attempt has more steps: more and other examples are seen."""
+    data = context.state.artifacts["citation data"]
+    settings = context.config.training.citation
+    settings = settings.model_copy(update={"steps": round(settings.steps * (1 + 0.5 * context.attempt))})
+    trained = yield from _trained(context, "citation", data, context.state.model, settings)
+    if trained.failed:
+        return Outcome(failed=f"the training failed: {trained.failed}")
+    found = yield from evaluate(context, trained.model(), "items", title="after citation training")
+    return _outcome(found, trained.model(), {"training": trained.value})
+
+
+def verification(context: Context) -> Stage:
+    """Stage 4: what the model attributes, and how far the verifier itself can be trusted."""
+    return (yield from _verification(context, positive="supported"))
+
+
+def detection(context: Context) -> Stage:
+    """Stage 4 of anti-hallucination: what the model makes up, and how often the detector cries wolf."""
+    return (yield from _verification(context, positive="hallucinated"))
+
+
+def _verification(context: Context, positive: str) -> Stage:
+    found = yield from evaluate(context, context.state.model, "items", title="verification")
+    pairs = yield derive(verify.label_pairs, "labelled pairs", inputs={"labels": context.state.data["labels"]})
+    verdicts = yield from verdicts_on(context, pairs.outputs["pairs"], "labelled pairs")
+    quality = yield derive(
+        verify.verifier_quality,
+        "verifier's own quality",
+        inputs={"labels": context.state.data["labels"], "verdicts": verdicts},
+        supported=context.config.verifier.supported,
+        verifier=verifier_fingerprint(context),
+        positive=positive,
+    )
+    rows = yield Look(rows=quality.outputs["measurements"])
+    outcome = _outcome(found, None, {"verifier": quality.value})
+    return replace(outcome, measurements={**outcome.measurements, **by_metric(rows.value)})
+
+
+def optimisation(context: Context) -> Stage:
+    """Stage 5: preferences between the model's own answers. Another attempt halves the rate and doubles beta."""
+    config, state = context.config, context.state
+    inputs = {"practice": state.data["practice"]}
+    prompts = yield derive(sources.practice_prompts, "practice questions", inputs=inputs, most=config.preference.prompts, seed=context.seed("practice"))
+    sampled = yield Score(
+        title="samples to choose from",
+        rows=prompts.outputs["prompts"],
+        model=state.model,
+        kinds=("generate",),
+        sampling=_sampling(context),
+        chat=config.model.chat,
+        max_tokens=config.model.max_tokens,
+    )
+    generated = sampled.outputs["rows"]
+    from realign_cluster.workflows.answers import answer_pairs
+
+    asked = yield derive(answer_pairs, "samples: what is claimed", inputs={"generated": generated})
+    verdicts = yield from verdicts_on(context, asked.outputs["pairs"], "samples")
+    made = yield derive(
+        training_data.preference_rows,
+        "preference pairs",
+        inputs={"generated": generated, "verdicts": verdicts, "items": state.data["items"], "sealed": state.data["sealed"]},
+        supported=config.verifier.supported,
+        verifier=verifier_fingerprint(context),
+        abstention=config.preference.abstention,
+        gap=config.preference.gap,
+        least_pairs=config.preference.least_pairs,
+        seed=context.seed("pairs"),
+    )
+    failed = [each for each in made.value["checks"] if each["status"] == "failed"]
+    facts: dict[str, Any] = {"pairs": made.value}
+    if failed:
+        return Outcome(facts=facts, failed="; ".join(f"{each['name']}: {each['reason']}" for each in failed))
+    settings = softened(config.training.preference, context.attempt)
+    trained = yield Train(
+        title="preference training",
+        model=state.model,
+        data=made.outputs["pairs"],
+        settings=settings.model_copy(update={"seed": context.seed("preference")}),
+    )
+    if trained.failed:
+        return Outcome(facts=facts, failed=f"the training failed: {trained.failed}")
+    model = trained.model()
+    found = yield from evaluate(context, model, "items", title="after optimisation")
+    kl = yield from divergence(context, model, state.model, title="divergence")
+    outcome = _outcome(found, model, {**facts, "training": trained.value})
+    measurements = {**outcome.measurements, "kl": kl, **_change(context, outcome.measurements, "factuality", "factuality_change")}
+    return replace(outcome, measurements=measurements, artifacts={**outcome.artifacts, "pairs": made.outputs["pairs"]})
+
+
+def evaluation(context: Context) -> Stage:
+    """Stage 7: everything at once, on questions that were sealed until now."""
+    found = yield from evaluate(context, context.state.model, "sealed", title="final evaluation", consistency=True)
+    reference = entered_optimisation(context)
+    kl = yield from divergence(context, context.state.model, reference, title="divergence")
+    drift = yield from divergence(
+        context, context.state.model, context.state.models["preparation"], title="drift from stage 1", name="drift"
+    )
+    outcome = _outcome(found, None, {})
+    return replace(outcome, measurements={**outcome.measurements, "kl": kl, "drift": drift})
+
+
+# --- shared ---
+
+
+def entered_optimisation(context: Context) -> ModelRef:
+    """The model that stage 5 began with: the reference of the divergence through all rounds of stage 6."""
+    models = context.state.models
+    return models.get("citation") or models.get("preparation") or context.state.model
+
+
+def softened(settings: TrainSettings, attempt: int) -> TrainSettings:
+    """Half the rate and twice the KL penalty for each attempt before."""
+    optimizer = settings.optimizer.model_copy(update={"learning_rate": settings.optimizer.learning_rate / 2**attempt})
+    loss = settings.loss.model_copy(update={"beta": settings.loss.beta * 2**attempt})
+    return settings.model_copy(update={"optimizer": optimizer, "loss": loss})
+
+
+def _trained(
+    context: Context, name: str, data: ArtifactId, model: ModelRef, settings: TrainSettings
+) -> Generator[Ask, JobResult, JobResult]:
+    """Trained on `data` mixed with the general data."""
+    inputs = {"task": data} | ({"general": context.state.data["general"]} if "general" in context.state.data else {})
+    mixed = yield derive(
+        training_data.mixed_rows,
+        f"{name}: mix",
+        inputs=inputs,
+        general=context.config.mix.general,
+        seed=context.seed(name, "mix"),
+    )
+    trained = yield Train(
+        title=f"{name} training",
+        model=model,
+        data=mixed.outputs["rows"],
+        valid=context.state.data["valid"] if settings.evaluation.every or settings.evaluation.patience else None,
+        settings=settings.model_copy(update={"seed": context.seed(name)}),
+    )
+    value = {**(trained.value or {}), "mix": mixed.value}
+    return replace(trained, value=value)
+
+
+def _clean(context: Context) -> Generator[Ask, JobResult, JobResult]:
+    data = context.state.data
+    return (
+        yield derive(
+            training_data.clean_rows,
+            "citation examples cleaned",
+            inputs={"rows": data["citation"], "items": data["items"], "sealed": data["sealed"]},
+        )
+    )
+
+
+def _sampling(context: Context) -> Any:
+    from realign_cluster.workflows.evaluating import greedy
+
+    wanted = context.config.preference
+    return greedy(context).model_copy(
+        update={"temperature": wanted.temperature, "samples": wanted.samples, "seed": context.seed("samples")}
+    )
+
+
+def _outcome(found: Evaluation, model: ModelRef | None, facts: Mapping[str, Any]) -> Outcome:
+    return Outcome(
+        model=model,
+        artifacts=found.artifacts,
+        measurements=found.measurements,
+        benchmarks=found.benchmarks,
+        facts=facts,
+    )
+
+
+def _change(
+    context: Context, now: Mapping[str, Measurement], metric: str, name: str
+) -> dict[str, Measurement]:
+    """The paired change of `metric` from the stage before that measured it on the same items."""
+    for measured in reversed(context.state.measured.values()):
+        before = measured.get(metric)
+        if before is not None and before.dataset == now[metric].dataset and before.verifier == now[metric].verifier:
+            return {name: replace(paired_with(now[metric], before), metric=name)}
+    return {}

@@ -1,0 +1,27 @@
+"""Which of the models that a workflow made is the one to fall back to: the best of the feasible, not merely the last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from realign_cluster.workflows.jobs import ModelRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """`feasible`: no gate of the stage that made it failed. `primary`: the workflow's first measure, None if unknown."""
+
+    stage: str
+    model: ModelRef
+    feasible: bool
+    primary: float | None
+
+
+def best_feasible(candidates: Sequence[Candidate]) -> Candidate:
+    """The feasible candidate with the highest primary measure; among equals the earlier one, which is changed less.
+
+    The first candidate is the model that the workflow began with: it is always feasible.
+    """
+    feasible = [candidate for candidate in candidates if candidate.feasible]
+    return max(feasible, key=lambda each: float("-inf") if each.primary is None else each.primary)

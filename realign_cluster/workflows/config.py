@@ -1,0 +1,167 @@
+"""What a user says of a workflow, in one TOML file: model, data, verifier, trainings, thresholds.
+
+Reads the file and checks everything that can be checked without the data; every mistake is named with file and line.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from realign_cluster.domain.errors import UsageError
+from realign_cluster.domain.job import Chat, Strict
+from realign_cluster.domain.suggest import did_you_mean
+from realign_cluster.domain.toml_lines import line_of_toml, lines_of_toml
+from realign_cluster.domain.train_limits import broken_limits
+from realign_cluster.domain.training import TrainSettings
+
+Mode = Literal["strict", "permissive"]
+VerifierKind = Literal["lexical", "judge", "ensemble"]
+
+
+class ModelConfig(Strict):
+    path: str  # folder or hub id
+    chat: Chat = "auto"
+    max_tokens: int = Field(default=2048, ge=2)
+
+
+class DataConfig(Strict):
+    """Files of JSON lines, relative to the TOML file. docs/workflows/templates.md has a row of each."""
+
+    sources: str  # {"id", "text", "type"}
+    items: str  # questions that stages 1 to 6 are measured on: {"id", "prompt", "sources", "answerable", "group"}
+    sealed: str  # the same, of stage 7 alone
+    practice: str  # the same, with "completion": what pairs and targeted rounds are made from
+    citation: str  # {"prompt", "completion"}: stage 3 is trained on it
+    valid: str  # {"prompt", "completion"}: perplexity and validation loss
+    general: str | None = None  # {"prompt", "completion"}: mixed into every training
+    preparation: str | None = None  # {"prompt", "completion"}: stage 1 is trained on it; none: the model is taken as is
+    queries: str | None = None  # {"query", "relevant": [source ids]}: stage 2 of source attribution
+    pairs: str | None = None  # {"claim", "sources"}: stage 2 of anti-hallucination
+    labels: str | None = None  # {"claim", "evidence", "label"}: the verifier is held against them
+
+
+class GenerationConfig(Strict):
+    max_new_tokens: int = Field(default=64, ge=1)
+    stop: tuple[str, ...] = ()
+    most_claims: int = Field(default=16, ge=1)  # of one answer: an answer with more makes its gates undecidable
+
+
+class VerifierConfig(Strict):
+    kind: VerifierKind = "lexical"
+    model: str = ""  # of the judge; never the model that is trained
+    template: str | None = None
+    supported: float = Field(default=0.5, gt=0, lt=1)  # probability from which a claim counts as supported
+    evidence_tokens: int = Field(default=1024, ge=64)  # of the judge: longer evidence is cut into chunks
+
+
+class CitationsConfig(Strict):
+    format: Literal["inline", "footnote", "author-year"] = "inline"
+
+
+class MixConfig(Strict):
+    general: float = Field(default=0.3, ge=0, lt=1)  # fraction of the rows of a training
+
+
+class PreferenceConfig(Strict):
+    samples: int = Field(default=4, ge=1)
+    temperature: float = Field(default=0.9, gt=0)
+    prompts: int | None = Field(default=None, ge=1)  # of the practice questions; none: all
+    least_pairs: int = Field(default=1000, ge=1)
+    gap: float = 0.15
+    abstention: float = Field(default=0.35, ge=0, le=1)  # fraction of pairs about questions without an answer
+    probe_prompts: int = Field(default=64, ge=1)  # the divergence is measured on as many task and general prompts
+
+
+class IterationConfig(Strict):
+    rounds: int = Field(default=3, ge=1)
+    flat: float = Field(default=0.02, gt=0)
+    flat_rounds: int = Field(default=3, ge=1)
+    rows: int = Field(default=1000, ge=1)  # of targeted data for a round
+
+
+class TrainingConfig(Strict):
+    preparation: TrainSettings | None = None
+    citation: TrainSettings
+    preference: TrainSettings
+    iteration: TrainSettings
+
+
+class WorkflowConfig(Strict):
+    seed: int = Field(default=0, ge=0)
+    mode: Mode = "strict"
+    attempts: int = Field(default=2, ge=1, le=8)  # of a stage: the first and its remedies; alpha is divided by it
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
+    model: ModelConfig
+    data: DataConfig
+    benchmarks: dict[str, str] = {}
+    generation: GenerationConfig = GenerationConfig()
+    verifier: VerifierConfig = VerifierConfig()
+    citations: CitationsConfig = CitationsConfig()
+    mix: MixConfig = MixConfig()
+    preference: PreferenceConfig = PreferenceConfig()
+    iteration: IterationConfig = IterationConfig()
+    training: TrainingConfig
+    gates: dict[str, dict[str, float]] = {}  # stage -> gate -> threshold, where it is not the workflow's own
+
+
+def read_config(path: Path) -> WorkflowConfig:
+    """Raises UsageError with a line for everything that is wrong."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config: {path} cannot be read: {error}", "name a TOML file") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"--config: {path}: {error}", "correct that line") from error
+    lines = lines_of_toml(text)
+    try:
+        config = WorkflowConfig.model_validate(values)
+    except ValidationError as error:
+        wrong = "\n".join(_said(path, lines, each) for each in error.errors())
+        raise UsageError(wrong, "docs/workflows/templates.md has every key") from None
+    if wrong_training := [*_wrong_trainings(path, lines, config.training)]:
+        raise UsageError("\n".join(wrong_training), "see realign train --help")
+    return config
+
+
+def _said(path: Path, lines: dict[tuple[str, ...], int], error: Mapping[str, Any]) -> str:
+    at = tuple(str(part) for part in error["loc"])
+    place = f"{path}:{line_of_toml(lines, at)}: {'.'.join(at)}"
+    match error["type"]:
+        case "extra_forbidden":
+            return f"{place}: unknown{did_you_mean(at[-1], _keys_of(at[:-1]))}"
+        case "missing":
+            return f"{place}: missing"
+        case _:
+            return f"{place}: {error['msg']}"
+
+
+def _keys_of(table: tuple[str, ...]) -> list[str]:
+    """The keys that are right within a table of the file."""
+    model: Any = WorkflowConfig
+    for name in table:
+        annotation = model.model_fields[name].annotation if name in getattr(model, "model_fields", {}) else None
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next((each for each in candidates if hasattr(each, "model_fields")), None)
+        if model is None:
+            return []
+    return list(model.model_fields)
+
+
+def _wrong_trainings(path: Path, lines: dict[tuple[str, ...], int], training: TrainingConfig) -> Iterator[str]:
+    for name in TrainingConfig.model_fields:
+        settings: TrainSettings | None = getattr(training, name)
+        if settings is None:
+            continue
+        at = ("training", name)
+        for broken in broken_limits(settings):
+            place = f"{path}:{line_of_toml(lines, (*at, *broken.path))}: {'.'.join((*at, *broken.path))}"
+            yield f"{place}: {broken.what}; it should be {broken.right}"
+        if settings.preference != (name == "preference"):
+            kind = "on pairs, such as dpo" if name == "preference" else "sft"
+            yield f"{path}:{line_of_toml(lines, (*at, 'method'))}: {'.'.join(at)}.method: the method should be {kind}"

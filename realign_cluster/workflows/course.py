@@ -1,0 +1,277 @@
+"""The way through a workflow's stages: attempts, gates, remedies, rollback. Starts nothing and keeps nothing.
+
+A generator: it yields jobs and is sent their results, and yields what happened, which is to be written down. Run again
+from its start with the same results and the same decisions of people, it takes the same way; with other thresholds it
+judges the same measurements again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, assert_never
+
+from realign_cluster.domain.gate import Gate, Measurement, Verdict
+from realign_cluster.domain.gates import judge_gate
+from realign_cluster.domain.multiplicity import split_alpha
+from realign_cluster.domain.retention import BenchmarkPair, judge_benchmark
+from realign_cluster.workflows.candidates import Candidate, best_feasible
+from realign_cluster.workflows.config import WorkflowConfig
+from realign_cluster.workflows.jobs import Ask, JobResult, ModelRef
+from realign_cluster.workflows.measured import value_of
+from realign_cluster.workflows.stage import (
+    Context,
+    Counted,
+    Outcome,
+    Retained,
+    Rule,
+    Stage,
+    StageGate,
+    State,
+    Workflow,
+)
+
+Turn = Literal["pass", "remedy", "roll back", "stop", "go on"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decisions:
+    """What people decided: gates (stage, gate) that are overridden, and how often each stage was taken back."""
+
+    overridden: frozenset[tuple[str, str]] = frozenset()
+    taken_back: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    stage: Stage
+    attempt: int
+    state: State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    stage: Stage
+    attempt: int
+    gate: StageGate
+    verdict: Verdict
+    overridden: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """`turn`: what follows from the verdicts, with why."""
+
+    stage: Stage
+    attempt: int
+    outcome: Outcome
+    turn: Turn
+    reason: str
+
+
+Event = Begun | Judged | Ended
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """`passed`: every gate of the last attempt of every stage passed or was overridden. `from_stage` made the model."""
+
+    state: Literal["complete", "failed", "incomplete"]
+    passed: bool
+    reason: str
+    model: ModelRef
+    from_stage: str
+    went_on: tuple[str, ...] = ()  # gates that did not pass and were gone on from, in permissive mode
+
+
+def course(
+    workflow: Workflow, config: WorkflowConfig, state: State, decisions: Decisions, judge: ModelRef | None = None
+) -> Generator[Ask | Event, JobResult | None, End]:
+    """From the first stage to the end."""
+    tried: dict[str, int] = {}
+    went_on: list[str] = []
+    candidates = [Candidate(stage="", model=state.model, feasible=True, primary=None)]
+    at = 0
+    before: list[State] = []  # the state that each stage began with
+    while at < len(workflow.stages):
+        stage = workflow.stages[at]
+        attempt = tried.get(stage.name, 0)
+        del before[at:]
+        before.append(state)
+        number = attempt + decisions.taken_back.get(stage.name, 0) * config.attempts
+        yield Begun(stage=stage, attempt=number, state=state)
+        context = Context(config=config, state=state, attempt=number, judge=judge)
+        outcome: Outcome = yield from stage.body(context)  # type: ignore[misc]
+        verdicts = []
+        for gate in stage.gates:
+            verdict = judge_stage_gate(gate, stage, outcome, config)
+            verdicts.append(verdict)
+            overridden = (stage.name, gate.name) in decisions.overridden
+            yield Judged(stage=stage, attempt=number, gate=gate, verdict=verdict, overridden=overridden)
+        left = config.attempts - 1 - attempt if stage.repeats else 0
+        turn, reason = next_turn(stage, outcome, verdicts, left, config, decisions)
+        yield Ended(stage=stage, attempt=number, outcome=outcome, turn=turn, reason=reason)
+        if outcome.model is not None:
+            candidates.append(_candidate(workflow, stage, outcome, verdicts))
+        match turn:
+            case "pass" | "go on":
+                if turn == "go on":
+                    went_on += _not_passed(stage, verdicts)
+                state = _after(state, stage, outcome)
+                at += 1
+            case "remedy":
+                tried[stage.name] = attempt + 1
+                if stage.goes_back_to is not None:
+                    at = workflow.stages.index(workflow.stage(stage.goes_back_to))
+                    tried[stage.goes_back_to] = tried.get(stage.goes_back_to, 0) + 1
+                    state = before[at]
+            case "roll back":
+                best = best_feasible(candidates)
+                where = f"stage {best.stage}" if best.stage else "the model it began with"
+                return End(
+                    state="failed",
+                    passed=False,
+                    reason=f"{reason}; rolled back to {where}, the best model within every limit",
+                    model=best.model,
+                    from_stage=best.stage,
+                    went_on=tuple(went_on),
+                )
+            case "stop":
+                return End(
+                    state="incomplete",
+                    passed=False,
+                    reason=reason,
+                    model=state.model,
+                    from_stage=_made_by(state),
+                    went_on=tuple(went_on),
+                )
+            case _:
+                assert_never(turn)
+    return End(
+        state="complete",
+        passed=not went_on,
+        reason="every gate passed" if not went_on else f"gone on without: {', '.join(went_on)}",
+        model=state.model,
+        from_stage=_made_by(state),
+        went_on=tuple(went_on),
+    )
+
+
+def next_turn(
+    stage: Stage,
+    outcome: Outcome,
+    verdicts: list[Verdict],
+    attempts_left: int,
+    config: WorkflowConfig,
+    decisions: Decisions,
+) -> tuple[Turn, str]:
+    """What follows from a stage's verdicts, and why. FAIL never becomes a pass but by a person's override."""
+    if outcome.failed:
+        return ("remedy", f"{outcome.failed}; {stage.remedy}") if attempts_left > 0 else ("roll back", outcome.failed)
+    counted = [
+        (gate, verdict)
+        for gate, verdict in zip(stage.gates, verdicts, strict=True)
+        if (stage.name, gate.name) not in decisions.overridden
+    ]
+    failed = [gate for gate, verdict in counted if verdict.outcome == "FAIL"]
+    open_gates = [gate for gate, verdict in counted if verdict.outcome == "INSUFFICIENT" and not gate.guard]
+    if failed:
+        names = ", ".join(gate.title for gate in failed)
+        if attempts_left > 0:
+            return "remedy", f"{names}: FAIL; {stage.remedy}"
+        return "roll back", f"{names}: FAIL, and no attempt is left"
+    if open_gates:
+        names = ", ".join(gate.title for gate in open_gates)
+        if config.mode == "strict":
+            return "stop", f"{names}: INSUFFICIENT with all the planned items; more are needed to decide"
+        return "go on", f"{names}: INSUFFICIENT; gone on, for the mode is permissive"
+    return "pass", "every gate passed"
+
+
+def threshold_of(gate: StageGate, stage: Stage, config: WorkflowConfig) -> float:
+    """The user's where there is one, else the workflow's own."""
+    return config.gates.get(stage.name, {}).get(gate.name, gate.rule.threshold)
+
+
+def rule_as_judged(gate: StageGate, stage: Stage, config: WorkflowConfig) -> Rule:
+    """With its threshold and with alpha divided by the attempts that the stage has: each retrained model is a look."""
+    rule = replace(gate.rule, threshold=threshold_of(gate, stage, config))
+    if isinstance(rule, Gate):
+        return replace(rule, alpha=config.alpha, attempts=config.attempts if stage.repeats else 1)
+    return rule
+
+
+def judge_stage_gate(gate: StageGate, stage: Stage, outcome: Outcome, config: WorkflowConfig) -> Verdict:
+    """The verdict on what an attempt measured."""
+    rule = rule_as_judged(gate, stage, config)
+    match rule:
+        case Gate():
+            nothing = Measurement(metric=rule.metric, items=(), values=(), verifier="", dataset="")
+            return judge_gate(rule, outcome.measurements.get(rule.metric, nothing))
+        case Retained():
+            pair = outcome.benchmarks.get(rule.benchmark) or BenchmarkPair(
+                benchmark=rule.benchmark, items=(), before=(), after=(), chance=0.0
+            )
+            alpha = split_alpha(config.alpha, config.attempts if stage.repeats else 1)
+            return judge_benchmark(pair, threshold=rule.threshold, alpha=alpha)
+        case Counted():
+            return _compare(rule, outcome.facts.get(rule.fact))
+        case _:
+            assert_never(rule)
+
+
+def _compare(rule: Counted, value: float | None) -> Verdict:
+    """Of a count: there is nothing to infer, so it is its own bound."""
+    clear = value is not None and (value >= rule.threshold if rule.direction == "at least" else value <= rule.threshold)
+    said = f"{value} is {'' if clear else 'not '}{rule.direction} {rule.threshold:g}"
+    return Verdict(
+        metric=rule.fact,
+        outcome="INSUFFICIENT" if value is None else "PASS" if clear else "FAIL",
+        direction=rule.direction,
+        threshold=rule.threshold,
+        value=value,
+        bound=value,
+        opposite_bound=value,
+        items=0,
+        undefined=0,
+        alpha_each=0.0,
+        verifier="",
+        dataset="",
+        reason="was not measured" if value is None else said,
+    )
+
+
+def _candidate(workflow: Workflow, stage: Stage, outcome: Outcome, verdicts: list[Verdict]) -> Candidate:
+    assert outcome.model is not None
+    primary = outcome.measurements.get(workflow.primary)
+    return Candidate(
+        stage=stage.name,
+        model=outcome.model,
+        feasible=not outcome.failed and all(verdict.outcome != "FAIL" for verdict in verdicts),
+        primary=value_of(primary) if primary is not None else None,
+    )
+
+
+def _after(state: State, stage: Stage, outcome: Outcome) -> State:
+    models = dict(state.models)
+    if outcome.model is not None:
+        models[stage.name] = outcome.model
+    return replace(
+        state,
+        model=outcome.model or state.model,
+        models=models,
+        artifacts={**state.artifacts, **outcome.artifacts},
+        measured={**state.measured, stage.name: outcome.measurements},
+    )
+
+
+def _not_passed(stage: Stage, verdicts: list[Verdict]) -> list[str]:
+    return [
+        f"{stage.title}, {gate.title}"
+        for gate, verdict in zip(stage.gates, verdicts, strict=True)
+        if verdict.outcome == "INSUFFICIENT" and not gate.guard
+    ]
+
+
+def _made_by(state: State) -> str:
+    return next((name for name, model in reversed(state.models.items()) if model == state.model), "")

@@ -1,0 +1,141 @@
+"""Stage 6: rounds of training on what is still wrong, until a round is flat or worse; the best feasible model remains."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from realign_cluster.domain.gate import Direction, Measurement, paired_with
+from realign_cluster.domain.iteration import Change, change_of, judge_trend
+from realign_cluster.domain.multiplicity import split_alpha
+from realign_cluster.domain.retention import BenchmarkPair, retention
+from realign_cluster.workflows import training_data
+from realign_cluster.workflows.bodies import entered_optimisation
+from realign_cluster.workflows.candidates import Candidate, best_feasible
+from realign_cluster.workflows.derive import derive
+from realign_cluster.workflows.evaluating import Evaluation, divergence, evaluate
+from realign_cluster.workflows.jobs import ArtifactId, Ask, JobResult, ModelRef, Train
+from realign_cluster.workflows.measured import value_of
+from realign_cluster.workflows.stage import Context, Outcome
+
+RETAINED = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Standing:
+    """A model with what is known of it."""
+
+    name: str
+    model: ModelRef
+    measurements: Mapping[str, Measurement]
+    benchmarks: Mapping[str, BenchmarkPair]
+    artifacts: Mapping[str, ArtifactId]
+
+
+def iteration(context: Context, primary: str, better: Direction) -> Generator[Ask, JobResult, Outcome]:
+    """`primary`: the measure that rounds are compared by, `better` which way it should go."""
+    config = context.config.iteration
+    found = yield from evaluate(context, context.state.model, "items", title="before the rounds")
+    entered = yield from _standing(context, "entered", context.state.model, found)
+    current, standings, changes = entered, [entered], list[Change]()
+    rounds: list[dict[str, Any]] = []
+    for number in range(1, config.rounds + 1):
+        gaps = yield derive(
+            training_data.measured_gaps, f"round {number}: gaps", inputs={"answers": current.artifacts["answers"]}
+        )
+        round_facts, standing = yield from _round(context, number, current, gaps.value)
+        rounds.append(round_facts)
+        if standing is None:
+            break
+        change = paired_with(standing.measurements[primary], current.measurements[primary])
+        changes.append(change_of(change, better=better, alpha=split_alpha(context.config.alpha, config.rounds)))
+        trend, why = judge_trend(changes, margin=config.flat, rounds=config.flat_rounds)
+        round_facts |= {"trend": trend, "why": why, "value": value_of(standing.measurements[primary])}
+        standings.append(standing)
+        if trend == "worse":
+            break
+        current = standing
+        if trend == "flat":
+            break
+    best = _best(context, standings, primary, better)
+    progress = paired_with(best.measurements[primary], entered.measurements[primary])
+    if better == "at most":
+        progress = replace(progress, values=tuple(-value for value in progress.values))
+    return Outcome(
+        model=best.model,
+        artifacts=best.artifacts,
+        measurements={**best.measurements, "progress": replace(progress, metric="progress")},
+        benchmarks=best.benchmarks,
+        facts={"rounds": rounds, "best": best.name, "rounds_trained": len(standings) - 1},
+    )
+
+
+def _round(
+    context: Context, number: int, current: _Standing, gaps: Mapping[str, Any]
+) -> Generator[Ask, JobResult, tuple[dict[str, Any], _Standing | None]]:
+    data = context.state.data
+    targeted = yield derive(
+        training_data.targeted_rows,
+        f"round {number}: targeted data",
+        inputs={"practice": data["practice"]},
+        gaps=dict(gaps),
+        rows=context.config.iteration.rows,
+        seed=context.seed("round", number),
+    )
+    inputs = {"task": targeted.outputs["rows"]} | ({"general": data["general"]} if "general" in data else {})
+    mixed = yield derive(
+        training_data.mixed_rows,
+        f"round {number}: mix",
+        inputs=inputs,
+        general=context.config.mix.general,
+        seed=context.seed("round", number, "mix"),
+    )
+    trained = yield Train(
+        title=f"round {number}: training",
+        model=current.model,
+        data=mixed.outputs["rows"],
+        settings=context.config.training.iteration.model_copy(update={"seed": context.seed("round", number)}),
+    )
+    facts: dict[str, Any] = {"round": number, "gaps": gaps, "targeted": targeted.value, "training": trained.value}
+    if trained.failed:
+        return {**facts, "failed": trained.failed}, None
+    found = yield from evaluate(context, trained.model(), "items", title=f"after round {number}")
+    standing = yield from _standing(context, f"round {number}", trained.model(), found)
+    return facts, standing
+
+
+def _standing(
+    context: Context, name: str, model: ModelRef, found: Evaluation
+) -> Generator[Ask, JobResult, _Standing]:
+    kl = yield from divergence(context, model, entered_optimisation(context), title=f"divergence, {name}")
+    return _Standing(
+        name=name,
+        model=model,
+        measurements={**found.measurements, "kl": kl},
+        benchmarks=found.benchmarks,
+        artifacts=found.artifacts,
+    )
+
+
+def _best(context: Context, standings: list[_Standing], primary: str, better: Direction) -> _Standing:
+    """By the primary measure, of those within the divergence's budget and with their capabilities; the model that
+    entered is always among them.
+    """
+    budget = context.config.gates.get("optimisation", {}).get("kl", 0.1)
+    sign = 1.0 if better == "at least" else -1.0
+    candidates = []
+    for at, each in enumerate(standings):
+        kept = [left for pair in each.benchmarks.values() if (left := retention(pair)) is not None]
+        divergence_now = value_of(each.measurements["kl"])
+        within = (divergence_now is None or divergence_now <= budget) and all(left >= RETAINED for left in kept)
+        value = value_of(each.measurements[primary])
+        candidates.append(
+            Candidate(
+                stage=str(at),
+                model=each.model,
+                feasible=at == 0 or within,
+                primary=None if value is None else sign * value,
+            )
+        )
+    return standings[int(best_feasible(candidates).stage)]

@@ -1,0 +1,153 @@
+"""Who says what is supported: the verifier of a workflow, asked on the coordinator (rules) or on the cluster (a judge)."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from typing import Any
+
+from realign_cluster.domain.job import JUDGE_LABELS, JUDGE_TEMPLATE
+from realign_cluster.metrics.measured import ItemId
+from realign_cluster.metrics.detector import Labelled, detector_quality
+from realign_cluster.metrics.verifiers.judge import Chunking, judge_rows, judge_verdicts
+from realign_cluster.metrics.verifiers.lexical import LexicalVerifier
+from realign_cluster.metrics.verifiers.report import report_of
+from realign_cluster.metrics.verifiers.verdict import Pair, Verdict, fingerprint_of
+from realign_cluster.workflows.derive import Derived, Inputs, derivation, derive
+from realign_cluster.workflows.jobs import ArtifactId, Ask, JobResult, Score
+from realign_cluster.workflows.measured import measurement_of, to_row
+from realign_cluster.workflows.stage import Context
+
+CHARACTERS_PER_TOKEN = 4  # of evidence, when chunks are cut without a tokenizer
+
+
+def verdicts_on(context: Context, pairs: ArtifactId, title: str) -> Generator[Ask, JobResult, ArtifactId]:
+    """Verdicts for rows of pairs: {"pair", "supported", "label", "span"}, by the workflow's verifier."""
+    kind = context.config.verifier.kind
+    lexical = None
+    if kind in ("lexical", "ensemble"):
+        done = yield derive(lexical_verdicts, f"{title}: verification by rules", inputs={"pairs": pairs})
+        lexical = done.outputs["verdicts"]
+        if kind == "lexical":
+            return lexical
+    assert context.judge is not None
+    chunking = _chunking(context)
+    asked = yield derive(rows_for_judge, f"{title}: what the judge is asked", inputs={"pairs": pairs}, chunking=chunking)
+    scored = yield Score(
+        title=f"{title}: verification by the judge",
+        rows=asked.outputs["rows"],
+        model=context.judge,
+        kinds=("judge",),
+        template=context.config.verifier.template or JUDGE_TEMPLATE,
+        labels=JUDGE_LABELS,
+        max_tokens=context.config.model.max_tokens,
+    )
+    inputs = {"pairs": pairs, "scored": scored.outputs["rows"]} | ({"lexical": lexical} if lexical else {})
+    done = yield derive(verdicts_of_judge, f"{title}: the judge's verdicts", inputs=inputs)
+    return done.outputs["verdicts"]
+
+
+def verifier_fingerprint(context: Context) -> str:
+    """Of everything that verdicts depend on besides the pair."""
+    verifier = context.config.verifier
+    facts: dict[str, Any] = {"kind": verifier.kind, "supported": verifier.supported}
+    if verifier.kind in ("lexical", "ensemble"):
+        facts["rules"] = dict(LexicalVerifier().facts())
+    if context.judge is not None:
+        facts |= {"judge": context.judge.identity, "template": verifier.template, "chunking": _chunking(context)}
+    return fingerprint_of(facts)
+
+
+@derivation(version=1)
+def lexical_verdicts(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
+    """By rules, without a model."""
+    del parameters
+    pairs = [_pair(row) for row in inputs.rows("pairs")]
+    return Derived(rows={"verdicts": [_row(pair, each) for pair, each in zip(pairs, LexicalVerifier().score(pairs), strict=True)]})
+
+
+@derivation(version=1)
+def rows_for_judge(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
+    return Derived(rows={"rows": judge_rows([_pair(row) for row in inputs.rows("pairs")], Chunking(**parameters["chunking"]))})
+
+
+@derivation(version=1)
+def verdicts_of_judge(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
+    """With the rules' verdicts beside them (an ensemble), the mean of both probabilities decides, the rules say which
+    of the other labels.
+    """
+    del parameters
+    pairs = [_pair(row) for row in inputs.rows("pairs")]
+    judged = [_row(pair, each) for pair, each in zip(pairs, judge_verdicts(pairs, inputs.rows("scored")), strict=True)]
+    if inputs.has("lexical"):
+        rules = {row["pair"]: row for row in inputs.rows("lexical")}
+        judged = [_together(row, rules[row["pair"]]) for row in judged]
+    return Derived(rows={"verdicts": judged})
+
+
+@derivation(version=1)
+def label_pairs(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
+    """The labelled rows as pairs."""
+    del parameters
+    pairs = {pair.key: pair for pair in (_pair(row) for row in inputs.rows("labels"))}
+    return Derived(rows={"pairs": [{"pair": key, "claim": p.claim, "evidence": [p.text]} for key, p in pairs.items()]})
+
+
+@derivation(version=1)
+def verifier_quality(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
+    """The verifier held against labels: "measurements" with its false positives, and its report as the value.
+
+    `positive`: what it raises an alarm for: "supported" for attribution, "hallucinated" for a detector.
+    """
+    verdicts = {row["pair"]: row for row in inputs.rows("verdicts")}
+    rows = list(inputs.rows("labels"))
+    found = [verdicts[_pair(row).key] for row in rows]
+    threshold, verifier = parameters["supported"], parameters["verifier"]
+    said = ["supported" if (each["supported"] or 0.0) >= threshold else each["label"] for each in found]
+    hallucinated = parameters["positive"] == "hallucinated"
+    labelled = []
+    for number, (row, each, label) in enumerate(zip(rows, found, said, strict=True)):
+        score = each["supported"] or 0.0
+        labelled.append(
+            Labelled(
+                item=ItemId(str(row.get("id", number))),
+                positive=(row["label"] != "supported") if hallucinated else row["label"] == "supported",
+                alarm=(label != "supported") if hallucinated else label == "supported",
+                score=1.0 - score if hallucinated else score,
+            )
+        )
+    measured = detector_quality(labelled)
+    report = report_of(
+        verifier=verifier,
+        dataset="labels",
+        threshold=threshold,
+        scores=[each["supported"] for each in found],
+        said=[None if each["label"] is None else label for each, label in zip(found, said, strict=True)],
+        human=[row["label"] for row in rows],
+        supported=[row["label"] == "supported" for row in rows],
+    )
+    rates = {"verifier_false_positives": measured.false_positives, "verifier_false_negatives": measured.false_negatives}
+    return Derived(
+        rows={"measurements": [to_row(measurement_of(name, each, verifier=verifier, dataset="labels")) for name, each in rates.items()]},
+        value=report.model_dump(mode="json"),
+    )
+
+
+def _chunking(context: Context) -> dict[str, Any]:
+    return {"max_characters": context.config.verifier.evidence_tokens * CHARACTERS_PER_TOKEN}
+
+
+def _pair(row: Mapping[str, Any]) -> Pair:
+    evidence = row["evidence"]
+    return Pair(claim=row["claim"], evidence=evidence if isinstance(evidence, str) else tuple(evidence))
+
+
+def _row(pair: Pair, verdict: Verdict) -> dict[str, Any]:
+    span = None if verdict.span is None else [verdict.span.start, verdict.span.end]
+    return {"pair": pair.key, "supported": verdict.supported, "label": verdict.label, "span": span, "reason": verdict.reason}
+
+
+def _together(judged: dict[str, Any], rules: dict[str, Any]) -> dict[str, Any]:
+    if judged["supported"] is None or rules["supported"] is None:
+        return judged if rules["supported"] is None else rules
+    mean = (judged["supported"] + rules["supported"]) / 2
+    return {**judged, "supported": mean, "label": "supported" if mean >= 0.5 else rules["label"] if rules["label"] != "supported" else "unverifiable"}
