@@ -1,9 +1,9 @@
 """The claims of an answer that are worth checking, each with the citations that vouch for it.
 
 By rule: declarative sentences with content of their own (`sentence_roles`), outside headings, code and bibliography.
-A sentence of two clauses is split where both stand on their own: at a semicolon, or at ", and" / ", but" before a subject
-and a finite verb, and never behind a word that governs both ("because", "that", "if"). A clause without a citation of its
-own shares those of the clause behind it: a mark at the end of a sentence vouches for all of it.
+A sentence of two clauses is split where both stand on their own: at a semicolon, or at ", and" / ", but" before a
+subject and a finite verb, and never behind a word that governs both ("because", "that", "if"). A clause without a
+citation of its own shares those of the clause behind it: a mark at the end of a sentence vouches for all of it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from realign_cluster.metrics.sentences import Kind, Sentence, split_sentences
 
 VERB: Final = (
     r"(?:is|are|was|were|has|have|had|does|did|do|can|could|may|might|will|would|should|must|became|began|won|wrote|made|led"
-    r"|held|took|gave|went|came|left|met|ran|grew|built|found|lies|lives|contains|includes|remains|became|\w{3,}(?:ed|izes))"
+    r"|held|took|gave|went|came|left|met|ran|grew|built|found|lies|lives|contains|includes|remains|\w{3,}(?:ed|izes))"
 )
 SUBJECT: Final = (
     r"(?:(?:he|she|it|they|we|there|this|these|those|both|many|most)\b"
@@ -30,6 +30,7 @@ GOVERNS: Final = re.compile(
     r"whose|what|how|either|neither|between)\b",
     re.IGNORECASE,
 )
+STATING: Final = (Role.CLAIM, Role.ABSTENTION)  # "I am not sure, but it lies in Peru" claims something too
 HAS_VERB: Final = re.compile(rf"\b{VERB}\b")
 
 
@@ -62,7 +63,7 @@ def extract_claims(text: str) -> tuple[Claim, ...]:
     citations = read_citations(text)
     found: list[Claim] = []
     for sentence in body_sentences(text, citations):
-        if role_of(text[sentence.begin : sentence.end]) is Role.CLAIM:
+        if role_of(text[sentence.begin : sentence.end]) in STATING:
             found += _claims_of(text, sentence, citations)
     return tuple(found)
 
@@ -73,9 +74,9 @@ def _claims_of(text: str, sentence: Sentence, citations: Citations) -> list[Clai
     for begin, end in reversed(_clauses(text, sentence)):
         own = tuple(key for mark in citations.marks if begin <= mark.begin < end for key in mark.keys)
         keys = own or keys
-        claims.append(
-            Claim(begin=begin, end=end, text=bare_text(text[begin:end]).rstrip(",; "), keys=keys, sentence=sentence)
-        )
+        bare = bare_text(text[begin:end]).rstrip(",; ")
+        if role_of(bare) is Role.CLAIM:
+            claims.append(Claim(begin=begin, end=end, text=bare, keys=keys, sentence=sentence))
     return claims[::-1]
 
 
@@ -84,13 +85,14 @@ def _clauses(text: str, sentence: Sentence) -> list[tuple[int, int]]:
     cuts: list[tuple[int, int]] = []
     start = sentence.begin
     for match in SPLIT.finditer(text, sentence.begin, sentence.end):
-        left = text[start : match.start()]
+        left, right = text[start : match.start()], text[match.end() : sentence.end]
         balanced = (
             left.count("(") == left.count(")") and left.count('"') % 2 == 0 and left.count("“") == left.count("”")
         )
-        if not balanced or GOVERNS.search(text[sentence.begin : match.start()]) or not HAS_VERB.search(left):
+        if not balanced or GOVERNS.search(text[sentence.begin : match.start()]):
             continue
-        if role_of(left) is Role.CLAIM and role_of(text[match.end() : sentence.end]) is Role.CLAIM:
+        role = role_of(left)
+        if (role is Role.ABSTENTION or (role is Role.CLAIM and HAS_VERB.search(left))) and role_of(right) in STATING:
             cuts.append((start, match.start()))
             start = match.end()
     return [*cuts, (start, sentence.end)]
