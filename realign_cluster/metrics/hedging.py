@@ -61,8 +61,8 @@ class RiskCoverage:
 
 def stance(text: str) -> Stance:
     """What abstains may explain itself, in up to twice as many sentences as abstain, none of them cited
-    ("There are many people of that name."). A claim in the same sentence ("I am not sure, but it lies in Peru"), a cited
-    one, code, a table, or more of them make it partial; so does abstaining only later, from something.
+    ("There are many people of that name."). A claim in the same sentence ("I am not sure, but it lies in Peru"), one
+    that is cited, code, a table, or more of them make it partial; so does abstaining only later, from something.
     """
     if not any(character.isalnum() for character in text):
         return Stance.EMPTY
