@@ -18,6 +18,7 @@ from realign_cluster.metrics.verifiers.mismatch import find_mismatch
 from realign_cluster.metrics.verifiers.report import CalibrationReport
 from realign_cluster.metrics.verifiers.verdict import (
     EVEN_ODDS,
+    Label,
     Pair,
     Span,
     Verdict,
@@ -79,12 +80,10 @@ class LexicalVerifier:
             return undefined("the claim has no words that say anything")
         mismatch = find_mismatch(claim, sentences[found.best_sentence], least_shared=self.rules.least_shared)
         supported = probability(found, self.rules, mismatched=mismatch is not None)
+        label: Label = "unverifiable" if mismatch is None else "contradicted"
         if supported >= EVEN_ODDS:
-            label, reason = "supported", ""
-        elif mismatch is not None:
-            label, reason = "contradicted", f"{mismatch} mismatch"
-        else:
-            label, reason = "unverifiable", ""
+            label = "supported"
+        reason = "" if mismatch is None else f"{mismatch} mismatch"
         span = spans[found.best_sentence] if found.sentence > 0 else None
         return Verdict(supported=supported, label=label, span=span, reason=reason)
 

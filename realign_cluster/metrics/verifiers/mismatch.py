@@ -43,14 +43,14 @@ def _negated(words: Sequence[Word]) -> bool:
     return sum(word.is_negation for word in words) % 2 == 1
 
 
-def _swapped(claim: Sequence[Word], sentence: Sequence[Word]) -> list[Word]:
+def _swapped(claim: Sequence[Word], sentence: Sequence[Word]) -> Sequence[Word]:
     """The claim's words that the sentence does not have, where it has others in the same place: after the same word
     and before the same word, or at the same end. None where there are several such places: then it is another
     sentence, not another value.
     """
     here, there = [word.stem for word in sentence], [word.stem for word in claim]
     known, wanted = set(here), set(there)
-    places: list[list[Word]] = []
+    places: list[Sequence[Word]] = []
     for kind, begin, end, other_begin, other_end in SequenceMatcher(None, there, here, autojunk=False).get_opcodes():
         if kind != "replace" or max(end - begin, other_end - other_begin) > LONGEST_SWAP:
             continue

@@ -16,28 +16,31 @@ LEAST_STEM = 3
 _WORD = re.compile(r"\d+(?:[.,]\d+)*(?![^\W_])|[^\W_]+(?:['’][^\W\d_]+)?")
 _THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _COUNTED = re.compile(r"(\d+)(?:st|nd|rd|th|s)")
-_SPELLED = {
-    name: str(number)
-    for number, name in enumerate(
-        "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
-        "nineteen twenty".split(),
-        start=2,
-    )
-}  # fmt: skip
-_ENDINGS = tuple(
-    "ations ation ingly ments ment ness ings ing edly ies ied ers er ors or ed es ly al s e y i".split()
+
+
+def _listed(words: str) -> tuple[str, ...]:
+    return tuple(words.split())
+
+
+_TWO_TO_TWENTY = _listed(
+    """two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
+    nineteen twenty"""
+)
+_SPELLED = {name: str(number) for number, name in enumerate(_TWO_TO_TWENTY, start=2)}
+_ENDINGS = _listed(
+    "ations ation ingly ments ment ness ings ing edly ies ied ers er ors or ed es ly al s e y i"
 )  # longest first within each family; the first that leaves a stem is taken off
 NEGATIONS = frozenset(
-    "no not never none nor neither nobody nothing nowhere without cannot hardly unlikely fails failed false".split()
+    _listed("no not never none nor neither nobody nothing nowhere without cannot hardly unlikely fails failed false")
 )
 STOP_WORDS = frozenset(
-    """a an the and or but if of in on at to for from by with as is are was were be been being it its this that these
+    _listed("""a an the and or but if of in on at to for from by with as is are was were be been being it its this that these
     those i me my we us our you your he him his she her they them their who whom whose which what when where why how
     there here has have had having do does did done doing will would can could may might shall should must not no nor
     neither never none nothing nobody nowhere cannot than then so also too very just only both all same own while
     because though although through against among amongst between within without upon per via during before after above
     below under over about into onto off out up down again further other another some any each every more most such few
-    one s t ll re ve d m""".split()
+    one s t ll re ve d m""")
 )
 
 
