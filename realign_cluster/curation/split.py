@@ -53,4 +53,4 @@ def _place(drawn: float, fractions: Mapping[str, float]) -> str:
         below += part
         if drawn < below:
             return name
-    return next(reversed(fractions))  # the parts add up to a little less than 1 in floating point
+    return list(fractions)[-1]  # the parts add up to a little less than 1 in floating point

@@ -35,7 +35,8 @@ def plain_text(value: Any) -> str | None:
     if not isinstance(value, list):
         return None
     parts = [item.get("content") if isinstance(item, Mapping) else item for item in value]
-    return "\n".join(parts) if all(isinstance(part, str) for part in parts) else None
+    texts = [part for part in parts if isinstance(part, str)]
+    return "\n".join(texts) if len(texts) == len(parts) else None
 
 
 def field_texts(row: Mapping[str, Any], fields: Sequence[str]) -> tuple[str, ...]:
