@@ -1,0 +1,1 @@
+"""What data is worth training on: duplicates, contamination, preference pairs, mixes, splits. Knows no model."""
