@@ -26,6 +26,10 @@ Example:
       --model mlx-community/Qwen3-0.6B-4bit --score loglik,ifd \\
       --prompt-field question --response-field answer \\
       --keep-if "scores.ifd.value < 1"
+  realign curate prompts.jsonl --out runs/answers --hostfile hosts.json \\
+      --model mlx-community/Qwen3-0.6B-4bit --adapter runs/sft/output \\
+      --score generate --samples 4 --temperature 0.7 --max-new-tokens 200 \\
+      --keep-if 'scores.generate.samples.0.finish == "stop"'
 
 Exit codes: 0 complete; 1 incomplete or failed; 2 usage or bad input; 3 nodes missing; 130 interrupted (resumable).
 """
@@ -52,6 +56,16 @@ def command(
     chat: options.ChatOption = None,
     max_tokens: options.MaxTokens = 2048,
     truncate: options.TruncateOption = "left",
+    adapter: options.Adapter = None,
+    reference_model: options.ReferenceModel = None,
+    reference_adapter: options.ReferenceAdapter = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    stop: options.Stop = None,
+    seed: options.Seed = None,
+    samples: options.Samples = None,
     keep_if: Annotated[
         str | None,
         typer.Option(help="Keep only rows for which this holds: \"scores.ifd.value < 1 and row.label == 'yes'\"."),
@@ -96,6 +110,18 @@ def command(
         chat=chat,
         max_tokens=max_tokens,
         truncate=truncate,
+        adapter=adapter,
+        reference_model=reference_model,
+        reference_adapter=reference_adapter,
+        sampling=options.sampling_of(
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+            seed=seed,
+            samples=samples,
+        ),
         limit=limit,
         reproducible=reproducible,
         out=out,

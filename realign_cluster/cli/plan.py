@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from realign_cluster.cli import task_options as options
 from realign_cluster.coordinator.cluster import connect
+from realign_cluster.coordinator.job_models import open_beside
 from realign_cluster.coordinator.planning import (
     facts_of_model,
     known_speeds,
@@ -23,7 +25,7 @@ from realign_cluster.coordinator.planning import (
 )
 from realign_cluster.coordinator.request import CurateRequest
 from realign_cluster.domain.group import Sharding
-from realign_cluster.domain.job import Fields
+from realign_cluster.domain.job import Fields, bytes_beside
 from realign_cluster.domain.memory import gib
 from realign_cluster.domain.plan import NodePlan, Plan
 from realign_cluster.domain.plan_reasons import duration
@@ -65,6 +67,11 @@ def command(
     chat: options.ChatOption = None,
     max_tokens: options.MaxTokens = 2048,
     truncate: options.TruncateOption = "left",
+    adapter: options.Adapter = None,
+    reference_model: options.ReferenceModel = None,
+    reference_adapter: options.ReferenceAdapter = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    samples: options.Samples = None,
     limit: options.Limit = None,
     reproducible: options.Reproducible = False,
     shard: options.Shard = "auto",
@@ -92,6 +99,10 @@ def command(
         chat=chat,
         max_tokens=max_tokens,
         truncate=truncate,
+        adapter=adapter,
+        reference_model=reference_model,
+        reference_adapter=reference_adapter,
+        sampling=options.sampling_of(max_new_tokens=max_new_tokens, samples=samples),
         limit=limit,
         reproducible=reproducible,
         shard=options.one_of(shard, get_args(Sharding), "--shard"),
@@ -117,13 +128,16 @@ async def _plan(
     spec, source = await asyncio.to_thread(open_model, request.model)
     folder = source.folder if source is not None else None
     found = await asyncio.to_thread(estimate, request, folder)
-    task = task_of(request.job(spec))
+    beside, _ = await asyncio.to_thread(open_beside, request)
+    task = task_of(request.job(spec, beside))
     async with connect(hostfile, discover=discover, min_nodes=min_nodes, allow_skew=allow_skew) as cluster:
         named = [(str(link.name), link.info) for link in cluster.nodes]
         with contextlib.closing(open_calibrations(cluster.home)) as store:
             known = known_speeds(store, named, model_hash=spec.hash, task=task, now=datetime.now(UTC))
         backend = cluster.hostfile.backend if cluster.hostfile is not None else "any"
-        return plan_for(cluster, facts_of_model(spec, folder), found.work(request, backend=backend), known), found
+        work = found.work(request, backend=backend)
+        work = replace(work, beside_bytes=bytes_beside(spec, beside))
+        return plan_for(cluster, facts_of_model(spec, folder), work, known), found
 
 
 def _summary(plan: Plan, found: Estimate) -> dict[str, object]:

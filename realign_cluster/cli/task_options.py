@@ -11,7 +11,7 @@ import typer
 
 from realign_cluster.coordinator.request import CurateRequest
 from realign_cluster.domain.errors import UsageError
-from realign_cluster.domain.job import JUDGE_LABELS, Chat, Fields, Truncate
+from realign_cluster.domain.job import JUDGE_LABELS, Chat, Fields, Sampling, Truncate
 
 Inputs = Annotated[
     list[str],
@@ -24,7 +24,9 @@ OptionalInputs = Annotated[
     typer.Argument(metavar="[INPUT...]", help="Measure on rows as long as these. Without: made rows of many lengths."),
 ]
 Model = Annotated[str, typer.Option(help="mlx-lm model folder or hub id.")]
-Score = Annotated[str, typer.Option(help="Score kinds, separated by commas: loglik, ifd, ifd-ppl, preference, judge.")]
+Score = Annotated[
+    str, typer.Option(help="Score kinds, separated by commas: loglik, ifd, ifd-ppl, preference, judge, kl, generate.")
+]
 PromptField = Annotated[str, typer.Option(help="Key, or dotted path, of the prompt.")]
 FieldName = Annotated[str, typer.Option()]
 Template = Annotated[
@@ -39,6 +41,40 @@ ChatOption = Annotated[
 ]
 MaxTokens = Annotated[int, typer.Option(min=2, help="Longest sequence in tokens.")]
 TruncateOption = Annotated[str, typer.Option(help="What gives way when a row is longer: left, right or refuse.")]
+Adapter = Annotated[
+    str | None,
+    typer.Option(help="Folder of a LoRA or DoRA adapter (mlx-lm's format) on the model, for every kind: RUN/output."),
+]
+ReferenceModel = Annotated[
+    str | None, typer.Option(help="kl: model folder or hub id to compare with. Default: --model without --adapter.")
+]
+ReferenceAdapter = Annotated[str | None, typer.Option(help="kl: adapter on the reference.")]
+SAMPLING = "generate"
+Temperature = Annotated[
+    float | None,
+    typer.Option(help="generate: 0 takes the most likely token. Default: 1.", rich_help_panel=SAMPLING),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(help="generate: draw from the most likely tokens of this mass together.", rich_help_panel=SAMPLING),
+]
+TopK = Annotated[
+    int | None, typer.Option(help="generate: draw from so many most likely tokens; 0: all.", rich_help_panel=SAMPLING)
+]
+MaxNewTokens = Annotated[
+    int | None, typer.Option(help="generate: longest answer in tokens. Default: 256.", rich_help_panel=SAMPLING)
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(help="generate: an answer ends before this text; may be repeated.", rich_help_panel=SAMPLING),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(help="generate: a row's answers follow from it and its row_id. Default: 0.", rich_help_panel=SAMPLING),
+]
+Samples = Annotated[
+    int | None, typer.Option(help="generate: answers to each row. Default: 1.", rich_help_panel=SAMPLING)
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N rows.")]
 Reproducible = Annotated[bool, typer.Option("--reproducible", help="As `curate --reproducible`: slower.")]
 Shard = Annotated[
@@ -96,6 +132,30 @@ def task_request(
         reproducible=reproducible,
         **({"out": Path("-")} | more),
     )
+
+
+def sampling_of(
+    *,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    max_new_tokens: int | None = None,
+    stop: list[str] | None = None,
+    seed: int | None = None,
+    samples: int | None = None,
+) -> Sampling | None:
+    """None where none of them is given. Raises UsageError for one out of its range."""
+    given = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "max_new_tokens": max_new_tokens,
+        "stop": tuple(stop) if stop else None,
+        "seed": seed,
+        "samples": samples,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    return Sampling.model_validate(given) if given else None
 
 
 def one_of(value: str, allowed: tuple[str, ...], option: str) -> str:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -160,8 +160,9 @@ def open_session(
     environment: Mapping[str, str] = MappingProxyType({}),
     nice: int | None = None,
     place: Place | None = None,
+    others: Iterable[ModelSource] = (),
 ) -> Session:
-    """`environment` and `nice` are the job's: they go before what the hostfile says of the node. `place`: in a group
+    """`others`: what the job names besides its model. `environment` and `nice` are the job's: they go before what the hostfile says of the node. `place`: in a group
     that holds the model.
     """
     limited = (
@@ -178,7 +179,7 @@ def open_session(
             nice=nice if nice is not None else address.nice or 0,
             group=place.model_dump_json().encode() if place is not None else b"",
         ),
-        model=model,
+        sources=(*((model,) if model is not None else ()), *others),
         inbox=inbox,
     )
 

@@ -35,7 +35,7 @@ from realign_cluster.domain.errors import NodesMissing, RealignError, UsageError
 from realign_cluster.domain.events import RunOpened
 from realign_cluster.domain.group import Place
 from realign_cluster.domain.ids import NodeName
-from realign_cluster.domain.job import ScoreJob
+from realign_cluster.domain.job import ScoreJob, bytes_beside
 from realign_cluster.domain.plan import Plan
 from realign_cluster.domain.plan_facts import WorkFacts
 from realign_cluster.domain.report import WorkerReport
@@ -95,7 +95,7 @@ class _Sitting:
         self._dashboard = dashboard
         self._stop = stop
         self._home = home
-        self._desk = LedgerDesk(run.ledger, run.sources)
+        self._desk = LedgerDesk(run.ledger, run.sources, with_row_ids="generate" in request.kinds)
         self._node_versions: dict[str, dict[str, str]] = {}
 
     async def run(self) -> int:
@@ -177,7 +177,9 @@ class _Sitting:
         return outcome
 
     def _job(self, cluster: Cluster) -> ScoreJob:
-        job = self._request.job(self._run.spec, canaries=make_canaries(self._request.kinds, self._request.fields))
+        job = self._request.job(
+            self._run.spec, self._run.beside, canaries=make_canaries(self._request.kinds, self._request.fields)
+        )
         if not self._request.reproducible:
             return job
         reference = self._reference()  # of an earlier sitting: its kernels are the run's, whoever is first today
@@ -186,7 +188,8 @@ class _Sitting:
 
     def _plan(self, cluster: Cluster, speeds: Speeds, lengths: list[dict[str, int]], per_byte: float) -> Plan:
         counters = self._run.ledger.counters()
-        tokens = sorted(int(sum(item.values()) * per_byte) for item in lengths) or [0]
+        answer = self._request.answer_tokens
+        tokens = sorted(int(sum(item.values()) * per_byte) + answer for item in lengths) or [answer]
         work = WorkFacts(
             kinds=self._request.kinds,
             rows=counters.pending_rows,
@@ -195,6 +198,8 @@ class _Sitting:
             median_row_tokens=min(self._request.max_tokens, max(1, tokens[len(tokens) // 2])),
             backend=cluster.hostfile.backend if cluster.hostfile is not None else "any",
             sharding=self._request.shard,
+            whole_model_only=self._request.whole_model_only,
+            beside_bytes=bytes_beside(self._run.spec, self._run.beside),
         )
         folder = self._run.model.folder if self._run.model is not None else None
         plan = plan_for(cluster, facts_of_model(self._run.spec, folder), work, speeds.known)
@@ -228,6 +233,7 @@ class _Sitting:
                 measure=speeds.measure_mode(address.name) if place is None or place.leads else "none",
                 samples=samples,
                 model=run.model,
+                others=run.others,
                 inbox=inbox,
                 environment=self._request.environment,
                 nice=self._request.nice,

@@ -65,6 +65,13 @@ class Dispatch:
                         continue
                     self._rows_sent[attempt] = rows.count
                     assigns.append(
-                        pb.Assign(lease=grant.lease, attempt=attempt, unit=unit, rows=rows.rows, count=rows.count)
+                        pb.Assign(
+                            lease=grant.lease,
+                            attempt=attempt,
+                            unit=unit,
+                            rows=rows.rows,
+                            count=rows.count,
+                            row_ids=rows.row_ids,
+                        )
                     )
                 session.assign(assigns)

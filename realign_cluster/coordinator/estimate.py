@@ -21,7 +21,7 @@ import zstandard
 
 from realign_cluster.coordinator.request import CurateRequest
 from realign_cluster.coordinator.tokens import tokens_per_byte
-from realign_cluster.domain.batching import row_costs
+from realign_cluster.domain.batching import drawn_cost, row_costs
 from realign_cluster.domain.errors import UsageError
 from realign_cluster.domain.plan_facts import WorkFacts
 from realign_cluster.domain.rows import BadField, RowCheck
@@ -60,6 +60,7 @@ class Estimate:
             median_row_tokens=self.median_row_tokens,
             backend=backend,
             sharding=request.shard,
+            whole_model_only=request.whole_model_only,
             estimated_from="" if self.exact else "parts of the input; the run counts every row",
         )
 
@@ -92,11 +93,12 @@ def estimate(request: CurateRequest, model_folder: Path | None) -> Estimate:
     rows, cost = 0.0, 0.0
     for sample in samples:
         rows += len(sample.lengths) / sample.fraction
-        cost += float(row_costs(np.array(sample.lengths, dtype=np.int64), per_byte).sum()) / sample.fraction
+        texts = row_costs(np.array(sample.lengths, dtype=np.int64), per_byte) + drawn_cost(request.new_tokens)
+        cost += float(texts.sum()) / sample.fraction
     exact = all(sample.fraction >= 1.0 for sample in samples)
     if request.limit is not None and rows > request.limit:
         cost, rows = cost * request.limit / rows, float(request.limit)
-    tokens = np.minimum(np.maximum(lengths * per_byte, 1), request.max_tokens)
+    tokens = np.minimum(np.maximum(lengths * per_byte, 1) + request.answer_tokens, request.max_tokens)
     return Estimate(
         rows=round(rows),
         cost=cost,

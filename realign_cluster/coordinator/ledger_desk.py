@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from binascii import unhexlify
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import TypeVar
 from realign_cluster.domain.events import RunOpened, UnitRef
 from realign_cluster.domain.ids import UnitId
 from realign_cluster.store.ledger import Entry, Ledger
+from realign_cluster.store.positions import row_ids
 from realign_cluster.store.readers import Sources
 from realign_cluster.store.space import StorageFull
 
@@ -24,16 +26,19 @@ RETRY_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitRows:
-    """What travels to a node: raw JSON rows joined by newlines."""
+    """What travels to a node: raw JSON rows joined by newlines, and 16 bytes of id of each where they are asked for."""
 
     unit: UnitId
     rows: bytes
     count: int
+    row_ids: bytes = b""
 
 
 class LedgerDesk:
-    def __init__(self, ledger: Ledger, sources: Sources) -> None:
+    def __init__(self, ledger: Ledger, sources: Sources, *, with_row_ids: bool = False) -> None:
+        """`with_row_ids`: rows travel with their ids."""
         self.ledger = ledger
+        self._with_row_ids = with_row_ids
         self._sources = sources
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
 
@@ -54,7 +59,8 @@ class LedgerDesk:
             positions = self.ledger.unit_positions(tuple(units))
             for unit in units:
                 rows = self._sources.read(positions[unit])
-                found.append(UnitRows(unit=unit, rows=b"\n".join(rows), count=len(rows)))
+                ids = unhexlify(b"".join(row_ids(positions[unit], rows))) if self._with_row_ids else b""
+                found.append(UnitRows(unit=unit, rows=b"\n".join(rows), count=len(rows), row_ids=ids))
             return found
 
         return await self.do(read)

@@ -11,12 +11,14 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ValidationError
 
+from realign_cluster.coordinator.job_models import open_beside
 from realign_cluster.coordinator.model_transfer import ModelSource
 from realign_cluster.coordinator.request import CurateRequest
+from realign_cluster.domain.batching import drawn_cost, unit_cost_of
 from realign_cluster.domain.errors import UsageError
 from realign_cluster.domain.expression import KeepIf
 from realign_cluster.domain.ids import RunId
-from realign_cluster.domain.job import NO_MODEL, ModelSpec
+from realign_cluster.domain.job import NO_MODEL, Beside, ModelSpec
 from realign_cluster.domain.rows import RESERVED_COLUMNS
 from realign_cluster.store.input_check import check_inputs
 from realign_cluster.store.intake import ScanOptions
@@ -38,6 +40,8 @@ class Run:
     sources: Sources
     spec: ModelSpec
     model: ModelSource | None
+    beside: Beside
+    others: tuple[ModelSource, ...]  # of `beside`
     keep_if: KeepIf | None
     request: CurateRequest
     run_id: RunId
@@ -49,6 +53,8 @@ class Run:
             tokens_per_byte=tokens_per_byte,
             on_bad_row=self.request.on_bad_row,
             limit=self.request.limit,
+            unit_cost=unit_cost_of(self.request.answer_tokens),
+            added_cost=drawn_cost(self.request.new_tokens),
             reserved=RESERVED_COLUMNS + TRL_COLUMNS if self.request.export_trl else RESERVED_COLUMNS,
         )
 
@@ -83,11 +89,12 @@ def open_run(request: CurateRequest, command: str | None = None) -> Run:
     keep_if = request.compile_keep_if()
     files = expand_inputs(request.inputs)
     spec, model = _model(request)
+    beside, others = open_beside(request)
     with contextlib.ExitStack() as undo:
         folder = RunFolder.hold(request.out)
         undo.callback(folder.abandon)
         sources = undo.enter_context(Sources(files, folder.input_cache))
-        ledger = undo.enter_context(contextlib.closing(_open_ledger(request, folder, spec)))
+        ledger = undo.enter_context(contextlib.closing(_open_ledger(request, folder, spec, beside)))
         if ledger.files():  # none: the scan has not begun
             check_inputs(ledger, files)
         note_request(folder, "curate", request.anchored(), command)
@@ -101,6 +108,8 @@ def open_run(request: CurateRequest, command: str | None = None) -> Run:
             sources=sources,
             spec=spec,
             model=model,
+            beside=beside,
+            others=others,
             keep_if=keep_if,
             request=request,
             run_id=RunId(run_id),
@@ -155,8 +164,8 @@ def _model(request: CurateRequest) -> tuple[ModelSpec, ModelSource | None]:
     return spec, ModelSource(folder=resolve_model(request.model), spec=spec)
 
 
-def _open_ledger(request: CurateRequest, folder: RunFolder, spec: ModelSpec) -> Ledger:
-    identity = request.identity(spec)  # the input itself is checked by the intake
+def _open_ledger(request: CurateRequest, folder: RunFolder, spec: ModelSpec, beside: Beside) -> Ledger:
+    identity = request.identity(spec, beside)  # the input itself is checked by the intake
     if not folder.ledger.exists():
         return Ledger.create(folder.ledger, identity)
     ledger = Ledger.open(folder.ledger)

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from realign_cluster.domain.job import Fields, roles_needed
+from realign_cluster.domain.job import Fields, comparable_kinds, roles_needed
 from realign_cluster.domain.rows import MISSING, lookup
 
 TEXT = """
@@ -75,7 +75,7 @@ def make_row(lengths: Mapping[str, int], fields: Fields, seed: int) -> bytes:
 
 
 def make_canaries(kinds: Sequence[str], fields: Fields) -> tuple[str, ...]:
-    roles = roles_needed(kinds)
+    roles = roles_needed(comparable_kinds(kinds))
     if not roles:
         return ()
     return tuple(make_row(dict.fromkeys(roles, size), fields, seed=size).decode() for size in CANARY_LENGTHS)

@@ -15,7 +15,7 @@ from realign_cluster.domain.report import Calibration
 from realign_cluster.rpc.pb import common_pb2 as common
 from realign_cluster.store.calibrations import Calibrations
 
-WITHOUT_MODEL = "noop"
+OTHER_SPEEDS = frozenset({"noop", "generate"})  # without a model, or a token at a time: not how fast one goes forward
 
 
 def scoring_speeds(
@@ -35,6 +35,8 @@ def scoring_speeds(
 
 
 def kinds_of(task: str) -> tuple[str, ...]:
-    """The score kinds of a task's text ("ifd v1+loglik v1, auto, ..."); none for a task that is no scoring."""
+    """The score kinds of a task's text ("ifd v1+loglik v1, auto, ..."); none for a task whose speed is
+    another.
+    """
     kinds = tuple(part.partition(" ")[0] for part in task.partition(",")[0].split("+"))
-    return kinds if all(kind in FIELDS_OF_KIND and kind != WITHOUT_MODEL for kind in kinds) else ()
+    return kinds if all(kind in FIELDS_OF_KIND and kind not in OTHER_SPEEDS for kind in kinds) else ()

@@ -38,10 +38,10 @@ class Session(NodeStream):
         *,
         hello: pb.Hello,
         prepare: pb.Prepare,
-        model: ModelSource | None,
+        sources: Iterable[ModelSource],
         inbox: Inbox,
     ) -> None:
-        super().__init__(address, hello=hello, sources=() if model is None else (model,), inbox=inbox)
+        super().__init__(address, hello=hello, sources=sources, inbox=inbox)
         self._prepare = prepare
         self._outstanding: dict[int, pb.Assign] = {}  # sent or to be sent, no result yet: sent again after a reconnect
 

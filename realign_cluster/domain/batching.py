@@ -17,6 +17,8 @@ UNIT_COST = 2048.0  # token equivalents (row_cost) a unit aims at
 UNIT_ROWS = 256
 UNIT_BYTES = 4 * 1024 * 1024  # raw row bytes; a unit travels in one message
 NOOP_TOKENS_PER_BYTE = 1 / 32  # what a score without a model does to a byte, in a model's tokens: it parses it
+DRAWN_TOKEN = 4.0  # PLACEHOLDER
+UNIT_SEQUENCES = 32  # answers that a unit aims at, so that a worker draws for many at once
 ATTENTION_TOKENS = 16384.0  # length at which attention costs as much as the rest of a forward pass
 
 Positions = npt.NDArray[np.int64]
@@ -40,17 +42,28 @@ def row_costs(text_bytes: npt.ArrayLike, tokens_per_byte: float) -> npt.NDArray[
     return result
 
 
+def drawn_cost(new_tokens: int) -> float:
+    """What answering adds to a row's cost, in token equivalents; `new_tokens` at most, over all its samples."""
+    return DRAWN_TOKEN * new_tokens
+
+
+def unit_cost_of(max_new_tokens: int) -> float:
+    """What a unit aims at where answers of up to so many tokens are drawn; 0: nothing is drawn."""
+    return UNIT_COST + UNIT_SEQUENCES * drawn_cost(max_new_tokens)
+
+
 def costs_in_order(
     lengths: npt.ArrayLike,
     tokens_per_byte: float,
     groups: npt.ArrayLike | None = None,
     prefixes: npt.ArrayLike | None = None,
+    added: float = 0.0,
 ) -> npt.NDArray[np.float64]:
-    """What each row adds when rows are computed in this order, shape (rows,), float64.
+    """What each row adds when rows are computed in this order, shape (rows,), float64; `added` is on top for each.
 
     A row of the same group as the one before it needs no prefill of the `prefixes` text bytes that they share.
     """
-    costs = row_costs(lengths, tokens_per_byte)
+    costs = row_costs(lengths, tokens_per_byte) + added
     if groups is None or prefixes is None or len(costs) < 2:
         return costs
     group = np.asarray(groups)
@@ -70,12 +83,13 @@ def cut_window(
     sizes: Sequence[int] | npt.NDArray[Any] | None = None,
     groups: Sequence[int] | npt.NDArray[Any] | None = None,
     prefixes: Sequence[int] | npt.NDArray[Any] | None = None,
+    added: float = 0.0,
 ) -> list[Positions]:
     """Units of one window, each an int64 array of positions in the window, longest rows first.
 
     `lengths` are the text bytes of each row, `sizes` its raw bytes (default: `lengths`). `groups` is a number shared by
-    rows that begin with the same text, `prefixes` the bytes of that text (default: none is shared). Rows of a group
-    stay next to each other, in the place of the group's longest row, and only the first of them in a unit pays for
+    rows that begin with the same text, `prefixes` the bytes of that text (default: none is shared), `added` what
+    every row costs besides (`drawn_cost`). Rows of a group stay next to each other, in the place of the group's longest row, and only the first of them in a unit pays for
     the prefix. Sorting is stable, so equal inputs give equal units. Every row is in exactly one unit. A unit ends
     before `unit_cost`, `max_rows` or `max_bytes` would be passed; a single row that passes one alone is a unit of its
     own.
@@ -92,8 +106,9 @@ def cut_window(
         tokens_per_byte,
         None if group is None else group[order],
         None if prefixes is None else np.asarray(prefixes, dtype=np.int64)[order],
+        added,
     )
-    alone = row_costs(ordered, tokens_per_byte)
+    alone = row_costs(ordered, tokens_per_byte) + added
     cost_until = np.cumsum(in_company)
     bytes_until = np.cumsum(size[order])
     units: list[Positions] = []

@@ -5,8 +5,8 @@ evaluated as Python.
     0.2 < scores.judge.probabilities["yes"] <= 1 and len(row.response) > 20 and row.lang in ["en", "de"]
 
 Comparisons (also chained), `and or not in`, arithmetic (+ - * / // %), `len()`, parentheses, numbers, texts, true and
-false, lists of literals. Names are `row.FIELD` and `scores.KIND.FIELD`, further levels by `.name`, `["any key"]` or
-`[0]`. A missing or null operand makes the outcome undefined, and so does a division by zero. Knows the shapes of the
+false, lists of literals. Names are `row.FIELD` and `scores.KIND.FIELD`, further levels by `.name`, `["any key"]`,
+`[0]` or `.0`. A missing or null operand makes the outcome undefined, and so does a division by zero. Knows the shapes of the
 scores; must not know where rows come from.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import re
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -42,7 +43,13 @@ SCORE_FIELDS: Final[Mapping[str, Mapping[str, Any]]] = {
         **dict.fromkeys(("margin_sum", "margin_mean", "truncated", "undefined")),
     },
     "judge": {"probabilities": {}, **dict.fromkeys(("label", "truncated", "undefined"))},
+    "kl": dict.fromkeys(("sum", "mean", "tokens", "truncated", "undefined")),
+    "generate": {"samples": {}, **dict.fromkeys(("seed", "truncated", "undefined"))},
 }
+
+_PATH_OR_TEXT: Final = re.compile(
+    r"""  "(?:[^"\\]|\\.)*" | '(?:[^'\\]|\\.)*' | (?<![\w.])[A-Za-z_]\w*(?:\.\w+)+  """, re.X
+)
 
 Evaluate = Callable[[Any, Any], Any]  # (row, scores) -> value
 
@@ -77,7 +84,8 @@ class KeepIf:
 
 def compile_keep_if(text: str, known_kinds: Collection[str]) -> KeepIf:
     """Compiles `text` for rows scored by `known_kinds`. Raises UsageError with the column and what would be right."""
-    text = " ".join(text.splitlines())
+    asked = " ".join(text.splitlines())
+    text = _PATH_OR_TEXT.sub(_positions_in_brackets, asked)
     if len(text) > MAX_LENGTH:
         raise UsageError(f"--keep-if is {len(text)} characters long, at most {MAX_LENGTH} are allowed")
     try:
@@ -98,7 +106,13 @@ def compile_keep_if(text: str, known_kinds: Collection[str]) -> KeepIf:
         )
     compiler = _Compiler(text, tuple(known_kinds))
     evaluate = compiler.value(tree.body, 0)
-    return KeepIf(text, compiler.needs_row, evaluate)
+    return KeepIf(asked, compiler.needs_row, evaluate)
+
+
+def _positions_in_brackets(found: re.Match[str]) -> str:
+    """samples.0.finish, as field options write it, is samples[0].finish to Python's parser; texts stay as they are."""
+    whole = found[0]
+    return whole if whole[0] in "\"'" else re.sub(r"\.(\d+)(?!\w)", r"[\1]", whole)
 
 
 _COMPARE: Final[dict[type[ast.cmpop], tuple[str, Callable[[Any, Any], bool]]]] = {

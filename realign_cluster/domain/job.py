@@ -6,10 +6,14 @@ they need.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from hashlib import blake2b
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from realign_cluster.domain.errors import UsageError
 
 Chat = Literal["auto", "chat", "plain"]
 Truncate = Literal["left", "right", "refuse"]
@@ -25,10 +29,13 @@ FIELDS_OF_KIND: dict[str, dict[str, str]] = {
     "ifd-ppl": {"prompt": TEXT_OR_MESSAGES, "response": TEXT_OR_MESSAGES},
     "preference": {"prompt": TEXT_OR_MESSAGES, "chosen": TEXT_OR_MESSAGES, "rejected": TEXT_OR_MESSAGES},
     "judge": {"claim": TEXT, "evidence": TEXT_OR_LIST},
+    "kl": {"prompt": TEXT_OR_MESSAGES, "response": TEXT_OR_MESSAGES},
+    "generate": {"prompt": TEXT_OR_MESSAGES},
     "noop": {},  # scores nothing with no model: measures the cluster itself
 }
 OPTIONAL_FIELDS: dict[str, frozenset[str]] = {"preference": frozenset({"prompt"})}
 KIND_VERSION: dict[str, int] = dict.fromkeys(FIELDS_OF_KIND, 1)
+WHOLE_MODEL_KINDS = frozenset({"generate", "kl"})
 NO_MODEL = "none"
 JUDGE_TEMPLATE = "{evidence}\n\nClaim: {claim}\n\nDoes the text above support the claim? Answer with one of: {labels}."
 JUDGE_LABELS = ("supported", "not_supported")
@@ -63,7 +70,57 @@ class ModelSpec(Strict):
     files: tuple[ModelFileSpec, ...] = ()
 
 
-class ScoreJob(Strict):
+class Sampling(Strict):
+    """How `generate` draws. A sample follows from (seed, row id, its number), the prompt and these alone."""
+
+    temperature: float = 1.0  # 0: the most likely token each time
+    top_p: float = 1.0  # of the distribution at this temperature, after top_k
+    top_k: int = 0  # 0: all
+    max_new_tokens: int = 256
+    stop: tuple[str, ...] = ()  # a text ends before the first of them
+    seed: int = 0
+    samples: int = 1  # of each row
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Sampling:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise UsageError(
+                f"--temperature is {self.temperature:g}, at least 0 is allowed", "0 takes the most likely token"
+            )
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"--top-p is {self.top_p:g}, above 0 and at most 1 is allowed", "1 leaves nothing out")
+        for name, value, least in (
+            ("--top-k", self.top_k, 0),
+            ("--max-new-tokens", self.max_new_tokens, 1),
+            ("--samples", self.samples, 1),
+            ("--seed", self.seed, 0),
+        ):
+            if value < least:
+                raise UsageError(f"{name} is {value}, at least {least} is allowed", f"{name} {max(least, 1)}")
+        if "" in self.stop:
+            raise UsageError("--stop is an empty text, which is everywhere", "name the text that ends an answer")
+        return self
+
+    @property
+    def new_tokens(self) -> int:
+        """Of a row, at most."""
+        return self.samples * self.max_new_tokens
+
+    def row_seed(self, row_id: bytes) -> int:
+        """The first 53 bits of BLAKE2b over the run's seed and the row's id: as many as every JSON reader keeps."""
+        digest = blake2b(f"generate {self.seed} ".encode() + row_id, digest_size=8).digest()
+        return int.from_bytes(digest, "big") >> 11
+
+
+class Beside(Strict):
+    """What a job names besides its model."""
+
+    adapter: ModelSpec | None = None  # on the model, for every kind
+    reference_model: ModelSpec | None = None  # kl; None: the model itself
+    reference_adapter: ModelSpec | None = None  # kl
+
+
+class ScoreJob(Beside):
     """One scoring run as a worker sees it. Equal jobs give equal scores."""
 
     kinds: tuple[str, ...]
@@ -81,6 +138,18 @@ class ScoreJob(Strict):
     batch_tokens: int | None = None  # None: the calibrated or default budget of the node
     memory_limit_bytes: int | None = None
     canaries: tuple[str, ...] = ()  # rows (JSON) scored alone and batched at join
+    sampling: Sampling | None = None  # generate
+
+    @property
+    def stored(self) -> tuple[ModelSpec, ...]:
+        """What a node has to have on disk, each once."""
+        named = (self.model, self.adapter, self.reference_model, self.reference_adapter)
+        return tuple({spec.hash: spec for spec in named if spec is not None and spec.hash != NO_MODEL}.values())
+
+    @property
+    def whole_model_only(self) -> str:
+        """Why a model in parts over several nodes cannot do this job; "" if it can."""
+        return needs_whole_model(self.kinds, adapter=self.adapter is not None)
 
 
 def roles_needed(kinds: Iterable[str]) -> dict[str, str]:
@@ -89,3 +158,22 @@ def roles_needed(kinds: Iterable[str]) -> dict[str, str]:
     for kind in kinds:
         roles.update(FIELDS_OF_KIND[kind])
     return roles
+
+
+def needs_whole_model(kinds: Iterable[str], *, adapter: bool) -> str:
+    """Why such a job is not for a model in parts over several nodes; "" if it is."""
+    if whole := [kind for kind in kinds if kind in WHOLE_MODEL_KINDS]:
+        return f"{' and '.join(whole)} needs the whole model on a node"
+    return "an adapter goes on a whole model only" if adapter else ""
+
+
+def comparable_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
+    """The kinds that two correct nodes answer alike: a sampled text may differ by one rounding, and then altogether."""
+    return tuple(dict.fromkeys("loglik" if kind == "generate" else kind for kind in kinds))
+
+
+def bytes_beside(model: ModelSpec, beside: Beside) -> int:
+    """Of weights that are loaded besides the job's model: adapters, and a reference that is another model."""
+    named = (beside.adapter, beside.reference_model, beside.reference_adapter)
+    specs = {spec.hash: spec for spec in named if spec is not None and spec.hash != model.hash}
+    return sum(file.size for spec in specs.values() for file in spec.files if file.path.endswith(".safetensors"))

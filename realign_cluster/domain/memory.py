@@ -267,11 +267,22 @@ def largest_batch(
 
 
 def judge_fit(
-    model: ModelFacts, limit: MemoryLimit, *, longest_row_tokens: int, backend: str, share: Share = WHOLE
+    model: ModelFacts,
+    limit: MemoryLimit,
+    *,
+    longest_row_tokens: int,
+    backend: str,
+    share: Share = WHOLE,
+    beside_bytes: int = 0,
 ) -> Fit:
     """A model, or a share of one, fits where the longest row can be scored alone; more memory only makes batches
-    larger.
+    larger. `beside_bytes`: weights of adapters and of a reference model that have to be there as well.
     """
+    if beside_bytes:
+        beside = round(beside_bytes * (1 + WEIGHTS_SLACK))
+        limit = MemoryLimit(
+            bytes=limit.bytes - beside, source=f"{limit.source}, less {gib(beside)} of adapters and reference"
+        )
     need = memory_need(model, longest_row_tokens, backend=backend, share=share)
     fits = need.total <= limit.bytes
     difference = abs(limit.bytes - need.total)

@@ -39,6 +39,8 @@ class WorkFacts:
     batch_tokens: int | None = None  # asked for by the user
     backend: str = "any"  # the hostfile's: how nodes could be joined to hold one model
     sharding: Sharding = "auto"
+    whole_model_only: str = ""  # why no group of nodes can do it; empty: one can
+    beside_bytes: int = 0  # of weights that have to be on a node besides the model's
     estimated_from: str = ""  # "the first 512 rows", empty when every row was read
 
     def rows_at(self, cost_per_second: float) -> float:

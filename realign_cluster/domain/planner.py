@@ -45,6 +45,8 @@ def plan_scoring(
     """`calibrations` and `stale` are by node name, for this model and task; `left_out` are nodes that the caller
     already set aside (unreachable, version skew), with the reason.
     """
+    if work.sharding in ("pipeline", "tensor") and work.whole_model_only:
+        return _refused_group((work.whole_model_only,), model, work, left_out)
     if work.sharding in ("pipeline", "tensor"):
         asked = _sharded(nodes, model, work, left_out)
         return asked if isinstance(asked, Plan) else _refused_group(asked, model, work, left_out)
@@ -54,7 +56,11 @@ def plan_scoring(
     too_small = [LeftOut(name=node.name, reason=fits[node.name].text) for node in nodes if not fits[node.name].fits]
     out = (*left_out, *too_small)
     if not able:
-        group = _sharded(nodes, model, work, left_out) if work.sharding == "auto" else ("--shard none",)
+        group: Plan | tuple[str, ...] = ("--shard none",)
+        if work.whole_model_only:
+            group = (work.whole_model_only,)
+        elif work.sharding == "auto":
+            group = _sharded(nodes, model, work, left_out)
         return group if isinstance(group, Plan) else _without_nodes(nodes, model, work, out, group)
     speeds = node_speeds(able, model, work, known, stale or {})
     total = sum(speed.cost_per_second for speed in speeds.values())
@@ -150,7 +156,13 @@ def _scale(
 
 
 def _fit(node: NodeFacts, model: ModelFacts, work: WorkFacts) -> Fit:
-    return judge_fit(model, node_limit(node), longest_row_tokens=work.longest_row_tokens, backend=node.device.backend)
+    return judge_fit(
+        model,
+        node_limit(node),
+        longest_row_tokens=work.longest_row_tokens,
+        backend=node.device.backend,
+        beside_bytes=work.beside_bytes,
+    )
 
 
 def node_limit(node: NodeFacts) -> MemoryLimit:

@@ -108,8 +108,8 @@ CUDA_GFLOPS = 30_000.0
 CPU_BANDWIDTH = 20.0  # GB/s
 CUDA_BANDWIDTH = 900.0
 SECONDS_PER_TOKEN = {"cpu": 20e-6, "metal": 2e-6, "cuda": 1e-6}  # tokenising, softmax, Python: what no FLOP count holds
-# Forward passes over a row's text: ifd runs the answer a second time, without its instruction
-PASSES = {"loglik": 1.0, "ifd": 1.6, "ifd-ppl": 1.6, "preference": 1.0, "judge": 1.0}
+# Forward passes over a row's text: ifd runs the answer a second time, without its instruction; kl runs two models
+PASSES = {"loglik": 1.0, "ifd": 1.6, "ifd-ppl": 1.6, "preference": 1.0, "judge": 1.0, "kl": 2.0, "generate": 1.0}
 UNKNOWN_BATCH = {"cpu": 8, "metal": 16, "cuda": 32}
 
 

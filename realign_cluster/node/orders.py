@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -30,21 +31,25 @@ class JobRefused(RealignError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkOrder:
-    """`job_json` is the job as the coordinator wrote it; `group` the worker's place in one, empty if it is alone."""
+    """`job_json` is the job as the coordinator wrote it; `group` the worker's place in one, empty if it is alone.
+    `other_dirs`: folders by hash of what the job names besides its model.
+    """
 
     job: ScoreJob
     job_json: bytes
     model_dir: str
     launch: Launch
+    other_dirs: Mapping[str, str] = field(default_factory=dict)
     group: bytes = b""
     measure: str = "none"
     samples: tuple[bytes, ...] = ()
 
     def same_worker(self, other: WorkOrder) -> bool:
         """Whether a worker for `other` serves this one as it is."""
-        return (self.job, self.model_dir, self.launch, self.group) == (
+        return (self.job, self.model_dir, self.other_dirs, self.launch, self.group) == (
             other.job,
             other.model_dir,
+            other.other_dirs,
             other.launch,
             other.group,
         )
@@ -54,6 +59,7 @@ class WorkOrder:
             "op": "prepare",
             "job": self.job_json,
             "model_dir": self.model_dir,
+            "other_dirs": dict(self.other_dirs),
             "group": self.group,
             "measure": measure,
             "samples": list(self.samples),

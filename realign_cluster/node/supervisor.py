@@ -111,11 +111,29 @@ class Supervisor:
             self._write({"op": "go", "addresses": list(addresses)})
 
     def submit(
-        self, *, run_id: str, epoch: int, attempt: int, unit: int, lease: int, count: int, cost: float, rows: bytes
+        self,
+        *,
+        run_id: str,
+        epoch: int,
+        attempt: int,
+        unit: int,
+        lease: int,
+        count: int,
+        cost: float,
+        rows: bytes,
+        row_ids: bytes = b"",
     ) -> None:
         """Raises QueueFull."""
         if self.queue.add(
-            run_id=run_id, epoch=epoch, attempt=attempt, unit=unit, lease=lease, count=count, cost=cost, rows=rows
+            run_id=run_id,
+            epoch=epoch,
+            attempt=attempt,
+            unit=unit,
+            lease=lease,
+            count=count,
+            cost=cost,
+            rows=rows,
+            row_ids=row_ids,
         ):
             self._feed()
 
@@ -291,6 +309,7 @@ class Supervisor:
                     "rows": rows,
                     "count": held.count,
                     "cost": held.cost,
+                    "row_ids": held.row_ids,
                 }
             )
 

@@ -29,6 +29,7 @@ class Held:
     count: int
     cost: float
     size: int
+    row_ids: bytes = b""
 
 
 class QueueFull(Exception):
@@ -63,7 +64,17 @@ class WorkQueue:
         return bool(self._waiting or self._live)
 
     def add(
-        self, *, run_id: str, epoch: int, attempt: int, unit: int, lease: int, count: int, cost: float, rows: bytes
+        self,
+        *,
+        run_id: str,
+        epoch: int,
+        attempt: int,
+        unit: int,
+        lease: int,
+        count: int,
+        cost: float,
+        rows: bytes,
+        row_ids: bytes = b"",
     ) -> bool:
         """False when this attempt is here already (sent again after a reconnect).
 
@@ -94,6 +105,7 @@ class WorkQueue:
             count=count,
             cost=cost,
             size=len(rows),
+            row_ids=row_ids,
         )
         self._next_ticket += 1
         self._waiting.append((held, rows))

@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 
-from realign_cluster.domain.job import NO_MODEL, ScoreJob
+from realign_cluster.domain.job import ScoreJob
 from realign_cluster.node.logs import OutputLog
 from realign_cluster.node.models import ModelStore
 from realign_cluster.node.orders import SCORING_MODULE, JobRefused, WorkOrder, launch_of, read_job
@@ -69,7 +69,7 @@ class Workplace:
         self._idle_worker_seconds = idle_worker_seconds
         self._outbox: Outbox | None = None
         self._tenant: Tenant | None = None  # whose messages are obeyed: the stream's own, set with it
-        self._awaiting_model: tuple[ScoreJob, pb.Prepare] | None = None
+        self._awaiting_model: tuple[str, ScoreJob, pb.Prepare] | None = None
         self._last_used = self._looked = clock()
         self._preparing = asyncio.Lock()
         self._changed = asyncio.Event()  # something was finished or acknowledged: `finish` looks again
@@ -170,6 +170,7 @@ class Workplace:
                 count=assign.count,
                 cost=assign.cost,
                 rows=assign.rows,
+                row_ids=assign.row_ids,
             )
         except QueueFull as error:
             log.error("more work than a node may be given", why=str(error))
@@ -182,25 +183,31 @@ class Workplace:
         except JobRefused as refused:
             self.worker_refused(refused.code, str(refused))
             return
-        if job.model.hash != NO_MODEL and self._models.find(job.model.hash) is None:
-            self._awaiting_model = (job, prepare)
-            self._send(pb.NodeMessage(model_needed=pb.ModelNeeded(model_hash=job.model.hash)))
-            return
-        await self._start(job, prepare)
+        await self._ask_or_start(job, prepare)
 
-    async def model_arrived(self, model_hash: str) -> None:
-        if self._awaiting_model is not None and self._awaiting_model[0].model.hash == model_hash:
-            job, prepare = self._awaiting_model
+    async def _ask_or_start(self, job: ScoreJob, prepare: pb.Prepare) -> None:
+        """Asks for the first of the job's folders that is not here; what it asked for arrives by `model_arrived`."""
+        missing = next((spec.hash for spec in job.stored if self._models.find(spec.hash) is None), None)
+        if missing is None:
             self._awaiting_model = None
             await self._start(job, prepare)
+            return
+        self._awaiting_model = (missing, job, prepare)
+        self._send(pb.NodeMessage(model_needed=pb.ModelNeeded(model_hash=missing)))
+
+    async def model_arrived(self, model_hash: str) -> None:
+        if self._awaiting_model is not None and self._awaiting_model[0] == model_hash:
+            _, job, prepare = self._awaiting_model
+            await self._ask_or_start(job, prepare)
         self.training.model_arrived(model_hash)
 
     async def _start(self, job: ScoreJob, prepare: pb.Prepare) -> None:
-        folder = self._models.find(job.model.hash)
+        folders = {spec.hash: str(self._models.find(spec.hash)) for spec in job.stored}
         order = WorkOrder(
             job=job,
             job_json=prepare.job,
-            model_dir=str(folder) if folder else "",
+            model_dir=folders.pop(job.model.hash, ""),
+            other_dirs=folders,
             group=prepare.group,
             measure=prepare.measure or "none",
             samples=tuple(prepare.samples),

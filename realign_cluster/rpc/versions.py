@@ -10,7 +10,7 @@ from realign_cluster import __version__
 from realign_cluster.rpc.pb.common_pb2 import Versions
 
 # Of proto/*.proto and of the worker pipe; raised with every change that an older peer would misread.
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 
 def _installed(distribution: str) -> str:

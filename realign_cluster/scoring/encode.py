@@ -8,7 +8,7 @@ transformers loads.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -26,8 +26,11 @@ TEMPLATE_DATE: Final = datetime.datetime(2024, 7, 26)  # what Llama's templates 
 
 
 class Tokenizer(Protocol):
-    """What is used of transformers' tokenizers (and of mlx-lm's wrapper around them)."""
+    """What is used of transformers' tokenizers (and of mlx-lm's wrapper around them, which knows what ends a text)."""
 
+    @property
+    def eos_token_ids(self) -> Iterable[int]: ...
+    def decode(self, token_ids: Sequence[int], **options: Any) -> Any: ...
     def encode(self, text: str, add_special_tokens: bool = ...) -> list[int]: ...
     def apply_chat_template(
         self, messages: list[Message], tokenize: bool, add_generation_prompt: bool, **options: Any
@@ -134,6 +137,23 @@ class TextEncoder:
         if not kept and reason is None:
             reason = TRUNCATED_AWAY if excess > 0 else NO_CONTEXT
         return Scored(ids=tuple(ids), spans=kept, truncated=excess > 0, reason=reason)
+
+    def prompt(self, prompt: Conversation, new_tokens: int) -> tuple[tuple[int, ...], bool]:
+        """(ids that an answer of up to `new_tokens` follows, whether they were cut to leave it room).
+
+        Encoded as `completion` does it. Raises RowRefused("too-long") if the job says refuse.
+        """
+        if self.chat:
+            ids = self._encode(self._render(as_messages(prompt, "user"), answer=True))
+        else:
+            ids = [*self._start, *self._encode(as_text(prompt))]
+        room = self.max_tokens - new_tokens
+        if len(ids) <= room:
+            return tuple(ids), False
+        if self.truncate == "refuse":
+            asked = f"{len(ids)} tokens and {new_tokens} new ones"
+            raise RowRefused("too-long", f"{asked}, more than the limit of {self.max_tokens}")
+        return tuple(ids[-room:] if self.truncate == "left" else ids[:room]), True
 
     def prompt_text(self, prompt: str) -> str:
         """`prompt` as the text that an answer directly follows."""

@@ -9,18 +9,17 @@ are batched by length.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
-from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.models.cache import KVCache, RotatingKVCache
 
-from realign_cluster.scoring.cpu_kernels import cpu_kernels
-from realign_cluster.scoring.head import SplitModel
 from realign_cluster.scoring.segments import Segment, flatten, join_trunks
 
 Floats = npt.NDArray[np.float32]
@@ -47,17 +46,54 @@ class Work:
     padded: int = 0
     shapes: Counter[tuple[int, int]] = field(default_factory=Counter)
 
+    def add(self, other: Work) -> None:
+        self.tokens += other.tokens
+        self.padded += other.padded
+        self.shapes += other.shapes
+
     def describe(self) -> str:
         """ "32x256 16x512": batch sizes by padded length, most frequent first."""
         return " ".join(f"{batch}x{length}" for (batch, length), _ in self.shapes.most_common(8))
 
 
-class Forward:
-    """Runs one model. `one_by_one`: every tree alone and unpadded, so that a row's numbers depend on that row only."""
+class RunnableModel(Protocol):
+    """What is run: one model (`head.SplitModel`), or two side by side."""
 
-    def __init__(self, split: SplitModel, shape: Shape, *, on_cpu: bool, one_by_one: bool) -> None:
+    @property
+    def model(self) -> nn.Module: ...
+    def make_cache(self) -> list[Any]: ...
+    def kernels(self) -> AbstractContextManager[Any]: ...
+    def hidden(self, tokens: mx.array, cache: Sequence[Any] | None = None) -> mx.array: ...
+    def each(self, batches: Iterable[mx.array]) -> Iterator[mx.array]: ...
+    def kept(self, cache: Sequence[Any]) -> list[Any]: ...
+    def logits(self, hidden: mx.array) -> mx.array: ...
+
+
+class Valuation(NamedTuple):
+    """What becomes of (n, vocabulary) logits: k wanted (row, target) pairs -> (k,) float32; and the same in NumPy."""
+
+    on_device: Callable[[mx.array, Integers, Integers], mx.array]
+    on_cpu: Callable[[mx.array, Integers, Integers], Floats]
+
+
+class Forward:
+    """Runs one model. `one_by_one`: every tree alone and unpadded, so that a row's numbers depend on that row only.
+
+    `valuation`: what a number says of its token; its log-probability unless another is given.
+    """
+
+    def __init__(
+        self,
+        split: RunnableModel,
+        shape: Shape,
+        *,
+        on_cpu: bool,
+        one_by_one: bool,
+        valuation: Valuation | None = None,
+    ) -> None:
         self.shape = shape
         self.split = split
+        self._valuation = valuation or LOG_PROBABILITIES
         self._on_cpu = on_cpu
         self._one_by_one = one_by_one
         self._pending: deque[tuple[Integers, mx.array, Floats]] = deque()
@@ -72,7 +108,7 @@ class Forward:
         with self._kernels():
             self._run_batches(list(self._batches(single)), results, work, step)
             for tree in branching:
-                self._run_tree(tree, make_prompt_cache(self.split.model), results, work, step)
+                self._run_tree(tree, self.split.make_cache(), results, work, step)
             while self._pending:
                 self._take_oldest()
         return work
@@ -84,8 +120,8 @@ class Forward:
             while self._pending:
                 self._take_oldest()
 
-    def _kernels(self) -> AbstractContextManager[None]:
-        return cpu_kernels(self.split.model) if self._on_cpu else nullcontext()
+    def _kernels(self) -> AbstractContextManager[Any]:
+        return self.split.kernels() if self._on_cpu else nullcontext()
 
     def _sort(self, trees: Iterable[Segment]) -> tuple[list[Segment], list[Segment]]:
         """Those without children, longest first, and those with, joined. Whether a tree may branch follows from it
@@ -96,7 +132,7 @@ class Forward:
         cache: list[Any] = []
         for tree in trees:
             if tree.children:
-                cache = cache or make_prompt_cache(self.split.model)
+                cache = cache or self.split.make_cache()
                 if _can_rewind(cache, _depth(tree)):
                     branching.append(tree)
                     continue
@@ -128,7 +164,7 @@ class Forward:
         long = [batch for batch in batches if len(batch[0].tokens) > self.shape.chunk]
         short = batches[len(long) :]
         for batch in long:
-            cache = make_prompt_cache(self.split.model)
+            cache = self.split.make_cache()
             self._run_chunks(_padded(batch), cache, _Wanted.of(batch), results, progress)
         hidden_of_each = self.split.each(mx.array(_padded(batch)) for batch in short)
         for batch, hidden in zip(short, hidden_of_each, strict=True):
@@ -175,9 +211,9 @@ class Forward:
             rows = (place_of[inside] - first).astype(np.int32)
             slots, targets = wanted.slots[inside], wanted.targets[inside]
             if self._on_cpu:
-                results[slots] = _log_probabilities_on_cpu(logits, rows, targets)
+                results[slots] = self._valuation.on_cpu(logits, rows, targets)
             else:
-                self._pending.append((slots, _log_probabilities(logits, rows, targets), results))
+                self._pending.append((slots, self._valuation.on_device(logits, rows, targets), results))
                 mx.async_eval(self._pending[-1][1])  # type: ignore[no-untyped-call]
                 if len(self._pending) > 1:
                     self._take_oldest()
@@ -248,6 +284,9 @@ def _log_probabilities_on_cpu(logits: mx.array, rows: Integers, targets: Integer
     np.exp(values, out=values)
     result: Floats = picked - np.log(values.sum(axis=-1))[rows]
     return result
+
+
+LOG_PROBABILITIES = Valuation(_log_probabilities, _log_probabilities_on_cpu)
 
 
 def _can_rewind(cache: Sequence[Any], tokens: int) -> bool:

@@ -10,11 +10,15 @@ full logits are computed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx_lm.models.cache import make_prompt_cache
+
+from realign_cluster.scoring.cpu_kernels import cpu_kernels
 
 BODY_NAMES = ("model", "transformer", "backbone")
 
@@ -30,6 +34,13 @@ class SplitModel:
         self.model = model
         self._outer, self._body_name = _find_body(model)
         self.selective = self._body_name != "" and self._agrees()
+
+    def make_cache(self) -> list[Any]:
+        return list(make_prompt_cache(self.model))
+
+    def kernels(self) -> AbstractContextManager[None]:
+        """What runs it faster on a CPU, in force within the block."""
+        return cpu_kernels(self.model)
 
     def hidden(self, tokens: mx.array, cache: Sequence[Any] | None = None) -> mx.array:
         model = getattr(self._outer, self._body_name) if self.selective else self.model

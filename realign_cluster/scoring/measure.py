@@ -16,7 +16,7 @@ from itertools import cycle, zip_longest
 
 import mlx.core as mx
 
-from realign_cluster.domain.batching import UNIT_COST, row_cost
+from realign_cluster.domain.batching import drawn_cost, row_cost, unit_cost_of
 from realign_cluster.domain.report import Calibration
 from realign_cluster.scoring import device
 from realign_cluster.scoring.canaries import tokens_per_byte
@@ -28,6 +28,7 @@ from realign_cluster.scoring.scorer import Scorer
 QUICK_SECONDS = 2.0
 FULL_SECONDS = 6.0  # of the sample rows; the rest of a full measurement has its own limits
 REPEATS = 3
+DRAWN_TOKENS = 16  # of each answer while measuring
 
 Phase = Callable[[str, str, float], None]
 
@@ -39,7 +40,7 @@ def measure_node(
     started, thermal = time.monotonic(), device.thermal_state()
     kept = scorer.forward.shape
     budgets = [kept.batch_tokens] if scorer.job.batch_tokens or scorer.job.reproducible else _budgets(kept, model)
-    speed = _Speed(scorer, samples, phase)
+    speed = _Speed(_drawing_few(scorer), samples, phase)
     phase("measure", "warming up", 0.0)
     speed.run(seconds=0.0)
     one_unit = speed.run(seconds=0.0).seconds
@@ -87,6 +88,15 @@ def _budgets(shape: Shape, model: LoadedModel) -> list[int]:
     )
 
 
+def _drawing_few(scorer: Scorer) -> Scorer:
+    """For a job that draws answers: shorter ones, which cost as much a token, so that measuring stays quick."""
+    sampling = scorer.job.sampling
+    if sampling is None:
+        return scorer
+    few = sampling.model_copy(update={"max_new_tokens": min(sampling.max_new_tokens, DRAWN_TOKENS)})
+    return scorer.for_kinds(scorer.job.model_copy(update={"sampling": few}))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Timed:
     cost: float  # row_cost units
@@ -104,10 +114,13 @@ class _Speed:
         self._scorer = scorer
         self._phase = phase
         per_byte = tokens_per_byte(scorer, samples) or 1.0
-        costs = {row: row_cost(scorer.text_bytes(row), per_byte) for row in samples}
+        sampling = scorer.job.sampling
+        added = drawn_cost(sampling.new_tokens) if sampling is not None else 0.0
+        unit_cost = unit_cost_of(sampling.max_new_tokens if sampling is not None else 0)
+        costs = {row: row_cost(scorer.text_bytes(row), per_byte) + added for row in samples}
         units: list[tuple[float, list[bytes]]] = []
         for row in sorted(samples, key=lambda row: -costs[row]):
-            if not units or units[-1][0] + costs[row] > UNIT_COST:
+            if not units or units[-1][0] + costs[row] > unit_cost:
                 units.append((0.0, []))
             units[-1] = (units[-1][0] + costs[row], [*units[-1][1], row])
         # long and short in turn, so that a measurement cut short saw both

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from realign_cluster.domain.job import ScoreJob
@@ -44,20 +45,29 @@ class Result:
 class Session(Protocol):
     @property
     def report(self) -> WorkerReport: ...
-    def prepare(self, rows: bytes, count: int) -> Prepared: ...
+    def prepare(self, rows: bytes, count: int, row_ids: bytes = b"") -> Prepared: ...
     def compute(self, prepared: Prepared, progress: Progress) -> Result: ...
 
 
 def open_session(
-    job: ScoreJob, model_dir: Path, *, measure: str, samples: Sequence[bytes], cores: int, phase: Phase
+    job: ScoreJob,
+    model_dir: Path,
+    *,
+    measure: str,
+    samples: Sequence[bytes],
+    cores: int,
+    phase: Phase,
+    others: Mapping[str, Path] = MappingProxyType({}),
 ) -> Session:
-    """Raises JobRefused, with the fix, for a job that this worker cannot do."""
+    """`others`: folders by hash of what the job names besides its model.
+
+    Raises JobRefused, with the fix, for a job that this worker cannot do."""
     check_kinds(job)
     if all(kind == "noop" for kind in job.kinds):
         return NoopSession(samples, measure)
     from realign_cluster.scoring.model_session import open_model_session  # the first import of MLX in this process
 
-    return open_model_session(job, model_dir, measure=measure, samples=samples, cores=cores, phase=phase)
+    return open_model_session(job, model_dir, measure=measure, samples=samples, cores=cores, phase=phase, others=others)
 
 
 def check_kinds(job: ScoreJob) -> None:
@@ -103,7 +113,7 @@ class NoopSession:
         self.report = report_of_noop(samples, measure)
         self._faults_allowed = faults_allowed()
 
-    def prepare(self, rows: bytes, count: int) -> Prepared:
+    def prepare(self, rows: bytes, count: int, row_ids: bytes = b"") -> Prepared:
         asked: dict[int, str] = {}
         if self._faults_allowed and b"__realign_fault__" in rows:
             for at, row in enumerate(rows.split(b"\n")):

@@ -124,7 +124,7 @@ def _read_frames(reader: FrameReader, inbox: Inbox, session: Future[Session], ad
             os._exit(0)
         match frame["op"]:
             case "unit":
-                prepared = session.result().prepare(frame["rows"], frame["count"])
+                prepared = session.result().prepare(frame["rows"], frame["count"], frame.get("row_ids", b""))
                 inbox.add(Unit(attempt=frame["attempt"], unit=frame["unit"], prepared=prepared))
             case "revoke":
                 inbox.revoke(set(frame["attempts"]))
@@ -193,6 +193,7 @@ def run(read: BinaryIO, write: BinaryIO) -> int:
                 samples=frame["samples"],
                 cores=frame["cores"],
                 phase=outbox.phase,
+                others={digest: Path(folder) for digest, folder in frame.get("other_dirs", {}).items()},
             )
     except JobRefused as refusal:
         outbox.send("refused", code=refusal.code, message=refusal.message)

@@ -26,7 +26,7 @@ import orjson
 from pydantic import ValidationError
 
 from realign_cluster.domain.errors import RealignError
-from realign_cluster.domain.job import ScoreJob
+from realign_cluster.domain.job import Sampling, ScoreJob
 from realign_cluster.domain.report import Calibration
 
 SCHEMA_VERSION = 1
@@ -100,6 +100,11 @@ def task_of(job: ScoreJob) -> str:
     if job.template is not None or job.labels:
         text = orjson.dumps([job.template, job.labels])
         parts.append(f"template {hashlib.blake2b(text, digest_size=4).hexdigest()}")
+    if "generate" in job.kinds:
+        drawn = job.sampling.max_new_tokens if job.sampling is not None else Sampling().max_new_tokens
+        parts.append(f"drawing up to {1 << max(0, math.ceil(math.log2(drawn)))}")
+    if job.adapter is not None:
+        parts.append("with an adapter")
     if job.reproducible:
         parts.append("reproducible")
     return ", ".join(parts)

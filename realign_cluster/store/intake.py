@@ -44,6 +44,7 @@ class ScanOptions:
     unit_cost: float = UNIT_COST
     unit_rows: int = UNIT_ROWS
     unit_bytes: int = UNIT_BYTES
+    added_cost: float = 0.0  # of every row, besides its text
     reserved: tuple[str, ...] = RESERVED_COLUMNS  # columns an input must not have
 
 
@@ -233,7 +234,11 @@ class _Scan:
         # with on_bad_row = fail, what follows the first bad row is only checked: this scan will not be completed
         if self.window.rows and not (self.bad_rows and self.options.on_bad_row == "fail"):
             units = self.window.cut(
-                self.tokens_per_byte, self.options.unit_cost, self.options.unit_rows, self.options.unit_bytes
+                self.tokens_per_byte,
+                self.options.unit_cost,
+                self.options.unit_rows,
+                self.options.unit_bytes,
+                self.options.added_cost,
             )
             self.log.append(self.window, units, next_row)
         self.window = Window()

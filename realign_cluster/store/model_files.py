@@ -23,6 +23,7 @@ WEIGHTS = re.compile(r"model.*\.safetensors")
 OTHER_FILES = frozenset(
     {
         "config.json",
+        "generation_config.json",  # which tokens end an answer, where it differs from config.json
         "hf_quant_config.json",
         "model.safetensors.index.json",
         "tokenizer.json",

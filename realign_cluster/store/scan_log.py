@@ -83,7 +83,9 @@ class Window:
         self.bad.append((pack(file, [row], [offset], [min(length, MAX_LENGTH)]), problem))
         self.rows += 1
 
-    def cut(self, tokens_per_byte: float, unit_cost: float, max_rows: int, max_bytes: int) -> list[CutUnit]:
+    def cut(
+        self, tokens_per_byte: float, unit_cost: float, max_rows: int, max_bytes: int, added: float = 0.0
+    ) -> list[CutUnit]:
         """Units of the good rows."""
         if not self._good:
             return []
@@ -93,7 +95,7 @@ class Window:
         prefixes = np.array(self._prefixes) if shared else None
         units = cut_window(
             texts, tokens_per_byte, unit_cost, max_rows, max_bytes,
-            sizes=positions["length"], groups=groups, prefixes=prefixes,
+            sizes=positions["length"], groups=groups, prefixes=prefixes, added=added,
         )  # fmt: skip
         return [
             CutUnit(
@@ -103,6 +105,7 @@ class Window:
                         tokens_per_byte,
                         None if groups is None else groups[unit],
                         None if prefixes is None else prefixes[unit],
+                        added,
                     ).sum()
                 ),
                 int(texts[unit].max()),

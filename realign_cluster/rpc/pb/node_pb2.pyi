@@ -96,20 +96,22 @@ class JoinGroup(_message.Message):
     def __init__(self, generation: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Assign(_message.Message):
-    __slots__ = ("lease", "attempt", "unit", "rows", "count", "cost")
+    __slots__ = ("lease", "attempt", "unit", "rows", "count", "cost", "row_ids")
     LEASE_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     UNIT_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
     COST_FIELD_NUMBER: _ClassVar[int]
+    ROW_IDS_FIELD_NUMBER: _ClassVar[int]
     lease: int
     attempt: int
     unit: int
     rows: bytes
     count: int
     cost: float
-    def __init__(self, lease: _Optional[int] = ..., attempt: _Optional[int] = ..., unit: _Optional[int] = ..., rows: _Optional[bytes] = ..., count: _Optional[int] = ..., cost: _Optional[float] = ...) -> None: ...
+    row_ids: bytes
+    def __init__(self, lease: _Optional[int] = ..., attempt: _Optional[int] = ..., unit: _Optional[int] = ..., rows: _Optional[bytes] = ..., count: _Optional[int] = ..., cost: _Optional[float] = ..., row_ids: _Optional[bytes] = ...) -> None: ...
 
 class Revoke(_message.Message):
     __slots__ = ("attempts", "reason")

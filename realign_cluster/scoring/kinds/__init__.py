@@ -14,6 +14,9 @@ To add a kind:
 3. Add it to `KINDS` below. Raise `version` (and `domain.job.KIND_VERSION`) whenever the same row would get other
    numbers.
 
+A kind that needs texts instead of numbers (`generate`) returns a `SamplePlan`: a prompt, and what becomes of its
+samples. One that compares two models (`kl`) says so by `measure`, and is given the divergence at each scored token.
+
 Kinds must not batch, cache or know the model: equal sequences of several kinds are computed once, and shared prefixes
 once.
 """
@@ -22,14 +25,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from realign_cluster.scoring.kinds.base import Kind, KindPlan
+from realign_cluster.scoring.kinds.base import Kind, KindPlan, SamplePlan
+from realign_cluster.scoring.kinds.generate import Generate
 from realign_cluster.scoring.kinds.ifd import Ifd, IfdPpl
 from realign_cluster.scoring.kinds.judge import Judge
+from realign_cluster.scoring.kinds.kl import KlDivergence
 from realign_cluster.scoring.kinds.loglik import LogLikelihood
 from realign_cluster.scoring.kinds.noop import Noop
 from realign_cluster.scoring.kinds.preference import Preference
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (LogLikelihood(), Ifd(), IfdPpl(), Preference(), Judge(), Noop())}
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (LogLikelihood(), Ifd(), IfdPpl(), Preference(), Judge(), KlDivergence(), Generate(), Noop())
+}
 
 
 def kinds_named(names: Iterable[str]) -> list[Kind]:
@@ -37,4 +45,4 @@ def kinds_named(names: Iterable[str]) -> list[Kind]:
     return [KINDS[name] for name in names]
 
 
-__all__ = ["KINDS", "Kind", "KindPlan", "kinds_named"]
+__all__ = ["KINDS", "Kind", "KindPlan", "SamplePlan", "kinds_named"]

@@ -5,22 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from realign_cluster.domain.job import ScoreJob
 from realign_cluster.scoring.encode import Scored, TextEncoder
+from realign_cluster.scoring.sample import Sample
 
 NOT_FINITE: Final = "the model's log-likelihood is not finite"
 
 LogProbs = npt.NDArray[np.float32]  # of the scored tokens of one sequence, in order; nats
+# What is wanted at each scored token: its log-probability, or how far the reference's distribution is there.
+Measure = Literal["log-probability", "divergence"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KindPlan:
-    """Sequences to score for one row, and what becomes of their log-probabilities.
+    """Sequences to score for one row, and what becomes of their log-probabilities (or what else `measure` says).
 
     `trunk` tokens at the start of every sequence are likely to be shared with other rows: they are prefilled apart
     and kept. It must follow from the row alone, because it decides the shape in which the row is computed.
@@ -29,6 +32,15 @@ class KindPlan:
     sequences: tuple[Scored, ...]
     reduce: Callable[[Sequence[LogProbs]], dict[str, Any]]
     trunk: int = 0
+    measure: Measure = "log-probability"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplePlan:
+    """A prompt to answer, None where there is nothing to answer, and what becomes of the samples and the row's seed."""
+
+    prompt: tuple[int, ...] | None
+    reduce: Callable[[Sequence[Sample], int], dict[str, Any]]
 
 
 class Kind(Protocol):
@@ -36,7 +48,7 @@ class Kind(Protocol):
     def name(self) -> str: ...
     @property
     def version(self) -> int: ...
-    def plan(self, fields: Mapping[str, Any], encoder: TextEncoder, job: ScoreJob) -> KindPlan: ...
+    def plan(self, fields: Mapping[str, Any], encoder: TextEncoder, job: ScoreJob) -> KindPlan | SamplePlan: ...
 
 
 def total(logprobs: LogProbs) -> float | None:
