@@ -275,8 +275,17 @@ class TrainEngine:
 
     def _events_of(self, node: NodeName, generation: int, report: r.RankReport, now: float) -> list[e.Event]:
         match report:
-            case r.Section(section=section, step=step):
-                return [e.RankSection(at=now, node=node, generation=generation, section=section, step=step)]
+            case r.Section():
+                return [
+                    e.RankSection(
+                        at=now,
+                        node=node,
+                        generation=generation,
+                        section=report.section,
+                        step=report.step,
+                        patience_seconds=report.patience_seconds,
+                    )
+                ]
             case r.Loaded(port=port, config=config):
                 self._ports[(generation, node)] = port
                 self._say_what_was_cut(report)

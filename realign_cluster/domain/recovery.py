@@ -245,7 +245,7 @@ class Recovery:
         if generation is None:
             return
         if self._stops_asked == 1 and not generation.ending and generation.step > generation.start_step:
-            limit = sitting.policy.limit("step", generation.slowest_step) + sitting.policy.stop_seconds
+            limit = sitting.policy.sections.of("step", generation.slowest_step) + sitting.policy.stop_seconds
             self._running.ask_stop("interrupted", until=sitting.now + limit)
         else:
             self._running.end_on_purpose("interrupted")

@@ -8,7 +8,7 @@ no random state: what is drawn depends on the seed, the step and the row. Must n
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,10 +85,14 @@ def digest_of(weights: Mapping[str, mx.array]) -> str:
 
 
 def restore(
-    folder: Path, parts: Sequence[StatePart], optimizer: MasterOptimizer, pieces: Mapping[str, Piece]
+    folder: Path,
+    parts: Sequence[StatePart],
+    optimizer: MasterOptimizer,
+    pieces: Mapping[str, Piece],
+    progress: Callable[[], None],
 ) -> Standing:
     """Puts the state of `parts`, however it was cut, into `optimizer`. Raises Corrupt or Misfit, naming the part."""
-    held = open_parts([data_path(folder, part) for part in parts])
+    held = open_parts([data_path(folder, part) for part in parts], progress)
     expected = optimizer.state()
     wanted = {
         name: pieces[parameter] if (parameter := parameter_of(name)) is not None else PieceOf(whole=tuple(value.shape))

@@ -178,7 +178,7 @@ def test_a_step_may_take_three_times_the_slowest_and_five_seconds_in_any_case() 
 def test_every_section_has_its_limit(section: str) -> None:
     run = TrainRun("ab").begin(steps=1)
     run.section("ab", section)  # type: ignore[arg-type]
-    limit = POLICY.limit(section, 1.0)  # type: ignore[arg-type]
+    limit = POLICY.sections.of(section, 1.0)  # type: ignore[arg-type]
     run.pass_time(limit)
     assert not run.last(c.KillRank)
     run.pass_time(0.5)
@@ -190,7 +190,7 @@ def test_a_rank_that_loads_for_too_long_is_killed_and_the_one_that_waits_for_it_
     run = TrainRun("ab")
     run.ready("ab")
     run.of_rank(e.RankLoaded, "a")
-    run.pass_time(POLICY.load_seconds + 0.5)
+    run.pass_time(POLICY.sections.load_seconds + 0.5)
     assert run.killed() == "ab"
     assert "the rank on b made no progress in load" in run.notes()
 
@@ -199,7 +199,7 @@ def test_ranks_that_cannot_join_are_killed() -> None:
     run = TrainRun("ab")
     run.ready("ab")
     run.of_rank(e.RankLoaded, "ab")
-    run.pass_time(POLICY.join_seconds + 0.5)
+    run.pass_time(POLICY.sections.join_seconds + 0.5)
     assert run.killed() == "ab"
 
 
@@ -210,6 +210,42 @@ def test_the_rank_that_is_waited_for_is_to_blame_not_those_that_wait() -> None:
     generation = run.recovery.generation
     assert generation is not None
     assert list(generation.culprits) == ["b"]
+
+
+def test_a_rank_that_says_it_gets_further_in_a_section_is_not_hung() -> None:
+    run = TrainRun("ab").begin(steps=1)
+    for _ in range(5):
+        run.section("ab", "evaluate", patience=5.0)
+        run.pass_time(4.5)
+        assert not run.last(c.KillRank)
+    run.section("a", "evaluate", patience=5.0)
+    run.pass_time(1.0)
+    assert run.killed() == "ab"
+    assert "the rank on b made no progress in evaluate" in run.notes()
+
+
+def test_who_waits_for_others_may_as_long_as_one_of_them_gets_further_but_not_when_all_wait() -> None:
+    run = TrainRun("ab").begin(steps=1)
+    run.section("a", "wait", patience=3600.0)
+    for _ in range(5):
+        run.section("b", "save", patience=10.0)
+        run.pass_time(9.0)
+        assert not run.last(c.KillRank)
+    run.section("b", "wait", patience=3600.0)
+    run.pass_time(5.0)
+    assert not run.last(c.KillRank)
+    run.pass_time(0.5)
+    assert run.killed() == "ab"
+
+
+def test_a_step_that_is_said_to_take_longer_may() -> None:
+    """It has ten times the tokens of those before."""
+    run = TrainRun("ab").begin(steps=3)
+    run.section("ab", "step", step=3, patience=30.0)
+    run.pass_time(30.0)
+    assert not run.last(c.KillRank)
+    run.pass_time(0.5)
+    assert run.killed() == "ab"
 
 
 def test_a_coordinator_that_slept_blames_nobody() -> None:
@@ -830,7 +866,7 @@ def test_after_hours_of_training_a_lost_node_is_still_waited_for() -> None:
     run = TrainRun("a", steps=3).begin(steps=3)
     for _ in range(10):
         run.now += 1000.0
-        run.of_rank(e.RankSection, "a", section="evaluate", step=3)
+        run.section("a", "evaluate", step=3)
     run.keep("a", part(3, kind="checkpoint"))
     run.ends("a", step=3)
     run.lose("a")

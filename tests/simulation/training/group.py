@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from realign_cluster.domain import recovery_events as e
-from realign_cluster.domain.rank_report import SectionName
+from realign_cluster.domain.section_limits import SectionName
 from realign_cluster.domain.world import RankSpec, StateKind, StatePart
 
 from .judge import branch_of
@@ -82,8 +82,9 @@ class Group:
             self.after(script.step_seconds * (0.9 + 0.2 * self.world.rng.random()), self.stepped)
 
     def enter(self, section: SectionName, seconds: float, then: Callable[[], None]) -> None:
+        patience = self.spec.limits.of(section)
         for rank in self.ranks:
-            rank.say(e.RankSection, section=section, step=self.step)
+            rank.say(e.RankSection, section=section, step=self.step, patience_seconds=patience)
         self.after(seconds, then)
 
     def stepped(self) -> None:
