@@ -301,8 +301,9 @@ class TrainEngine:
             case r.NotKept(kind=kind, step=step, reason=reason):
                 self._note(f"{node} could not keep the {kind} of step {step}, training goes on: {reason}", "warning")
                 return []
-            case r.Evaluated():
-                return []
+            case r.Evaluated(step=step, metrics=metrics):
+                loss = metrics.get("loss")
+                return [] if loss is None else [e.LossMeasured(at=now, generation=generation, step=step, loss=loss)]
             case r.Diverged(step=step, kl=kl):
                 return [e.KlMeasured(at=now, generation=generation, step=step, kl=kl)]
             case r.ReferenceRows():

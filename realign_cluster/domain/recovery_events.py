@@ -182,6 +182,16 @@ class SharesMeasured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LossMeasured:
+    """`loss` on the validation rows, of the state after `step`. Its checkpoint follows if it is the best so far."""
+
+    at: float
+    generation: int
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KlMeasured:
     """`kl` in nats per completion token, of the state after `step`."""
 
@@ -268,6 +278,7 @@ Event = (
     | CheckpointStored
     | StoreFailed
     | SharesMeasured
+    | LossMeasured
     | KlMeasured
     | RankEnded
     | RankFailed

@@ -15,6 +15,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from realign_cluster.domain.standing import is_better
 from realign_cluster.domain.world import RankSpec, StateKind, StatePart
 from realign_cluster.store.part_manifest import PartHeader, PieceOf
 from realign_cluster.store.resharding import open_parts, pieces_from
@@ -34,7 +35,7 @@ class Standing:
 
     def judge(self, loss: float, step: int) -> bool:
         """Takes note of an evaluation; whether it is the best so far."""
-        if self.best_loss is None or loss < self.best_loss:
+        if is_better(loss, self.best_loss):
             self.best_loss, self.best_step, self.worse = loss, step, 0
             return True
         self.worse += 1

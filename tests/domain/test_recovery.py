@@ -815,6 +815,72 @@ def test_shares_shift_with_the_measured_speeds_unless_the_run_is_reproducible() 
     assert not run.all(c.ShiftShares)
 
 
+# --- the best checkpoint
+
+
+def evaluated_and_kept(run: TrainRun, step: int, loss: float) -> None:
+    run.step(step)
+    run.handle(e.LossMeasured(at=run.now, generation=run.generation, step=step, loss=loss))
+    run.keep("a", part(step, kind="checkpoint"))
+
+
+def test_the_best_checkpoint_is_stored_however_many_came_after_it_while_storing_was_slow() -> None:
+    run = TrainRun("ab").begin()
+    for step, loss in ((1, 3.0), (2, 2.0), (3, 2.5), (4, 2.6), (5, 2.0)):
+        evaluated_and_kept(run, step, loss)
+    assert (run.memory.best_step, run.memory.best_loss) == (2, 2.0)
+    assert [store.step for store in run.all(c.Store)] == [1]  # and takes its time
+    dropped = {each.step for drop in run.all(c.DropParts) for each in drop.parts}
+    assert 3 in dropped
+    assert 2 not in dropped
+    run.handle(e.CheckpointStored(at=run.now, step=1, parts=(part(1, kind="checkpoint"),)))
+    run.handle(e.CheckpointStored(at=run.now, step=2, parts=(part(2, kind="checkpoint"),)))
+    assert [store.step for store in run.all(c.Store)] == [1, 2, 5]
+    run.keep("a", part(6, kind="checkpoint"))
+    assert {each.step for drop in run.last(c.DropParts) for each in drop.parts} == {1, 4}
+
+
+def test_a_run_is_complete_once_its_best_checkpoint_is_stored_too() -> None:
+    run = TrainRun("ab", steps=3).begin()
+    for step, loss in ((1, 3.0), (2, 2.0), (3, 2.5)):
+        evaluated_and_kept(run, step, loss)
+    run.ends("ab", step=3)
+    for step in (1, 3):
+        run.handle(e.CheckpointStored(at=run.now, step=step, parts=(part(step, kind="checkpoint"),)))
+    assert [store.step for store in run.all(c.Store)] == [1, 3, 2]
+    assert run.finish is None
+    run.handle(e.CheckpointStored(at=run.now, step=2, parts=(part(2, kind="checkpoint"),)))
+    assert run.finish == c.Finish(state="complete", reason="all is done after step 3")
+
+
+def test_a_best_checkpoint_that_cannot_be_stored_does_not_keep_a_run_from_its_end() -> None:
+    run = TrainRun("ab", steps=2).begin()
+    for step, loss in ((1, 2.0), (2, 2.5)):
+        evaluated_and_kept(run, step, loss)
+    run.ends("ab", step=2)
+    for _ in range(POLICY.transfer_attempts):
+        run.handle(e.StoreFailed(at=run.now, step=1, reason="the disk is full"))
+        run.pass_time(POLICY.transfer_again_seconds + 0.5)
+    run.handle(e.CheckpointStored(at=run.now, step=2, parts=(part(2, kind="checkpoint"),)))
+    run.lose("ab")
+    run.pass_time(POLICY.transfer_seconds)
+    assert run.finish is not None
+
+
+def test_what_was_best_of_a_course_that_was_given_up_is_not_any_more() -> None:
+    run = TrainRun("a", kl_budget=0.1).begin()
+    evaluated_and_kept(run, 1, 3.0)
+    run.handle(e.KlMeasured(at=run.now, generation=1, step=1, kl=0.05))
+    evaluated_and_kept(run, 2, 1.0)
+    run.handle(e.KlMeasured(at=run.now, generation=1, step=2, kl=0.5))
+    assert (run.memory.best_step, run.memory.best_loss) == (0, None)
+    run.obeys("a")
+    run.goes()
+    run.step(2)
+    run.handle(e.LossMeasured(at=run.now, generation=2, step=2, loss=2.0))
+    assert (run.memory.best_step, run.memory.best_loss) == (2, 2.0)
+
+
 # --- the end
 
 

@@ -104,9 +104,22 @@ class Group:
     def measure(self) -> None:
         script = self.world.script
         if script.evaluate_every and self.step % script.evaluate_every == 0:
-            self.enter("evaluate", 0.4, self.diverge)
+            self.enter("evaluate", 0.4, self.evaluated)
         else:
             self.diverge()
+
+    def evaluated(self) -> None:
+        self.ranks[0].say(e.LossMeasured, step=self.step, loss=self.loss(self.step))
+        self.diverge()
+
+    def loss(self, step: int) -> float:
+        """It gets better until half of the way, and worse from then on."""
+        return abs(step - self.world.script.steps / 2)
+
+    def is_best(self) -> bool:
+        every = self.world.script.evaluate_every
+        steps = range(every, self.step + 1, every) if every else ()
+        return bool(steps) and min(steps, key=self.loss) == self.step
 
     def diverge(self) -> None:
         script = self.world.script
@@ -122,7 +135,8 @@ class Group:
         self.checkpoint()
 
     def checkpoint(self) -> None:
-        if self.step % self.world.script.checkpoint_every == 0 and self.step < self.world.script.steps:
+        due = self.step % self.world.script.checkpoint_every == 0 or self.is_best()
+        if due and self.step < self.world.script.steps:
             self.keep("checkpoint")
         self.next()
 
