@@ -120,7 +120,11 @@ class PartStore:
     def _prune(self) -> None:
         """The run may have to go back to the last checkpoint within its KL budget."""
         job, within = self._run.job, self._run.memory.within_budget_step
-        self._run.checkpoints.prune(job.keep_checkpoints, go_back_step=within if job.kl is not None else None)
+        self._run.checkpoints.prune(
+            job.keep_checkpoints,
+            within_budget_step=within if job.kl is not None else None,
+            kl_budget=job.kl_budget,
+        )
 
     def explain(self, failure: Failed) -> str:
         """A rank's word on why it failed, with the user's own files and lines where it names rows."""
@@ -136,9 +140,7 @@ class PartStore:
 
 
 def manifest_of(run: TrainRun, step: int, parts: Sequence[StatePart]) -> CheckpointManifest:
-    """With what the ledger says of the checkpoint. What was measured on a course that was given up counts for nothing;
-    the model before training may be better than any later one, and is no checkpoint.
-    """
+    """With what the ledger says of the checkpoint. What was measured on a course that was given up counts for nothing."""
     losses = {
         at: body["metrics"]["loss"]
         for at, body in _measured(run, "evaluated", step).items()
@@ -157,7 +159,7 @@ def manifest_of(run: TrainRun, step: int, parts: Sequence[StatePart]) -> Checkpo
         versions={"project": versions.project, "mlx": versions.mlx, "mlx_lm": versions.mlx_lm},
         validation_loss=losses[max(losses)] if losses else None,
         kl=divergences[max(divergences)]["kl"] if divergences else None,
-        best=step in losses and all(losses[step] <= loss for at, loss in losses.items() if at > 0),
+        validation_step=max(losses, default=None),
     )
 
 

@@ -195,7 +195,7 @@ class _Sitting:
                 nodes=tuple(NodeName(node) for node in world.nodes),
                 reproducible=job.reproducible,
                 snapshot_every=job.snapshot_every or 1,
-                kl_budget=job.kl.budget if job.kl is not None else None,
+                kl_budget=job.kl_budget,
                 kl_action=job.kl.action if job.kl is not None else "soften",
             ),
             memory=run.memory,

@@ -275,8 +275,17 @@ class TrainEngine:
 
     def _events_of(self, node: NodeName, generation: int, report: r.RankReport, now: float) -> list[e.Event]:
         match report:
-            case r.Section(section=section, step=step):
-                return [e.RankSection(at=now, node=node, generation=generation, section=section, step=step)]
+            case r.Section():
+                return [
+                    e.RankSection(
+                        at=now,
+                        node=node,
+                        generation=generation,
+                        section=report.section,
+                        step=report.step,
+                        patience_seconds=report.patience_seconds,
+                    )
+                ]
             case r.Loaded(port=port, config=config):
                 self._ports[(generation, node)] = port
                 self._say_what_was_cut(report)
@@ -292,8 +301,9 @@ class TrainEngine:
             case r.NotKept(kind=kind, step=step, reason=reason):
                 self._note(f"{node} could not keep the {kind} of step {step}, training goes on: {reason}", "warning")
                 return []
-            case r.Evaluated():
-                return []
+            case r.Evaluated(step=step, metrics=metrics):
+                loss = metrics.get("loss")
+                return [] if loss is None else [e.LossMeasured(at=now, generation=generation, step=step, loss=loss)]
             case r.Diverged(step=step, kl=kl):
                 return [e.KlMeasured(at=now, generation=generation, step=step, kl=kl)]
             case r.ReferenceRows():

@@ -21,6 +21,7 @@ from realign_cluster.coordinator.train_record import TrainRun
 from realign_cluster.coordinator.train_report import write_train_report
 from realign_cluster.domain.errors import RunFailed
 from realign_cluster.domain.recovery_commands import Finish
+from realign_cluster.domain.standing import result_of
 from realign_cluster.rpc.versions import local_versions
 from realign_cluster.store.checkpoints import CheckpointManifest
 from realign_cluster.store.durable import durable_file
@@ -55,17 +56,15 @@ async def finish_training(
 
 
 def chosen_checkpoint(run: TrainRun) -> CheckpointManifest:
-    """The best one by validation loss where early stopping was asked for, else the last. Raises RunFailed if there is
-    none.
-    """
-    manifests = run.checkpoints.manifests()
-    best = [manifest for manifest in manifests if manifest.best]
-    chosen = best if best and run.job.evaluation.patience is not None else manifests
-    if not chosen:
+    """The best one where early stopping was asked for, else the last. Raises RunFailed if there is none."""
+    manifests = {manifest.step: manifest for manifest in run.checkpoints.manifests()}
+    judged = [manifest.judged for manifest in manifests.values()]
+    chosen = result_of(judged, best=run.job.evaluation.patience is not None, kl_budget=run.job.kl_budget)
+    if chosen is None:
         raise RunFailed(
             f"the run {run.folder.path} is complete, but its checkpoints are gone", "start it again in a new folder"
         )
-    return max(chosen, key=lambda manifest: manifest.step)
+    return manifests[chosen.step]
 
 
 async def _export(run: TrainRun, manifest: CheckpointManifest, stop: Stop) -> Path:

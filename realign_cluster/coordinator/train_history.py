@@ -13,6 +13,7 @@ from typing import Any
 
 from realign_cluster.coordinator.train_generations import Course, GenerationReader, GenerationRecord
 from realign_cluster.domain.rank_report import Diverged, Ended, Evaluated, Kept, NotKept, StepDone
+from realign_cluster.domain.standing import Judged, best_of
 from realign_cluster.store.train_ledger import EventRecord, Measurement, Sitting, StepRecord, TrainLedgerReader
 
 
@@ -96,8 +97,9 @@ class TrainHistory:
         measured = self.validation()
         if not measured:
             return None
-        best_step, best = min(measured[1:] or measured, key=lambda found: found[1])  # the first is before training
-        return {"first": measured[0][1], "last": measured[-1][1], "best": best, "best_step": best_step}
+        best = best_of(Judged(step=step, loss=loss) for step, loss in measured)
+        best_step, lowest = (best.step, best.loss) if best is not None else measured[0]
+        return {"first": measured[0][1], "last": measured[-1][1], "best": lowest, "best_step": best_step}
 
     def benchmarks(self) -> dict[str, list[tuple[int, float]]]:
         """(step, result) by name."""

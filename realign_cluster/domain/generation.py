@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 
 from realign_cluster.domain.ids import NodeName
 from realign_cluster.domain.inventory import State
-from realign_cluster.domain.rank_report import SectionName
 from realign_cluster.domain.recovery_events import RankEnded
-from realign_cluster.domain.recovery_policy import RecoveryPolicy
+from realign_cluster.domain.section_limits import SectionLimits, SectionName
 from realign_cluster.domain.world import WorldPlan
 
 WAITING: frozenset[str] = frozenset({"wait", "join", "reduce"})  # sections in which a rank waits for others
@@ -25,6 +24,7 @@ class Rank:
     generation: int
     section: SectionName = "load"
     progress_at: float = 0.0
+    patience_seconds: float = 0.0  # it is hung if there is nothing of it for longer
     loaded: bool = False
     joined: bool = False
     config: str = ""
@@ -85,17 +85,23 @@ class Generation:
             return ""
         return ", ".join(f"{end.node} {end.digest[:12]}" for end in ends)
 
-    def stalled(self, now: float, policy: RecoveryPolicy) -> list[tuple[Rank, float]]:
-        """Ranks without progress for longer than their section may last, with the seconds.
+    def stalled(self, now: float, limits: SectionLimits) -> list[tuple[Rank, float]]:
+        """Ranks without progress for longer than they may be, with the seconds.
 
-        Of several, those that only wait for others are left out: they are the ones that are waited for who hang.
+        Who waits for others may as long as one of these is busy. Where all only wait nobody is, and it is soon over. Of
+        several, those that wait or join are left out: it is others who hang.
         """
+        living = self.living
+        busy = any(rank.section not in ("wait", "reduce") for rank in living)
+        latest = max((rank.progress_at for rank in living), default=now)
         found = []
-        for rank in self.ranks.values():
-            if rank.gone or rank.kill_asked_at is not None or (rank.loaded and not self.went):
+        for rank in living:
+            waits = rank.section in ("wait", "reduce")
+            if rank.kill_asked_at is not None or (rank.loaded and not self.went) or (waits and busy):
                 continue
-            silent = now - rank.progress_at
-            if silent > policy.limit(rank.section, self.slowest_step):
+            silent = now - (latest if waits else rank.progress_at)
+            patience = limits.of("step", self.slowest_step) if rank.section == "wait" else rank.patience_seconds
+            if silent > patience:
                 found.append((rank, silent))
-        busy = [(rank, silent) for rank, silent in found if rank.section not in WAITING]
-        return busy or found
+        culprits = [(rank, silent) for rank, silent in found if rank.section not in WAITING]
+        return culprits or found

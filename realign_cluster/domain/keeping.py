@@ -1,7 +1,7 @@
 """What becomes of the states that ranks leave: checkpoints are stored, new ones copied to a peer, old ones dropped.
 
 Never drops the two newest whole states, nor the newest that would outlast the loss of any one node, nor the last that
-was within the KL budget.
+was within the KL budget, nor the best before it is stored.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from realign_cluster.domain.ids import NodeName
 from realign_cluster.domain.inventory import State
 from realign_cluster.domain.recovery_commands import DropParts, Store
 from realign_cluster.domain.sitting import Sitting
+from realign_cluster.domain.standing import go_back_step
 from realign_cluster.domain.world import StatePart
 
 _WHOLE_STATES_KEPT = 2
@@ -29,14 +30,32 @@ class Keeping:
 
     # --- to the run folder
 
-    def store_newest(self) -> None:
-        """The newest checkpoint that nodes have whole, but for the last: whether that counts is not known yet."""
+    def store_next(self) -> None:
+        """The best checkpoint, or the newest that nodes have whole, but for the last: whether that counts is not known
+        yet.
+        """
+        if self.store_best():
+            return
         stored = [state.step for state in self._sitting.inventory.stored_states()[:1]]
         for state in self._sitting.inventory.checkpoints():
             if state.step < self._sitting.options.steps:
                 if not stored or state.step > stored[0]:
                     self._store(state, "a whole checkpoint")
                 return
+
+    def store_best(self) -> bool:
+        """Whether the best checkpoint is still to be stored, others having come after it, and can be."""
+        best = self._unstored_best()
+        if best is None or self.failures >= self._sitting.policy.transfer_attempts:
+            return False
+        self._store(best, "the best checkpoint")
+        return True
+
+    def _unstored_best(self) -> State | None:
+        step = self._sitting.memory.best_step
+        if not step or step >= self._sitting.options.steps or self.is_stored(step):
+            return None
+        return next((state for state in self._sitting.inventory.checkpoints() if state.step == step), None)
 
     def store_last(self, step: int) -> bool:
         """False if no nodes have it whole."""
@@ -121,8 +140,10 @@ class Keeping:
             kept.add(generation.start_step)  # ranks may be loading it
         if self.storing is not None:
             kept.add(self.storing.step)
+        if (best := self._unstored_best()) is not None:
+            kept.add(best.step)
         if self._sitting.options.kl_budget is not None:
-            kept.add(self._sitting.memory.within_budget_step)  # where the run would go back to
+            kept.add(go_back_step(steps, self._sitting.memory.within_budget_step) or 0)
         held = {node: inventory.parts_of(node) for node in inventory.nodes()}
         old = {part.step for parts in held.values() for part in parts if part.step < max(steps, default=0)} - kept
         if not old:

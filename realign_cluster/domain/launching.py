@@ -6,12 +6,9 @@ that there was is known to be of no use.
 
 from __future__ import annotations
 
-from typing import get_args
-
 from realign_cluster.domain.generation import Generation, Rank
 from realign_cluster.domain.ids import NodeName
 from realign_cluster.domain.inventory import State
-from realign_cluster.domain.rank_report import SectionName
 from realign_cluster.domain.recovery_commands import StartRank
 from realign_cluster.domain.sitting import Sitting
 from realign_cluster.domain.world import RankSpec, WorldPlan
@@ -64,7 +61,11 @@ class Launching:
         nodes = nodes_of(plan)
         number = memory.generation + 1
         sitting.remember(generation=number, world=plan, nodes=tuple(dict.fromkeys((*memory.nodes, *nodes))))
-        ranks = {node: Rank(node=node, generation=number, progress_at=sitting.now) for node in nodes}
+        patience = sitting.policy.sections.of("load")
+        ranks = {
+            node: Rank(node=node, generation=number, progress_at=sitting.now, patience_seconds=patience)
+            for node in nodes
+        }
         generation = Generation(number=number, plan=plan, start=state, ranks=ranks)
         where = f"step {state.step} (of generation {state.parts[0].generation})" if state is not None else "step 0"
         sitting.note(f"generation {number}, {plan.parallel} on {', '.join(nodes)}, starts from {where}")
@@ -78,7 +79,7 @@ class Launching:
                 snapshot_every=sitting.options.snapshot_every,
                 learning_rate_factor=memory.learning_rate_factor,
                 beta_factor=memory.beta_factor,
-                limits={section: sitting.policy.limit(section, 0.0) for section in get_args(SectionName)},
+                limits=sitting.policy.sections,
             )
             sitting.do(StartRank(node=node, spec=spec, reason=f"from {where}"))
         return generation

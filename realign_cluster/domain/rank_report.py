@@ -11,17 +11,19 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from realign_cluster.domain.report import Loose
+from realign_cluster.domain.section_limits import SectionName
 from realign_cluster.domain.world import StatePart
-
-SectionName = Literal["load", "wait", "join", "reference", "step", "reduce", "snapshot", "evaluate", "generate", "save"]
 
 
 class Section(Loose):
-    """The rank has entered a section; what the watchdog and the hang limits are about."""
+    """The rank has entered a section, or gets further in it. It is hung if nothing is heard of it for longer than
+    `patience_seconds`.
+    """
 
     op: Literal["section"] = "section"
     section: SectionName
     step: int
+    patience_seconds: float
 
 
 class Loaded(Loose):

@@ -21,6 +21,7 @@ from realign_cluster.domain.relaunch import Relaunch
 from realign_cluster.domain.run_memory import GoBack
 from realign_cluster.domain.running import RankReport, Running
 from realign_cluster.domain.sitting import Sitting
+from realign_cluster.domain.standing import go_back_step, is_better
 
 
 class Recovery:
@@ -85,6 +86,8 @@ class Recovery:
                 self._keeping.stored(event.parts)
             case e.StoreFailed():
                 self._keeping.store_failed(event.reason, event.corrupt)
+            case e.LossMeasured():
+                self._on_loss(event)
             case e.KlMeasured():
                 self._on_kl(event)
             case e.SharesMeasured():
@@ -202,6 +205,13 @@ class Recovery:
             number, shares = generation.number, event.shares
             sitting.do(ShiftShares(generation=number, version=version, shares=shares, reason=event.reason))
 
+    def _on_loss(self, event: e.LossMeasured) -> None:
+        generation, memory = self._running.generation, self._sitting.memory
+        if generation is None or generation.number != event.generation or generation.ending or event.step == 0:
+            return
+        if is_better(event.loss, memory.best_loss):
+            self._sitting.remember(best_step=event.step, best_loss=event.loss)
+
     def _on_kl(self, event: e.KlMeasured) -> None:
         generation, sitting = self._running.generation, self._sitting
         memory, budget = sitting.memory, sitting.options.kl_budget
@@ -217,7 +227,7 @@ class Recovery:
             sitting.end("failed", reason)
             self._running.end_on_purpose(reason)
             return
-        target = next((state.step for state in sitting.inventory.states() if state.step <= good), 0)
+        target = go_back_step((state.step for state in sitting.inventory.states()), good) or 0
         self._go_back(GoBack(generation=generation.number, step=target), over)
 
     def _go_back(self, back: GoBack, over: str) -> None:
@@ -229,6 +239,7 @@ class Recovery:
             beta_factor=memory.beta_factor * 2,
             go_backs=(*memory.go_backs, back),
             within_budget_step=back.step,
+            **({"best_step": 0, "best_loss": None} if memory.best_step > back.step else {}),
             any_state=back.step > 0,
         )
         reason = f"{over}: back to step {back.step} with half the learning rate and twice the beta"
@@ -245,7 +256,7 @@ class Recovery:
         if generation is None:
             return
         if self._stops_asked == 1 and not generation.ending and generation.step > generation.start_step:
-            limit = sitting.policy.limit("step", generation.slowest_step) + sitting.policy.stop_seconds
+            limit = sitting.policy.sections.of("step", generation.slowest_step) + sitting.policy.stop_seconds
             self._running.ask_stop("interrupted", until=sitting.now + limit)
         else:
             self._running.end_on_purpose("interrupted")
@@ -259,7 +270,7 @@ class Recovery:
             sitting.note(f"generation {ended.number} is over after step {ended.last_step}")
             self._conclude(ended)
         if sitting.memory.complete_step is None:
-            self._keeping.store_newest()
+            self._keeping.store_next()
         if self._running.generation is not None or self._running.may_live:
             return
         if sitting.memory.complete_step is not None and self._stops_asked < 2 and not self._is_last_state_lost():
@@ -286,8 +297,10 @@ class Recovery:
         """All ranks ended: the run is complete once its last checkpoint is in the run folder."""
         sitting, keeping, step = self._sitting, self._keeping, self._sitting.memory.complete_step
         assert step is not None
-        if keeping.is_stored(step):
+        if keeping.is_stored(step) and keeping.storing is None and not keeping.store_best():
             sitting.finish("complete", f"all is done after step {step}")
+        elif keeping.is_stored(step):
+            pass  # the best one is on its way
         elif keeping.storing is None and keeping.failures >= sitting.policy.transfer_attempts:
             sitting.finish("incomplete", f"the last checkpoint could not be stored: {keeping.last_failure}")
         elif keeping.storing is None and not keeping.store_last(step) and self._relaunch.is_patience_over():

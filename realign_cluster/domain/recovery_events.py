@@ -14,8 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from realign_cluster.domain.ids import Epoch, NodeName
-from realign_cluster.domain.rank_report import SectionName
 from realign_cluster.domain.run_memory import Options, RunMemory
+from realign_cluster.domain.section_limits import SectionName
 from realign_cluster.domain.world import StatePart, WorldPlan
 
 # Codes of RankFailed that mean something here; any other one is a failure of the node that said it.
@@ -101,11 +101,14 @@ class RankJoined:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankSection:
+    """It has begun a section, or gets further in it; it is hung if nothing of it comes for `patience_seconds`."""
+
     at: float
     node: NodeName
     generation: int
     section: SectionName
     step: int
+    patience_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +179,16 @@ class SharesMeasured:
     generation: int
     shares: tuple[float, ...]
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossMeasured:
+    """`loss` on the validation rows, of the state after `step`. Its checkpoint follows if it is the best so far."""
+
+    at: float
+    generation: int
+    step: int
+    loss: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,6 +278,7 @@ Event = (
     | CheckpointStored
     | StoreFailed
     | SharesMeasured
+    | LossMeasured
     | KlMeasured
     | RankEnded
     | RankFailed

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from realign_cluster.domain.rank_report import SectionName
+from realign_cluster.domain.section_limits import SectionLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,17 +16,8 @@ class RecoveryPolicy:
     kill_again_seconds: float = 5.0
     kill_patience_seconds: float = 30.0  # a node whose rank is not reported dead by then needs a reboot
 
-    # sections: seconds without any report of the rank
-    load_seconds: float = 1800.0
-    join_seconds: float = 60.0
-    reference_seconds: float = 600.0
-    first_step_seconds: float = 600.0  # until a generation has done one: kernels are compiled
-    step_least_seconds: float = 5.0
-    step_factor: float = 3.0  # times the slowest step of this generation
-    snapshot_seconds: float = 600.0
-    evaluate_seconds: float = 600.0
-    generate_seconds: float = 600.0
-    save_seconds: float = 1800.0
+    # hangs: seconds without any report of the rank
+    sections: SectionLimits = field(default_factory=SectionLimits)
 
     # waiting for nodes
     arrival_seconds: float = 120.0  # for expected nodes, since the first one was ready
@@ -46,27 +37,3 @@ class RecoveryPolicy:
     # stopping
     stop_seconds: float = 60.0  # for the last step and its checkpoint, in addition to a step's limit
     softenings: int = 5  # of an exceeded KL budget
-
-    def limit(self, section: SectionName, slowest_step: float) -> float:
-        """Seconds that a rank may stay in a section without progress. `slowest_step` is 0 before the first."""
-        match section:
-            case "step" | "reduce":
-                if not slowest_step:
-                    return self.first_step_seconds
-                return max(self.step_least_seconds, self.step_factor * slowest_step)
-            case "load":
-                return self.load_seconds
-            case "wait":
-                return 2 * self.load_seconds  # for the others to load
-            case "join":
-                return self.join_seconds
-            case "reference":
-                return self.reference_seconds
-            case "snapshot":
-                return self.snapshot_seconds
-            case "evaluate":
-                return self.evaluate_seconds
-            case "generate":
-                return self.generate_seconds
-            case "save":
-                return self.save_seconds

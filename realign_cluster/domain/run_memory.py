@@ -47,5 +47,7 @@ class RunMemory:
     learning_rate_factor: float = 1.0
     beta_factor: float = 1.0
     go_backs: tuple[GoBack, ...] = ()
+    best_step: int = 0  # the one with the lowest validation loss; 0: none was measured since training began
+    best_loss: float | None = None
     within_budget_step: int = 0  # the last one whose KL was measured to be within budget
     complete_step: int | None = None  # all ranks ended there with equal weights; its checkpoint is still to be stored

@@ -124,13 +124,15 @@ class Running:
                 rank.loaded, rank.config, rank.section = True, event.config, "wait"
                 self._go_if_all_loaded(generation)
             case e.RankJoined():
-                rank.joined, rank.section = True, "step"
+                rank.joined = True
+                self._step_follows(rank, generation)
             case e.RankSection():
-                rank.section = event.section
+                rank.section, rank.patience_seconds = event.section, event.patience_seconds
             case e.StepDone():  # the next one follows, unless it says otherwise
-                rank.joined, rank.section = True, "step"
+                rank.joined = True
                 generation.step = max(generation.step, event.step)
                 generation.slowest_step = max(generation.slowest_step, event.seconds)
+                self._step_follows(rank, generation)
             case e.RankEnded():
                 rank.ended = event
             case e.RankFailed():
@@ -147,6 +149,10 @@ class Running:
                 rank.gone = True
                 if rank.ended is None:
                     self.fail(f"the rank on {rank.node} exited: {event.reason}", None if event.asked else rank)
+
+    def _step_follows(self, rank: Rank, generation: Generation) -> None:
+        rank.section = "step"
+        rank.patience_seconds = self._sitting.policy.sections.of("step", generation.slowest_step)
 
     def _needs_reboot(self, node: NodeName, why: str) -> None:
         member = self._sitting.crew.member(node)
@@ -173,6 +179,7 @@ class Running:
         generation.went = True
         for rank in ranks:
             rank.section, rank.progress_at = "join", self._sitting.now
+            rank.patience_seconds = self._sitting.policy.sections.of("join")
         self._go(generation, "all ranks are loaded")
 
     def _go(self, generation: Generation, reason: str) -> None:
@@ -230,7 +237,7 @@ class Running:
         generation = self.generation
         if generation is None or generation.ending:
             return
-        for rank, seconds in generation.stalled(now, self._sitting.policy):
+        for rank, seconds in generation.stalled(now, self._sitting.policy.sections):
             self.fail(f"the rank on {rank.node} made no progress in {rank.section} for {seconds:.1f} s", culprit=rank)
         if generation.stop_until is not None and now >= generation.stop_until:
             self.fail("it did not stop in time")

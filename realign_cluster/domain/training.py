@@ -104,6 +104,11 @@ class TrainSettings(Strict):
     def needs_reference(self) -> bool:
         return self.method in REFERENCE_METHODS
 
+    @property
+    def kl_budget(self) -> float | None:
+        """Nats per completion token; None: not measured."""
+        return self.kl.budget if self.kl is not None else None
+
 
 class TrainJob(TrainSettings):
     """One training run as a rank sees it. `data` is the prepared dataset: train.jsonl and, where given, valid.jsonl."""

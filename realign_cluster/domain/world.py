@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
-
 from realign_cluster.domain.job import Strict
+from realign_cluster.domain.section_limits import SectionLimits
 from realign_cluster.domain.training import Backend, ParallelMode
 
 StateKind = Literal["snapshot", "checkpoint"]
@@ -88,7 +87,7 @@ class RankSpec(Strict):
     """One rank's orders for one generation, complete but for the addresses, which `Go` brings.
 
     `start` is the state to load: every part of one step, present in the node's state folder; empty for a fresh start.
-    `limits` are seconds without progress per section before the rank ends itself.
+    `limits`: it ends itself when it is without progress for longer.
     """
 
     generation: int
@@ -99,7 +98,7 @@ class RankSpec(Strict):
     snapshot_every: int = 1
     learning_rate_factor: float = 1.0  # halved when the KL budget was exceeded
     beta_factor: float = 1.0
-    limits: dict[str, float] = Field(default_factory=dict)
+    limits: SectionLimits = SectionLimits()
 
 
 class Go(Strict):

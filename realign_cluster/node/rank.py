@@ -28,6 +28,8 @@ log = structlog.get_logger()
 DRAIN_SECONDS = 0.3  # an end is known half a second after it
 GRACE_SECONDS = 10.0  # for a rank that is asked to end
 TERM_SECONDS = 1.0  # from SIGTERM to SIGKILL
+STOPPED_SECONDS = 4.5  # that a rank may be stopped by a signal: nothing in it can notice that
+STOPPED_LOOK_SECONDS = 0.5
 WIRED_SECONDS = 5.0  # that the system may take to give wired memory back
 WIRED_LOOK_SECONDS = 0.25
 MAX_WAITING = 20_000  # reports that the coordinator has not recorded
@@ -45,6 +47,7 @@ class Rank:
         self.deaf = False  # too much of it waits: the rest is not heard
         self.pid = 0  # stays when it has ended
         self.ending = ""  # why it is to end, if it is
+        self.fault = ""  # why it was killed though nobody asked
         self._hear = hear
         self._worker: WorkerProcess | None = None
         self._early: list[Mapping[str, Any]] = []  # told before there was a process
@@ -91,11 +94,12 @@ class Rank:
         worker.write(self.start.frame(cores))
         for frame in self._early:
             worker.write(frame)
-        made_to_end = asyncio.create_task(self._make_it_end(worker))
+        tasks = [asyncio.create_task(self._make_it_end(worker)), asyncio.create_task(self._kill_if_stopped(worker))]
         try:
             return await worker.follow(self._take, DRAIN_SECONDS)
         finally:
-            made_to_end.cancel()
+            for task in tasks:
+                task.cancel()
             await worker.close()
             self._worker = None
 
@@ -107,6 +111,14 @@ class Rank:
                 await asyncio.wait_for(self._end_now.wait(), self._grace_seconds)
         worker.terminate()
         await asyncio.sleep(self._term_seconds)
+        worker.kill()
+
+    async def _kill_if_stopped(self, worker: WorkerProcess) -> None:
+        looks = 0
+        while looks * STOPPED_LOOK_SECONDS < STOPPED_SECONDS:
+            await asyncio.sleep(STOPPED_LOOK_SECONDS)
+            looks = looks + 1 if _is_stopped(worker.pid) else 0
+        self.fault = f"it was stopped by a signal for {STOPPED_SECONDS:g} s"
         worker.kill()
 
     def _take(self, frame: dict[str, Any]) -> None:
@@ -124,6 +136,13 @@ class Rank:
             raise FrameError(f"a report is not a JSON object: {error}") from error
         self.said += 1
         self._hear(self, body)
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except psutil.Error:
+        return False
 
 
 def wired_bytes() -> int | None:
@@ -256,6 +275,7 @@ class RankKeeper:
             wired = self._wired()
             end = await rank.run(self._cores, self._output)
             reason = end if isinstance(end, str) else end.reason
+            reason = f"{rank.fault} ({reason})" if rank.fault else reason
             wedged = isinstance(end, Exit) and end.status is None
             self._wedged_pid = rank.pid if wedged else 0
             if not wedged and wired is not None and (stranded := await self._stranded(wired)):

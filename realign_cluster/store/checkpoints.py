@@ -18,6 +18,7 @@ from pydantic import Field, FiniteFloat
 
 from realign_cluster.domain.job import Strict
 from realign_cluster.domain.run_memory import GoBack
+from realign_cluster.domain.standing import Judged, retained
 from realign_cluster.domain.world import StatePart, WorldPlan
 from realign_cluster.store.durable import TEMPORARY_SUFFIX, sync_folder, write_durably
 from realign_cluster.store.part_manifest import parse, seal, unseal
@@ -38,8 +39,8 @@ class CheckpointManifest(Strict):
     """A complete checkpoint after `step` steps. `parts` are all there are, in order.
 
     `config` is what ranks must have in common to go on from here; `world` and `versions` made it. `validation_loss` and
-    `kl` (nats per completion token) are the last that were measured at or before this step. `best`: none before it had
-    a lower validation loss.
+    `kl` (nats per completion token) are the last that were measured at or before this step; the loss of the state after
+    `validation_step` steps.
     """
 
     format: int = 1
@@ -54,7 +55,12 @@ class CheckpointManifest(Strict):
     beta_factor: float = 1.0
     validation_loss: FiniteFloat | None = None
     kl: FiniteFloat | None = None
-    best: bool = False
+    validation_step: int | None = None
+
+    @property
+    def judged(self) -> Judged:
+        loss = self.validation_loss if self.validation_step == self.step else None
+        return Judged(step=self.step, loss=loss, kl=self.kl)
 
     def problem(self) -> str:
         """Why this cannot be a checkpoint; "" if it can."""
@@ -161,16 +167,14 @@ class CheckpointStore:
                 return Corrupt(path, f"it has digest {found.digest}, not {part.digest}")
         return manifest
 
-    def prune(self, keep: int, *, go_back_step: int | None = None) -> list[int]:
+    def prune(self, keep: int, *, within_budget_step: int | None = None, kl_budget: float | None = None) -> list[int]:
         """Removes checkpoints, and answers their steps, newest first.
 
-        What stays: the `keep` newest, the best, the newest that is not beyond `go_back_step`, and in any case one that
-        is intact.
+        What stays: what `standing.retained` says, of `keep` newest ones, and in any case one that is intact.
         """
         manifests = self.manifests()
-        best = [one.step for one in manifests if one.best]
-        behind = [one.step for one in manifests if go_back_step is not None and one.step <= go_back_step]
-        steps = {*(one.step for one in manifests[:keep]), *best[:1], *behind[:1]}
+        judged = [one.judged for one in manifests]
+        steps = retained(judged, newest=keep, within_budget_step=within_budget_step, kl_budget=kl_budget)
         kept = [one for one in manifests if one.step in steps]
         spare = [one for one in manifests if one.step not in steps]
         if spare and not any(isinstance(self.verify(one), CheckpointManifest) for one in kept):

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,20 +48,22 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HASH_BYTES = 16  # BLAKE2b-128 throughout, as lower-case hex
 
 
-def describe_model(model: str | Path) -> ModelSpec:
+def describe_model(model: str | Path, progress: Callable[[], None] = lambda: None) -> ModelSpec:
     """The model at a folder (or of a hub id) by content: name, hash, and path, size and hash of each file that counts.
 
-    Raises UsageError for a folder that is missing, incomplete, without a tokenizer, or that asks for code of its own.
+    `progress` is called after each file. Raises UsageError for a folder that is missing, incomplete, without a
+    tokenizer, or that asks for code of its own.
     """
     folder = resolve_model(model)
     names = check_model_folder(folder)
     digests = _DigestCache(_cache_file())
-    files = tuple(
-        ModelFileSpec(path=name, size=(folder / name).stat().st_size, blake2b=digests.digest(folder / name))
-        for name in names
-    )
+    files = []
+    for name in names:
+        path = folder / name
+        files.append(ModelFileSpec(path=name, size=path.stat().st_size, blake2b=digests.digest(path)))
+        progress()
     digests.save()
-    return ModelSpec(name=_name_of(model, folder), hash=hash_of_files(files), files=files)
+    return ModelSpec(name=_name_of(model, folder), hash=hash_of_files(files), files=tuple(files))
 
 
 def hash_of_files(files: Sequence[ModelFileSpec]) -> str:

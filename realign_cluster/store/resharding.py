@@ -6,7 +6,7 @@ other. Only bytes are moved: the result is bit-identical. Must not know how a st
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -48,9 +48,11 @@ class HeldPart(NamedTuple):
     tensors: Mapping[str, Tensor]
 
 
-def open_parts(paths: Iterable[Path]) -> list[HeldPart]:
-    """All parts of one step, verified and mapped. Raises Corrupt, and Misfit if they do not belong together."""
-    parts = [HeldPart(read_header(path), open_part(path)) for path in paths]
+def open_parts(paths: Iterable[Path], progress: Callable[[], None] = lambda: None) -> list[HeldPart]:
+    """All parts of one step, verified and mapped. Raises Corrupt, and Misfit if they do not belong together. `progress`
+    is called after each tensor.
+    """
+    parts = [HeldPart(read_header(path), open_part(path, progress)) for path in paths]
     states = [part.manifest.state for part in parts]
     if len({(state.step, state.layout, state.parts, state.generation) for state in states}) != 1:
         raise Misfit(f"{len(parts)} parts are not of one state: {', '.join(state.name for state in states)}")

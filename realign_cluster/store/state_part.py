@@ -61,10 +61,18 @@ def manifest_path(folder: Path, part: StatePart) -> Path:
     return folder / (part.name + MANIFEST_SUFFIX)
 
 
-def write_part(folder: Path, header: PartHeader, tensors: Iterable[SourceTensor], *, durable: bool) -> StatePart:
+def write_part(
+    folder: Path,
+    header: PartHeader,
+    tensors: Iterable[SourceTensor],
+    *,
+    durable: bool,
+    progress: Callable[[], None] = lambda: None,
+) -> StatePart:
     """Writes `tensors` (name, dtype code of safetensors, shape, contiguous buffer) as one part, without copying them.
 
     `durable` parts outlast a loss of power, others the end of this process. A part of the same name is replaced.
+    `progress` is called after each tensor.
     Raises ValueError for tensors that cannot be of this part, StorageFull where there is no room, and OSError; the
     folder's other parts are then as they were.
     """
@@ -83,6 +91,7 @@ def write_part(folder: Path, header: PartHeader, tensors: Iterable[SourceTensor]
                 dtype=dtype, shape=shape, offset=at, bytes=data.nbytes, crc32=crc32, piece=piece
             )
             at += data.nbytes
+            progress()
         manifest = PartManifest(
             state=header.state(digest.hexdigest(), size), run=header.run, config=header.config, scalars=header.scalars,
             tensors=entries,
@@ -133,13 +142,15 @@ def read_header(path: Path) -> PartManifest:
     return manifest
 
 
-def verify_part(path: Path) -> StatePart | Corrupt:
-    """The part, every byte of it checked, or what is wrong with it. Memory: a megabyte, whatever the size."""
+def verify_part(path: Path, progress: Callable[[], None] = lambda: None) -> StatePart | Corrupt:
+    """The part, every byte of it checked, or what is wrong with it. Memory: a megabyte, whatever the size. `progress`
+    is called after each tensor.
+    """
     data = path.with_suffix(DATA_SUFFIX)
     try:
         manifest = read_header(path)
         with data.open("rb", buffering=0) as file:
-            _check(file, data, manifest)
+            _check(file, data, manifest, progress)
     except OSError as error:
         return Corrupt(data, error.strerror or str(error))
     except Corrupt as corrupt:
@@ -147,7 +158,7 @@ def verify_part(path: Path) -> StatePart | Corrupt:
     return manifest.state
 
 
-def open_part(path: Path) -> dict[str, Tensor]:
+def open_part(path: Path, progress: Callable[[], None] = lambda: None) -> dict[str, Tensor]:
     """A part's tensors by name, after verification, mapped from the file: read when touched, in no memory of their own.
 
     The file may be removed while they are in use, never shortened. Raises Corrupt.
@@ -156,7 +167,7 @@ def open_part(path: Path) -> dict[str, Tensor]:
     manifest = read_header(path)
     try:
         with data.open("rb", buffering=0) as file:
-            _check(file, data, manifest)
+            _check(file, data, manifest, progress)
             whole = memoryview(mmap.mmap(file.fileno(), manifest.state.bytes, access=mmap.ACCESS_READ))
     except OSError as error:
         raise Corrupt(data, error.strerror or str(error)) from error
@@ -254,7 +265,7 @@ def _store(folder: Path, part: StatePart, durable: bool, fill: Callable[[FileIO]
     return decode(said).state
 
 
-def _check(file: FileIO, path: Path, manifest: PartManifest) -> None:
+def _check(file: FileIO, path: Path, manifest: PartManifest, progress: Callable[[], None] = lambda: None) -> None:
     """Raises Corrupt unless every byte of the data file is what was written."""
     size = os.fstat(file.fileno()).st_size
     if size != manifest.state.bytes:
@@ -262,9 +273,11 @@ def _check(file: FileIO, path: Path, manifest: PartManifest) -> None:
     digest, buffer = _hasher(), memoryview(bytearray(min(size, CHUNK_BYTES)))
     first = min((entry.offset for entry in manifest.tensors.values()), default=size)
     _read(file, first, buffer, digest)
-    damaged = [
-        name for name, entry in manifest.tensors.items() if _read(file, entry.bytes, buffer, digest) != entry.crc32
-    ]
+    damaged = []
+    for name, entry in manifest.tensors.items():
+        if _read(file, entry.bytes, buffer, digest) != entry.crc32:
+            damaged.append(name)
+        progress()
     if damaged:
         raise Corrupt(path, f"tensor {damaged[0]} is damaged")
     if digest.hexdigest() != manifest.state.digest:

@@ -5,7 +5,7 @@ Spread over ranks as validation is, and known to all of them afterwards. Must no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import mlx.core as mx
@@ -16,20 +16,20 @@ import orjson
 from realign_cluster.domain.training import TrainJob
 from realign_cluster.store.benchmark_data import PREFIX
 from realign_cluster.training.context import RankContext
-from realign_cluster.training.micro_batches import RowBatch, micro_batches
+from realign_cluster.training.micro_batches import RowBatch, longest, micro_batches
 from realign_cluster.training.parallel.base import MicroBatch, Objective
 
 CHUNK_ROWS = 256
 
 
-def run_benchmarks(context: RankContext, progress: Callable[[], None]) -> dict[str, float]:
+def run_benchmarks(context: RankContext, step: int) -> dict[str, float]:
     """By "benchmark/NAME": accuracy, or nats per token of questions without choices. The model must be in eval mode."""
     job = context.orders.job.model_copy(update={"method": "sft", "packing": False})
     found = {}
     for name, examples in context.data.benchmarks.items():
         sums = np.concatenate(
             [
-                _log_probabilities(context, name, list(range(at, min(at + CHUNK_ROWS, examples.rows))), job, progress)
+                _log_probabilities(context, name, range(at, min(at + CHUNK_ROWS, examples.rows)), job, step)
                 for at in range(0, examples.rows, CHUNK_ROWS)
             ]
         )
@@ -62,12 +62,12 @@ def judged(
 
 
 def _log_probabilities(
-    context: RankContext, name: str, rows: list[int], job: TrainJob, progress: Callable[[], None]
+    context: RankContext, name: str, rows: Sequence[int], job: TrainJob, step: int
 ) -> npt.NDArray[np.float64]:
     """(rows,): sums over the tokens of each choice, on all ranks."""
-    progress()
     examples = context.data.benchmarks[name]
     batches = micro_batches(examples, context.division.own(examples, rows), job)
+    context.watch.enter("evaluate", step, longest(batches))
     place = {id(each.batch): _places(each, rows[0]) for each in batches}
     summed = context.strategy.losses([each.batch for each in batches], _scatter(place, len(rows)), len(rows))
     return np.array(summed).astype(np.float64)

@@ -33,6 +33,7 @@ def sample_completion(
     stop: Iterable[int],
     key: tuple[int, int, int],
     agree: Agree = _own,
+    progress: Callable[[int], None] = lambda tokens: None,
 ) -> list[int]:
     """Up to `new_tokens` token ids drawn from the model's own distribution, the stop token included. `key`: (seed,
     step, prompt). Ranks that call a model together `agree` on each token: where unlike machines round differently they
@@ -44,6 +45,7 @@ def sample_completion(
     tokens = mx.array([list(prompt)], dtype=mx.int32)
     drawn: list[int] = []
     while len(drawn) < new_tokens:
+        progress(tokens.size)
         state, now = mx.random.split(state)
         logits = model(tokens, cache=cache)[0, -1].astype(mx.float32)
         token = agree(int(np.array(mx.random.categorical(logits, key=now))))
@@ -63,21 +65,22 @@ def divergence(
     stop: Iterable[int],
     seed: int,
     step: int,
-    progress: Callable[[], None],
+    progress: Callable[[int], None],
     agree: Agree = _own,
 ) -> tuple[float, int]:
     """(sum of KL over completion tokens, their number). `prompts` are (number, token ids).
 
-    `reference` None: the model with its adapters switched off. `agree`: see `sample_completion`.
+    `reference` None: the model with its adapters switched off. `progress` is called before each piece of computing,
+    with its tokens. `agree`: see `sample_completion`.
     """
     model.eval()
     stops = frozenset(stop)
     total, count = 0.0, 0
     for number, prompt in prompts:
-        progress()
         drawn = sample_completion(
-            model, prompt, new_tokens=new_tokens, stop=stops, key=(seed, step, number), agree=agree
+            model, prompt, new_tokens=new_tokens, stop=stops, key=(seed, step, number), agree=agree, progress=progress
         )
+        progress(len(prompt) + len(drawn))
         tokens = mx.array([[*prompt, *drawn]], dtype=mx.int32)
         policy = _log_softmax(model, tokens, len(drawn))
         if reference is None:

@@ -41,11 +41,14 @@ class State:
 
 
 class Keeper:
-    """`say` is called from the writing thread."""
+    """`say`, and `progress` with each tensor that is written, are called from the writing thread."""
 
-    def __init__(self, folder: Path, say: Callable[[RankReport], None]) -> None:
+    def __init__(
+        self, folder: Path, say: Callable[[RankReport], None], progress: Callable[[], None] = lambda: None
+    ) -> None:
         self._folder = folder
         self._say = say
+        self._progress = progress
         self._thread: threading.Thread | None = None
         self._cpu_seconds = 0.0  # that the last state took to write
 
@@ -82,7 +85,7 @@ class Keeper:
     ) -> None:
         started, used = time.perf_counter(), time.thread_time()
         try:
-            part = write_part(self._folder, header, views, durable=durable)
+            part = write_part(self._folder, header, views, durable=durable, progress=self._progress)
         except (RealignError, OSError, ValueError) as error:
             self._say(NotKept(kind=header.kind, step=header.step, reason=str(error)))
             return

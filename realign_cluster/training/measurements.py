@@ -19,9 +19,9 @@ from realign_cluster.training.context import RankContext
 from realign_cluster.training.divergence import divergence
 from realign_cluster.training.examples import Examples
 from realign_cluster.training.finite import require_finite
-from realign_cluster.training.micro_batches import micro_batches
+from realign_cluster.training.micro_batches import longest, micro_batches
 from realign_cluster.training.objectives import GlobalCounts, make_objective, mean_metrics, metric_names
-from realign_cluster.training.setup import load
+from realign_cluster.training.setup import load, read_weights
 
 CHUNK_ROWS = 256  # between two looks at the watchdog, over all ranks
 
@@ -60,15 +60,16 @@ class Measurements:
             missing = [row for row in chunk if np.isnan(values[row, 0])]
             if not missing:
                 continue
-            context.watch.enter("reference", 0)
             new = np.zeros((len(missing), 2), dtype=np.float32)
             place = {row: at for at, row in enumerate(missing)}
             batches = micro_batches(examples, context.division.own(examples, missing), context.orders.job)
+            context.watch.enter("reference", 0, longest(batches))
             sums = context.strategy.log_probabilities([each.batch for each in batches])
             for each, batch_sums in zip(batches, sums, strict=True):
                 pairs = np.array(batch_sums).reshape(-1, 2)
                 for at, row in enumerate(each.rows):
                     new[place[row]] = pairs[at]
+            context.watch.enter("wait", 0)
             values[missing] = np.array(context.all_sum(mx.array(new)))
             for row in missing:
                 what = {f"reference log-probability of row {row + 1} of {split}.jsonl": float(values[row].sum())}
@@ -87,7 +88,7 @@ class Measurements:
         context = self._context
         context.model.model.eval()
         found = {} if context.data.valid is None else self._validation(context.data.valid, step, reference)
-        found |= run_benchmarks(context, lambda: context.watch.enter("evaluate", step))
+        found |= run_benchmarks(context, step)
         context.model.model.train()
         return found
 
@@ -99,9 +100,9 @@ class Measurements:
         names = metric_names(job.method)
         total = mx.zeros(len(names))
         for chunk in _chunks(rows):
-            context.watch.enter("evaluate", step)
             given = reference["valid"] if reference is not None else None
             batches = micro_batches(valid, context.division.own(valid, chunk), job, reference=given)
+            context.watch.enter("evaluate", step, longest(batches))
             total = total + context.strategy.losses([each.batch for each in batches], objective, len(names))
             mx.eval(total)
         return mean_metrics(job.method, np.array(total).tolist())
@@ -124,7 +125,7 @@ class Measurements:
         if whole:  # a model in parts needs all ranks for every prompt
             prompts = prompts[context.orders.spec.rank :: context.orders.spec.world.size]
         if job.fine_tune == "full" and self._base is None:
-            self._base = load(context.orders.model_dir, job).model
+            self._base = self._load_base(step)
         with strategy.callable_model():
             total, tokens = divergence(
                 context.model.model,
@@ -134,15 +135,27 @@ class Measurements:
                 stop=context.model.stop_tokens,
                 seed=job.seed,
                 step=step,
-                progress=lambda: context.watch.enter("generate", step),
+                progress=lambda tokens: context.watch.enter("generate", step, tokens),
                 agree=int if whole else context.of_first,
             )
         summed = np.array([total, tokens])
         if whole:
+            context.watch.enter("wait", step)
             summed = np.array(context.all_sum(mx.array([total, float(tokens)])))
         kl = float(summed[0] / max(1.0, summed[1]))
         require_finite({"divergence": kl}, f"after step {step}", step)
         context.say(Diverged(step=step, kl=kl, tokens=int(summed[1]), seconds=time.perf_counter() - started))
+
+    def _load_base(self, step: int) -> nn.Module:
+        """The model as it was before training, read where its weights can still be waited for."""
+        context = self._context
+
+        def loads() -> None:
+            context.watch.enter("load", step)
+
+        base = load(context.orders.model_dir, context.orders.job, loads).model
+        read_weights(base, loads)
+        return base
 
     def _splits(self) -> Iterator[tuple[str, Examples]]:
         yield "train", self._context.data.train

@@ -68,6 +68,11 @@ def micro_batches(
     ]
 
 
+def longest(batches: Sequence[RowBatch]) -> int:
+    """Tokens, padding included, of the largest; at least 1."""
+    return max((int(each.batch.tokens.size) for each in batches), default=1)
+
+
 def _width(unit: _Unit, job: TrainJob) -> int:
     return -(-unit.length // job.pad_to) * job.pad_to
 

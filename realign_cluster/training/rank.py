@@ -25,7 +25,7 @@ from realign_cluster.training.finite import NotFinite
 from realign_cluster.training.join import Membership, join
 from realign_cluster.training.orders import Mailbox, Orders
 from realign_cluster.training.parallel.choose import make_strategy
-from realign_cluster.training.setup import LoadedModel, load
+from realign_cluster.training.setup import LoadedModel, load, read_weights
 from realign_cluster.training.steps import Training
 from realign_cluster.training.watchdog import Watchdog
 from realign_cluster.training.world_check import check_world, statement_of, world_identity
@@ -58,7 +58,7 @@ def run_rank(orders: Orders, mailbox: Mailbox, say: Say) -> bool:
     except RealignError as error:
         say(Failed(code="job", message=str(error), step=step))
     except RuntimeError as error:  # MLX's word for a lost peer, and for a device that gave out
-        together = watch.section in ("step", "reduce", "evaluate", "reference", "join", "generate")
+        together = watch.section in ("step", "reduce", "wait", "evaluate", "reference", "join", "generate")
         code = "peer" if together and orders.spec.world.size > 1 else "device"
         say(Failed(code=code, message=f"{watch.section}: {error}", step=watch.step, fatal=False))
     finally:
@@ -71,21 +71,24 @@ def _run(orders: Orders, mailbox: Mailbox, say: Say, watch: Watchdog) -> bool:
     started = time.perf_counter()
     device.set_blas_threads(job.blas_threads or orders.cores)
     device.apply_memory_limits(device.find_memory_limit(job.memory_limit_bytes))
-    watch.enter("load", spec.start_step)
-    loaded = load(orders.model_dir, job)
+
+    def loads() -> None:
+        watch.enter("load", spec.start_step)
+
+    loads()
+    loaded = load(orders.model_dir, job, loads)
     data = load_training_set(
         orders.data_dir,
         job,
         loaded.tokenizer,
         vocabulary=loaded.vocabulary,
         cache=orders.cache_dir,
-        progress=lambda: watch.enter("load", spec.start_step),
+        progress=loads,
     )
     if spec.world.parallel in ("single", "data"):
-        _read_weights(loaded, lambda: watch.enter("load", spec.start_step))
+        read_weights(loaded.model, loads)
     for part in spec.start:
-        watch.enter("load", spec.start_step)
-        found = verify_part(data_path(orders.state_dir, part))
+        found = verify_part(data_path(orders.state_dir, part), loads)
         if isinstance(found, Corrupt):
             raise found
         if found != part:
@@ -108,6 +111,7 @@ def _run(orders: Orders, mailbox: Mailbox, say: Say, watch: Watchdog) -> bool:
         except RuntimeError as error:
             raise Broken("group", f"the group of generation {spec.generation} could not be made: {error}") from error
     group = member.group if member is not None else None
+    loads()
     strategy = make_strategy(spec.world, loaded.model, job, group, lambda section: watch.enter(section, watch.step))
     trainable = sum(math.prod(piece.whole) for piece in strategy.pieces().values())
     say(Joined(seconds=time.perf_counter() - began, trainable=trainable))
@@ -131,14 +135,6 @@ def _run(orders: Orders, mailbox: Mailbox, say: Say, watch: Watchdog) -> bool:
 
 def _lost(why: str, watch: Watchdog, say: Say) -> None:
     say(Failed(code="peer", message=f"{watch.section}: {why}", step=watch.step, fatal=False))
-
-
-def _read_weights(loaded: LoadedModel, progress: Callable[[], None]) -> None:
-    """Block by block, so that a slow disk is no hang."""
-    for block in loaded.model.layers:
-        mx.eval(block.parameters())
-        progress()
-    mx.eval(loaded.model.parameters())
 
 
 def _loaded(

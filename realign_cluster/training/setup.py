@@ -6,6 +6,7 @@ and built-in model types only. Must not know steps or ranks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,11 @@ class CannotLoad(RealignError):
     """This job cannot be done with this model, on this node or on any."""
 
 
-def load(folder: Path, job: TrainJob) -> LoadedModel:
-    """The job's model, lazily. Raises CannotLoad or UsageError, with the fix."""
-    if (found := describe_model(folder).hash) != job.model.hash:
+def load(folder: Path, job: TrainJob, progress: Callable[[], None]) -> LoadedModel:
+    """The job's model, lazily. `progress` is called with each of its files. Raises CannotLoad or UsageError, with the
+    fix.
+    """
+    if (found := describe_model(folder, progress).hash) != job.model.hash:
         raise CannotLoad(
             f"the model in {folder} has the hash {found}, the run's model {job.model.name} has {job.model.hash}",
             "delete that folder; the node asks for the model again",
@@ -57,6 +60,7 @@ def load(folder: Path, job: TrainJob) -> LoadedModel:
     config = read_config(folder)
     try:
         model, _ = load_model(folder, lazy=True)
+        progress()
         tokenizer = load_tokenizer(folder, eos_token_ids=load_config(folder).get("eos_token_id"))
     except Exception as error:  # any model type's own code runs here
         raise CannotLoad(
@@ -75,6 +79,14 @@ def load(folder: Path, job: TrainJob) -> LoadedModel:
         stop_tokens=frozenset(getattr(tokenizer, "eos_token_ids", ())),
         dtype=job.dtype if job.dtype != "auto" else dtype_of(config),
     )
+
+
+def read_weights(model: nn.Module, progress: Callable[[], None]) -> None:
+    """Block by block, so that a slow disk is no hang."""
+    for block in model.layers:
+        mx.eval(block.parameters())
+        progress()
+    mx.eval(model.parameters())
 
 
 def checkpoint_blocks(model: nn.Module) -> None:

@@ -8,13 +8,14 @@ no random state: what is drawn depends on the seed, the step and the row. Must n
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
+from realign_cluster.domain.standing import is_better
 from realign_cluster.domain.world import RankSpec, StateKind, StatePart
 from realign_cluster.store.part_manifest import PartHeader, PieceOf
 from realign_cluster.store.resharding import open_parts, pieces_from
@@ -34,7 +35,7 @@ class Standing:
 
     def judge(self, loss: float, step: int) -> bool:
         """Takes note of an evaluation; whether it is the best so far."""
-        if self.best_loss is None or loss < self.best_loss:
+        if is_better(loss, self.best_loss):
             self.best_loss, self.best_step, self.worse = loss, step, 0
             return True
         self.worse += 1
@@ -85,10 +86,14 @@ def digest_of(weights: Mapping[str, mx.array]) -> str:
 
 
 def restore(
-    folder: Path, parts: Sequence[StatePart], optimizer: MasterOptimizer, pieces: Mapping[str, Piece]
+    folder: Path,
+    parts: Sequence[StatePart],
+    optimizer: MasterOptimizer,
+    pieces: Mapping[str, Piece],
+    progress: Callable[[], None],
 ) -> Standing:
     """Puts the state of `parts`, however it was cut, into `optimizer`. Raises Corrupt or Misfit, naming the part."""
-    held = open_parts([data_path(folder, part) for part in parts])
+    held = open_parts([data_path(folder, part) for part in parts], progress)
     expected = optimizer.state()
     wanted = {
         name: pieces[parameter] if (parameter := parameter_of(name)) is not None else PieceOf(whole=tuple(value.shape))

@@ -46,9 +46,15 @@ class Training:
         self._pieces = context.strategy.pieces()
         self._standing = Standing()
         if spec.start:
-            self._standing = restore(context.orders.state_dir, spec.start, self._optimizer, self._pieces)
+            self._standing = restore(
+                context.orders.state_dir,
+                spec.start,
+                self._optimizer,
+                self._pieces,
+                lambda: context.watch.enter("load", spec.start_step),
+            )
         context.strategy.update(self._optimizer.weights)
-        self._keeper = Keeper(context.orders.state_dir, context.say)
+        self._keeper = Keeper(context.orders.state_dir, context.say, context.watch.written)
         self._pace = SnapshotPace(job.snapshot_every, spec.snapshot_every)
 
     def run(self) -> None:
@@ -91,9 +97,10 @@ class Training:
     def _one(self, step: int) -> None:
         started = time.perf_counter()
         context, job, train = self._context, self._job, self._context.data.train
-        context.watch.enter("step", step)
         places = rows_of_step(job.seed, step, len(self._learned), job.global_batch)
         rows: list[int] = self._learned[list(places)].tolist()
+        tokens = sum(int(train.lengths[row]) for row in rows)
+        context.watch.enter("step", step, tokens)
         own = context.division.own(train, rows)
         reference = self._reference["train"] if self._reference is not None else None
         batches = [each.batch for each in micro_batches(train, own, job, step=step, reference=reference)]
@@ -111,14 +118,14 @@ class Training:
             raise NotFinite(f"step {step + 1}: {error}", step, rows) from error
         context.strategy.update(self._optimizer.weights)
         seconds = time.perf_counter() - started
-        context.watch.step_took(seconds)
+        context.watch.step_took(seconds, tokens)
         self._pace.step_took(seconds)
         context.say(
             StepDone(
                 step=step + 1,
                 loss=metrics.pop("loss"),
                 metrics=metrics,
-                tokens=sum(int(train.lengths[row]) for row in rows),
+                tokens=tokens,
                 rows=len(rows),
                 own_tokens=sum(int(train.lengths[row]) for row in own),
                 own_padded=sum(batch.tokens.size for batch in batches),
@@ -179,6 +186,7 @@ class Training:
         before = self._keeper.last_seconds
         blocked = self._keeper.keep(state, durable=kind == "checkpoint")
         if kind == "checkpoint":
+            context.watch.enter("wait", step)
             context.meet()  # who waits for one with a slow disk waits here: in the next step it would count as a hang
         self._pace.kept(step, blocked, before)
 

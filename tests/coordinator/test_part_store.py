@@ -15,6 +15,7 @@ from realign_cluster.domain.recovery_codec import encode
 from realign_cluster.domain.recovery_commands import Remember
 from realign_cluster.domain.recovery_events import CheckpointStored, StoreFailed
 from realign_cluster.domain.run_memory import GoBack, RunMemory
+from realign_cluster.domain.standing import best_of
 from realign_cluster.domain.training import TrainSettings
 from realign_cluster.domain.world import StatePart, WorldPlan
 from realign_cluster.store.state_part import data_path, remove_part
@@ -99,7 +100,10 @@ def test_the_best_checkpoint_is_the_best_of_the_course_that_counts(run: TrainRun
     )
     part = StatePart(kind="checkpoint", step=0, part=0, parts=1, layout="whole", digest="0" * 32, bytes=1, generation=2)
     found = [manifest_of(run, step, [part.model_copy(update={"step": step})]) for step in (4, 8, 10, 12, 16)]
-    assert [(manifest.best, manifest.validation_loss) for manifest in found] == [
+    bests = [best_of(earlier.judged for earlier in found[: at + 1]) for at in range(len(found))]
+    is_best = [best is not None and best.step == manifest.step for best, manifest in zip(bests, found, strict=True)]
+    losses = [manifest.validation_loss for manifest in found]
+    assert list(zip(is_best, losses, strict=True)) == [
         (True, 3.0), (True, 2.5), (False, 2.5), (True, 2.0), (False, 2.2),
     ]  # fmt: skip
     assert [manifest.kl for manifest in found] == [None] * 5

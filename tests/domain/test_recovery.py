@@ -178,7 +178,7 @@ def test_a_step_may_take_three_times_the_slowest_and_five_seconds_in_any_case() 
 def test_every_section_has_its_limit(section: str) -> None:
     run = TrainRun("ab").begin(steps=1)
     run.section("ab", section)  # type: ignore[arg-type]
-    limit = POLICY.limit(section, 1.0)  # type: ignore[arg-type]
+    limit = POLICY.sections.of(section, 1.0)  # type: ignore[arg-type]
     run.pass_time(limit)
     assert not run.last(c.KillRank)
     run.pass_time(0.5)
@@ -190,7 +190,7 @@ def test_a_rank_that_loads_for_too_long_is_killed_and_the_one_that_waits_for_it_
     run = TrainRun("ab")
     run.ready("ab")
     run.of_rank(e.RankLoaded, "a")
-    run.pass_time(POLICY.load_seconds + 0.5)
+    run.pass_time(POLICY.sections.load_seconds + 0.5)
     assert run.killed() == "ab"
     assert "the rank on b made no progress in load" in run.notes()
 
@@ -199,7 +199,7 @@ def test_ranks_that_cannot_join_are_killed() -> None:
     run = TrainRun("ab")
     run.ready("ab")
     run.of_rank(e.RankLoaded, "ab")
-    run.pass_time(POLICY.join_seconds + 0.5)
+    run.pass_time(POLICY.sections.join_seconds + 0.5)
     assert run.killed() == "ab"
 
 
@@ -210,6 +210,42 @@ def test_the_rank_that_is_waited_for_is_to_blame_not_those_that_wait() -> None:
     generation = run.recovery.generation
     assert generation is not None
     assert list(generation.culprits) == ["b"]
+
+
+def test_a_rank_that_says_it_gets_further_in_a_section_is_not_hung() -> None:
+    run = TrainRun("ab").begin(steps=1)
+    for _ in range(5):
+        run.section("ab", "evaluate", patience=5.0)
+        run.pass_time(4.5)
+        assert not run.last(c.KillRank)
+    run.section("a", "evaluate", patience=5.0)
+    run.pass_time(1.0)
+    assert run.killed() == "ab"
+    assert "the rank on b made no progress in evaluate" in run.notes()
+
+
+def test_who_waits_for_others_may_as_long_as_one_of_them_gets_further_but_not_when_all_wait() -> None:
+    run = TrainRun("ab").begin(steps=1)
+    run.section("a", "wait", patience=3600.0)
+    for _ in range(5):
+        run.section("b", "save", patience=10.0)
+        run.pass_time(9.0)
+        assert not run.last(c.KillRank)
+    run.section("b", "wait", patience=3600.0)
+    run.pass_time(5.0)
+    assert not run.last(c.KillRank)
+    run.pass_time(0.5)
+    assert run.killed() == "ab"
+
+
+def test_a_step_that_is_said_to_take_longer_may() -> None:
+    """It has ten times the tokens of those before."""
+    run = TrainRun("ab").begin(steps=3)
+    run.section("ab", "step", step=3, patience=30.0)
+    run.pass_time(30.0)
+    assert not run.last(c.KillRank)
+    run.pass_time(0.5)
+    assert run.killed() == "ab"
 
 
 def test_a_coordinator_that_slept_blames_nobody() -> None:
@@ -779,6 +815,72 @@ def test_shares_shift_with_the_measured_speeds_unless_the_run_is_reproducible() 
     assert not run.all(c.ShiftShares)
 
 
+# --- the best checkpoint
+
+
+def evaluated_and_kept(run: TrainRun, step: int, loss: float) -> None:
+    run.step(step)
+    run.handle(e.LossMeasured(at=run.now, generation=run.generation, step=step, loss=loss))
+    run.keep("a", part(step, kind="checkpoint"))
+
+
+def test_the_best_checkpoint_is_stored_however_many_came_after_it_while_storing_was_slow() -> None:
+    run = TrainRun("ab").begin()
+    for step, loss in ((1, 3.0), (2, 2.0), (3, 2.5), (4, 2.6), (5, 2.0)):
+        evaluated_and_kept(run, step, loss)
+    assert (run.memory.best_step, run.memory.best_loss) == (2, 2.0)
+    assert [store.step for store in run.all(c.Store)] == [1]  # and takes its time
+    dropped = {each.step for drop in run.all(c.DropParts) for each in drop.parts}
+    assert 3 in dropped
+    assert 2 not in dropped
+    run.handle(e.CheckpointStored(at=run.now, step=1, parts=(part(1, kind="checkpoint"),)))
+    run.handle(e.CheckpointStored(at=run.now, step=2, parts=(part(2, kind="checkpoint"),)))
+    assert [store.step for store in run.all(c.Store)] == [1, 2, 5]
+    run.keep("a", part(6, kind="checkpoint"))
+    assert {each.step for drop in run.last(c.DropParts) for each in drop.parts} == {1, 4}
+
+
+def test_a_run_is_complete_once_its_best_checkpoint_is_stored_too() -> None:
+    run = TrainRun("ab", steps=3).begin()
+    for step, loss in ((1, 3.0), (2, 2.0), (3, 2.5)):
+        evaluated_and_kept(run, step, loss)
+    run.ends("ab", step=3)
+    for step in (1, 3):
+        run.handle(e.CheckpointStored(at=run.now, step=step, parts=(part(step, kind="checkpoint"),)))
+    assert [store.step for store in run.all(c.Store)] == [1, 3, 2]
+    assert run.finish is None
+    run.handle(e.CheckpointStored(at=run.now, step=2, parts=(part(2, kind="checkpoint"),)))
+    assert run.finish == c.Finish(state="complete", reason="all is done after step 3")
+
+
+def test_a_best_checkpoint_that_cannot_be_stored_does_not_keep_a_run_from_its_end() -> None:
+    run = TrainRun("ab", steps=2).begin()
+    for step, loss in ((1, 2.0), (2, 2.5)):
+        evaluated_and_kept(run, step, loss)
+    run.ends("ab", step=2)
+    for _ in range(POLICY.transfer_attempts):
+        run.handle(e.StoreFailed(at=run.now, step=1, reason="the disk is full"))
+        run.pass_time(POLICY.transfer_again_seconds + 0.5)
+    run.handle(e.CheckpointStored(at=run.now, step=2, parts=(part(2, kind="checkpoint"),)))
+    run.lose("ab")
+    run.pass_time(POLICY.transfer_seconds)
+    assert run.finish is not None
+
+
+def test_what_was_best_of_a_course_that_was_given_up_is_not_any_more() -> None:
+    run = TrainRun("a", kl_budget=0.1).begin()
+    evaluated_and_kept(run, 1, 3.0)
+    run.handle(e.KlMeasured(at=run.now, generation=1, step=1, kl=0.05))
+    evaluated_and_kept(run, 2, 1.0)
+    run.handle(e.KlMeasured(at=run.now, generation=1, step=2, kl=0.5))
+    assert (run.memory.best_step, run.memory.best_loss) == (0, None)
+    run.obeys("a")
+    run.goes()
+    run.step(2)
+    run.handle(e.LossMeasured(at=run.now, generation=2, step=2, loss=2.0))
+    assert (run.memory.best_step, run.memory.best_loss) == (2, 2.0)
+
+
 # --- the end
 
 
@@ -830,7 +932,7 @@ def test_after_hours_of_training_a_lost_node_is_still_waited_for() -> None:
     run = TrainRun("a", steps=3).begin(steps=3)
     for _ in range(10):
         run.now += 1000.0
-        run.of_rank(e.RankSection, "a", section="evaluate", step=3)
+        run.section("a", "evaluate", step=3)
     run.keep("a", part(3, kind="checkpoint"))
     run.ends("a", step=3)
     run.lose("a")

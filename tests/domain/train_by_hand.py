@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 from realign_cluster.domain import recovery_commands as c
 from realign_cluster.domain import recovery_events as e
 from realign_cluster.domain.ids import Epoch, NodeName
-from realign_cluster.domain.rank_report import SectionName
 from realign_cluster.domain.recovery import Recovery
 from realign_cluster.domain.recovery_policy import RecoveryPolicy
 from realign_cluster.domain.run_memory import Options, RunMemory
+from realign_cluster.domain.section_limits import SectionName
 from realign_cluster.domain.training import ParallelMode
 from realign_cluster.domain.world import StateKind, StatePart, WorldPlan
 
@@ -59,7 +59,8 @@ class TrainRun:
             memory=memory or RunMemory(),
             checkpoints=tuple(checkpoints),
         )
-        self.recovery = Recovery(opened, policy)
+        self.policy = policy or RecoveryPolicy()
+        self.recovery = Recovery(opened, self.policy)
         self.handle(opened)
 
     # --- what happens
@@ -121,8 +122,12 @@ class TrainRun:
         self.now += seconds
         return self.of_rank(e.StepDone, nodes or self.running, step=step, seconds=seconds)
 
-    def section(self, nodes: str, section: SectionName, step: int = 1) -> list[c.Command]:
-        return self.of_rank(e.RankSection, nodes, section=section, step=step)
+    def section(
+        self, nodes: str, section: SectionName, step: int = 1, patience: float | None = None
+    ) -> list[c.Command]:
+        """`patience`: as the policy has it, after pieces of a second."""
+        seconds = patience or self.policy.sections.of(section, 1.0)
+        return self.of_rank(e.RankSection, nodes, section=section, step=step, patience_seconds=seconds)
 
     def exits(
         self, nodes: str, reason: str = "killed by signal 9", asked: bool = False, **values: Any

@@ -406,6 +406,19 @@ async def test_a_rank_that_nobody_records_is_ended(
     assert keeper.unrecorded() == []
 
 
+async def test_a_rank_that_is_stopped_by_a_signal_is_killed_whatever_it_was_doing(
+    tmp_path: Path, keeper: RankKeeper, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_module, "STOPPED_SECONDS", 0.5)
+    monkeypatch.setattr(rank_module, "STOPPED_LOOK_SECONDS", 0.1)
+    keeper.start(start_of(1, tmp_path))
+    await heard.report("here")
+    os.kill(keeper.pid, signal.SIGSTOP)
+    exited = await heard.exited()
+    assert exited.reason == "it was stopped by a signal for 0.5 s (killed by signal 9)"
+    assert not exited.asked
+
+
 async def test_bytes_of_reports_are_bounded_too(
     tmp_path: Path, keeper: RankKeeper, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,7 +99,7 @@ def test_a_checkpoint_is_there_once_it_is_committed(store, nodes):
         versions={"mlx": "0.32"},
         validation_loss=1.5,
         kl=0.02,
-        best=True,
+        validation_step=100,
         learning_rate_factor=0.5,
     )
     assert store.commit(manifest) == manifest
@@ -195,10 +195,10 @@ def test_every_damage_to_a_manifest_is_noticed(store, nodes):
 
 def test_retention(store, nodes):
     for step, loss in ((10, 3.0), (20, 2.0), (30, 2.5), (40, 2.6), (50, 2.7)):
-        kept(store, nodes, step, validation_loss=loss, best=loss in (3.0, 2.0))
-    assert store.prune(2, go_back_step=35) == [10]
+        kept(store, nodes, step, validation_loss=loss, validation_step=step)
+    assert store.prune(2, within_budget_step=35) == [10]
     assert steps(store) == [50, 40, 30, 20]  # two newest, the newest up to step 35, the best
-    assert store.prune(1, go_back_step=25) == [40, 30]
+    assert store.prune(1, within_budget_step=25) == [40, 30]
     assert steps(store) == [50, 20]
     assert store.prune(1) == []
     assert names(store) == ["step-00000020", "step-00000050"]
@@ -258,7 +258,7 @@ root, step = Path(sys.argv[1]), int(sys.argv[2])
 store = CheckpointStore(root / "run" / "checkpoints")
 print("begin", flush=True)
 while True:
-    kept(store, root / "nodes", step, best=step % 5 == 0)
+    kept(store, root / "nodes", step, validation_loss=-step // 5, validation_step=step)
     print(step, flush=True)
     store.prune(2)
     step += 1

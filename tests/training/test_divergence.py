@@ -38,7 +38,9 @@ def parameter(model: nn.Module, name: str) -> mx.array:
 
 
 def measured(model: nn.Module, reference: nn.Module | None = None) -> tuple[float, int]:
-    return divergence(model, reference, PROMPTS, new_tokens=6, stop=[STOP], seed=4, step=9, progress=lambda: None)
+    return divergence(
+        model, reference, PROMPTS, new_tokens=6, stop=[STOP], seed=4, step=9, progress=lambda tokens: None
+    )
 
 
 def test_it_is_the_mean_over_drawn_tokens_of_the_exact_divergence(policy: nn.Module) -> None:

@@ -20,6 +20,7 @@ from realign_cluster.domain.rank_report import (
     Section,
     StepDone,
 )
+from realign_cluster.domain.section_limits import SectionLimits
 from realign_cluster.domain.world import StatePart, WorldPlan
 from realign_cluster.store.state_part import data_path, list_parts
 from tests.fixtures import models
@@ -302,7 +303,7 @@ class TestRefusals:
 
     def test_a_rank_whose_peer_never_comes_ends_by_itself(self, tmp_path: Path, some_rows: tuple[Path, Path]) -> None:
         job = prepared_job(tmp_path, some_rows[0], steps=2, global_batch=4)
-        with Crew(tmp_path, job, replicas(1, 1), limits={"join": 2.0}) as crew:
+        with Crew(tmp_path, job, replicas(1, 1), limits=SectionLimits(join_seconds=2.0)) as crew:
             ports = [rank.until(Loaded).port for rank in crew.ranks]
             addresses = [f"127.0.0.1:{port}" for port in ports]
             crew.ranks[0].tell({"op": "go", "generation": 1, "addresses": addresses})

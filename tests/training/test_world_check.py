@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from realign_cluster.domain.job import ModelSpec
+from realign_cluster.domain.section_limits import SectionLimits
 from realign_cluster.domain.training import TrainJob
 from realign_cluster.domain.world import RankSpec, StatePart
 from realign_cluster.training.world_check import Statement, differences, statement_of, world_identity
@@ -23,7 +24,7 @@ def stated(job: TrainJob = JOB, spec: RankSpec = RANK, **versions: str) -> State
 
 
 def test_ranks_of_one_world_agree_whatever_is_their_own() -> None:
-    second = RANK.model_copy(update={"rank": 1, "limits": {"step": 3.0}})
+    second = RANK.model_copy(update={"rank": 1, "limits": SectionLimits(factor=2.0)})
     smaller = JOB.model_copy(update={"memory_limit_bytes": 10**9})
     assert differences([stated(), stated(smaller, second, python="3.12.0")]) == []
 

@@ -8,7 +8,7 @@ from typing import assert_never
 import mlx.core as mx
 import mlx.nn as nn
 
-from realign_cluster.domain.rank_report import SectionName
+from realign_cluster.domain.section_limits import SectionName
 from realign_cluster.domain.training import TrainJob
 from realign_cluster.domain.world import WorldPlan
 from realign_cluster.training.adapters import attach
@@ -38,7 +38,9 @@ def make_strategy(
             return DataParallel(model, group, dropout=adapters.dropout, entering=entering)
         case "tensor":
             assert group is not None
-            sharded = ShardedModel(model, job.adapter, job.fine_tune, job.seed, group)
+            sharded = ShardedModel(
+                model, job.adapter, job.fine_tune, job.seed, group, progress=lambda: entering("load")
+            )
             if job.grad_checkpoint:
                 checkpoint_blocks(model)
             return TensorParallel(sharded, entering=entering)

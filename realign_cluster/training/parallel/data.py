@@ -10,12 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from realign_cluster.domain.section_limits import SectionName
 from realign_cluster.training.adapters import adapters_off
 from realign_cluster.training.dropout import DropoutContext
 from realign_cluster.training.forward import Forward
@@ -27,7 +27,8 @@ Group = mx.distributed.Group
 
 
 class DataParallel:
-    """`group` None: the one rank there is. `entering("reduce")` is told when the waiting for others begins."""
+    """`group` None: the one rank there is. `entering` hears "reduce" or "wait" when the waiting for others
+    begins."""
 
     def __init__(
         self,
@@ -35,7 +36,7 @@ class DataParallel:
         group: Group | None = None,
         *,
         dropout: DropoutContext | None = None,
-        entering: Callable[[Literal["step", "reduce", "evaluate", "reference"]], None] = lambda section: None,
+        entering: Callable[[SectionName], None] = lambda section: None,
     ) -> None:
         self._model = model
         self._dropout = dropout or DropoutContext()
@@ -101,7 +102,10 @@ class DataParallel:
             self._entering("evaluate")
             total = total + objective(self._forward.log_probabilities(batch), batch)[1]
             mx.eval(total)
-        return total if self._group is None else mx.distributed.all_sum(total, group=self._group, stream=mx.cpu)
+        if self._group is None:
+            return total
+        self._entering("wait")
+        return mx.distributed.all_sum(total, group=self._group, stream=mx.cpu)
 
     def log_probabilities(self, batches: Sequence[MicroBatch]) -> list[mx.array]:
         found = []

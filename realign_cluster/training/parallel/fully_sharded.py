@@ -23,7 +23,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from realign_cluster.domain.rank_report import SectionName
+from realign_cluster.domain.section_limits import SectionName
 from realign_cluster.training.adapters import adapters_off
 from realign_cluster.training.dropout import DropoutContext
 from realign_cluster.training.forward import Forward

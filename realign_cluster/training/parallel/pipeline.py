@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from realign_cluster.domain.rank_report import SectionName
+from realign_cluster.domain.section_limits import SectionName
 from realign_cluster.sharding.wire import Wire
 from realign_cluster.training.adapters import adapters_off
 from realign_cluster.training.dropout import DropoutContext

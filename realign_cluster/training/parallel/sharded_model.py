@@ -47,7 +47,16 @@ class ShardedModel:
     gradients are to be summed over ranks, while those of the others are whole on each.
     """
 
-    def __init__(self, model: nn.Module, settings: AdapterSettings, kind: FineTune, seed: int, group: Group) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: AdapterSettings,
+        kind: FineTune,
+        seed: int,
+        group: Group,
+        *,
+        progress: Callable[[], None] = lambda: None,
+    ) -> None:
         if model.model_type not in TENSOR_MODEL_TYPES:
             raise UsageError(f"models of type {model.model_type} cannot be trained in shards", "--parallel pipeline")
         self.model = model
@@ -67,6 +76,7 @@ class ShardedModel:
         self.pieces, self.partial = self._lay_out()
         for block in model.layers:
             mx.eval(block.parameters())
+            progress()
         mx.eval(model.parameters())
 
     def _site(self, name: str, linear: nn.Module) -> Site:

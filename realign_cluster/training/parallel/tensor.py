@@ -10,10 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
 
 import mlx.core as mx
 
+from realign_cluster.domain.section_limits import SectionName
 from realign_cluster.training.parallel.base import MicroBatch, Objective, Piece, Sums
 from realign_cluster.training.parallel.data import DataParallel, reduce_in_buckets
 from realign_cluster.training.parallel.sharded_model import ShardedModel
@@ -24,7 +24,7 @@ class TensorParallel:
         self,
         sharded: ShardedModel,
         *,
-        entering: Callable[[Literal["step", "reduce", "evaluate", "reference"]], None] = lambda section: None,
+        entering: Callable[[SectionName], None] = lambda section: None,
     ) -> None:
         self._sharded = sharded
         self._group = sharded.group

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from realign_cluster.domain import recovery_events as e
-from realign_cluster.domain.rank_report import SectionName
+from realign_cluster.domain.section_limits import SectionName
 from realign_cluster.domain.world import RankSpec, StateKind, StatePart
 
 from .judge import branch_of
@@ -82,8 +82,9 @@ class Group:
             self.after(script.step_seconds * (0.9 + 0.2 * self.world.rng.random()), self.stepped)
 
     def enter(self, section: SectionName, seconds: float, then: Callable[[], None]) -> None:
+        patience = self.spec.limits.of(section)
         for rank in self.ranks:
-            rank.say(e.RankSection, section=section, step=self.step)
+            rank.say(e.RankSection, section=section, step=self.step, patience_seconds=patience)
         self.after(seconds, then)
 
     def stepped(self) -> None:
@@ -103,9 +104,22 @@ class Group:
     def measure(self) -> None:
         script = self.world.script
         if script.evaluate_every and self.step % script.evaluate_every == 0:
-            self.enter("evaluate", 0.4, self.diverge)
+            self.enter("evaluate", 0.4, self.evaluated)
         else:
             self.diverge()
+
+    def evaluated(self) -> None:
+        self.ranks[0].say(e.LossMeasured, step=self.step, loss=self.loss(self.step))
+        self.diverge()
+
+    def loss(self, step: int) -> float:
+        """It gets better until half of the way, and worse from then on."""
+        return abs(step - self.world.script.steps / 2)
+
+    def is_best(self) -> bool:
+        every = self.world.script.evaluate_every
+        steps = range(every, self.step + 1, every) if every else ()
+        return bool(steps) and min(steps, key=self.loss) == self.step
 
     def diverge(self) -> None:
         script = self.world.script
@@ -121,7 +135,8 @@ class Group:
         self.checkpoint()
 
     def checkpoint(self) -> None:
-        if self.step % self.world.script.checkpoint_every == 0 and self.step < self.world.script.steps:
+        due = self.step % self.world.script.checkpoint_every == 0 or self.is_best()
+        if due and self.step < self.world.script.steps:
             self.keep("checkpoint")
         self.next()
 

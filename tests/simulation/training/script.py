@@ -8,18 +8,12 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from realign_cluster.domain.recovery_policy import RecoveryPolicy
+from realign_cluster.domain.section_limits import SectionLimits
 from realign_cluster.domain.training import KlAction, ParallelMode
 
 # Minutes of the real policy are seconds here: a schedule has to come to its end in some thousand events.
 POLICY = RecoveryPolicy(
-    load_seconds=20.0,
-    join_seconds=10.0,
-    reference_seconds=10.0,
-    first_step_seconds=15.0,
-    snapshot_seconds=10.0,
-    evaluate_seconds=10.0,
-    generate_seconds=10.0,
-    save_seconds=10.0,
+    sections=SectionLimits(load_seconds=20.0, join_seconds=10.0, first_piece_seconds=15.0, write_seconds=10.0),
     arrival_seconds=20.0,
     same_world_seconds=90.0,
     give_up_seconds=60.0,

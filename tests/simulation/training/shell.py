@@ -88,7 +88,7 @@ class Coordinator:
             self.heard[node.name] = now
         elif node.name not in self.heard:
             return
-        if kind is not e.KlMeasured:
+        if kind not in (e.KlMeasured, e.LossMeasured):
             values = {"node": node.name, **values}
         self.handle(kind(at=now, **values))
 
