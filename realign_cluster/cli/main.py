@@ -38,7 +38,7 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 for _name in ("curate", "train", "plan", "plan_train", "calibrate", "nodes", "logs", "doctor"):
     import_module(f"realign_cluster.cli.{_name}").register(app)
-for _name in ("runs", "cluster"):
+for _name in ("workflow", "runs", "cluster"):
     app.add_typer(import_module(f"realign_cluster.cli.{_name}").app, name=_name)
 
 

@@ -49,7 +49,9 @@ def run(
     mode: Annotated[
         str | None, typer.Option(help="strict: stop where a gate cannot decide; permissive: go on and say so.")
     ] = None,
-    reproducible: Annotated[bool, typer.Option("--reproducible", help="The same bytes on like hardware; slower.")] = False,
+    reproducible: Annotated[
+        bool, typer.Option("--reproducible", help="The same bytes on like hardware; slower.")
+    ] = False,
     hostfile: options.HostfileOption = None,
     discover: options.Discover = False,
     min_nodes: options.MinNodes = None,
@@ -96,10 +98,10 @@ def resume(run_folder: Path, *, json: bool = False) -> int:
     return start(read_workflow_request(run_folder), json=json)
 
 
-@app.command("plan", epilog="Example:  realign workflow plan source-attribution --config workflow.toml --hostfile hosts.json")
-def plan(
-    workflow: Name, config: Config, hostfile: options.HostfileOption = None, json: Json = False
-) -> int:
+@app.command(
+    "plan", epilog="Example:  realign workflow plan source-attribution --config workflow.toml --hostfile hosts.json"
+)
+def plan(workflow: Name, config: Config, hostfile: options.HostfileOption = None, json: Json = False) -> int:
     """Say before anything runs: of each gate what its items can and cannot decide; of each job what it takes here."""
     from realign_cluster.coordinator.workflow_plan import plan_lines, plan_workflow
 
@@ -124,7 +126,10 @@ def status(run: Run, json: Json = False) -> int:
     return 0
 
 
-@app.command("gates", epilog='Example:  realign workflow gates RUN --override verification.attribution_coverage --by "A. Name" --reason "..."')
+@app.command(
+    "gates",
+    epilog='Example:  realign workflow gates RUN --override verification.attribution_coverage --by "A. Name" --reason "..."',
+)
 def gates(
     run: Run,
     override: Annotated[
@@ -167,7 +172,9 @@ def rollback(
     return 0
 
 
-@app.command("report", epilog='Example:  realign workflow report runs/cite --sign "thresholds understood" --by "A. Name"')
+@app.command(
+    "report", epilog='Example:  realign workflow report runs/cite --sign "thresholds understood" --by "A. Name"'
+)
 def report(
     run: Run,
     sign: Annotated[
@@ -216,7 +223,3 @@ def init(
     for path in write_template(workflow, folder):
         typer.echo(orjson.dumps(str(path)).decode()[1:-1])
     return 0
-
-
-def register(root: typer.Typer) -> None:
-    root.add_typer(app, name="workflow")

@@ -40,8 +40,6 @@ from realign_cluster.workflows.jobs import (
 from realign_cluster.workflows.measured import summary_of
 
 
-
-
 async def run_workflow(
     request: WorkflowRequest, *, dashboard: Dashboard, command: str | None = None, home: ClusterHome | None = None
 ) -> int:
@@ -145,12 +143,15 @@ class _Sitting:
         match event:
             case Begun():
                 self._stage, self._attempt = event.stage.number, event.attempt
-                body = {"name": event.stage.name, "title": event.stage.title, "inputs": self._inputs(event)}
-                self._note_rerun(event, body["inputs"])
+                inputs = self._inputs(event)
+                body: dict[str, Any] = {"name": event.stage.name, "title": event.stage.title, "inputs": inputs}
+                self._note_rerun(event, inputs)
                 ledger.put_stage(event.stage.number, event.attempt, wall, body, ended=False)
                 again = f", attempt {event.attempt + 1}" if event.attempt else ""
                 self._dashboard.note(f"stage {event.stage.number}: {event.stage.title}{again}", "info")
-                self._dashboard.event("stage", {"stage": event.stage.number, "attempt": event.attempt, "state": "begun"})
+                self._dashboard.event(
+                    "stage", {"stage": event.stage.number, "attempt": event.attempt, "state": "begun"}
+                )
             case Judged():
                 verdict = {**asdict(event.verdict), "title": event.gate.title, "overridden": event.overridden}
                 verdict["guard"] = event.gate.guard
@@ -158,7 +159,8 @@ class _Sitting:
                 said = event.verdict.outcome + (" (overridden)" if event.overridden else "")
                 self._dashboard.note(f"  {event.gate.title}: {said}; {event.verdict.reason}", "info")
                 self._dashboard.event(
-                    "verdict", {"stage": event.stage.number, "attempt": event.attempt, "gate": event.gate.name, **verdict}
+                    "verdict",
+                    {"stage": event.stage.number, "attempt": event.attempt, "gate": event.gate.name, **verdict},
                 )
             case Ended():
                 outcome = event.outcome
@@ -202,4 +204,6 @@ class _Sitting:
         if before and changed:
             body: dict[str, Any] = {"stage": event.stage.number, "attempt": event.attempt, "changed": changed}
             self._run.ledger.add_note("rerun", time.time(), body)
-            self._dashboard.note(f"stage {event.stage.number} is looked at again: changed: {', '.join(changed)}", "warning")
+            self._dashboard.note(
+                f"stage {event.stage.number} is looked at again: changed: {', '.join(changed)}", "warning"
+            )

@@ -74,6 +74,8 @@ def sign_item(run: Path, item: str, *, by: str) -> None:
     if not by.strip():
         raise UsageError("a signature has a name", '--by "YOUR NAME"')
     if item not in SIGNED_ITEMS:
-        raise UsageError(f"{item!r} is not signed{did_you_mean(item, SIGNED_ITEMS)}", f"one of {', '.join(SIGNED_ITEMS)}")
+        raise UsageError(
+            f"{item!r} is not signed{did_you_mean(item, SIGNED_ITEMS)}", f"one of {', '.join(SIGNED_ITEMS)}"
+        )
     with _open(run) as (ledger, _):
         ledger.add_note("signature", time.time(), {"item": item, "by": by})

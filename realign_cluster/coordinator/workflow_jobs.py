@@ -99,7 +99,9 @@ class JobRunner:
             **self._more_of(job),
             **self._where.model_dump(),
         )
-        summary = await self._sitting(curate(request, dashboard=self._quiet(job), home=self._home, stop=self._stop), folder)
+        summary = await self._sitting(
+            curate(request, dashboard=self._quiet(job), home=self._home, stop=self._stop), folder
+        )
         if failed := summary["rows"]["failed"]:
             raise RunFailed(
                 f"{job.title}: {failed} of {summary['rows']['in']} rows could not be scored",
@@ -140,7 +142,11 @@ class JobRunner:
         model = await asyncio.to_thread(self._artifacts.put_folder, whole)
         metrics = await asyncio.to_thread(self._artifacts.put_file, folder / "metrics.jsonl")
         return self._done(
-            job, folder, summary, {"model": ArtifactId(model), "metrics": ArtifactId(metrics)}, value=_course_of(summary)
+            job,
+            folder,
+            summary,
+            {"model": ArtifactId(model), "metrics": ArtifactId(metrics)},
+            value=_course_of(summary),
         )
 
     async def _fuse(self, model: str, adapters: Path, out: Path) -> None:

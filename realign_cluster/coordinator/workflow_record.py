@@ -119,13 +119,15 @@ def _judge(config: WorkflowConfig, request: WorkflowRequest, model: ModelRef) ->
     if config.verifier.kind == "lexical":
         return None
     if not config.verifier.model:
-        raise UsageError(f"{request.config}: verifier.model: missing, the kind is {config.verifier.kind}", "name a model")
+        raise UsageError(
+            f"{request.config}: verifier.model: missing, the kind is {config.verifier.kind}", "name a model"
+        )
     folder = (request.config.parent / Path(config.verifier.model).expanduser()).absolute()
     judge = pinned(str(folder) if folder.is_dir() else config.verifier.model)
     if judge.hash == model.hash:
         raise UsageError(
             f"{request.config}: verifier.model is the model that is trained: it would judge its own answers",
-            "choose another model for the verifier, or kind = \"lexical\"",
+            'choose another model for the verifier, or kind = "lexical"',
         )
     return judge
 

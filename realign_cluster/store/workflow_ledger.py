@@ -178,7 +178,9 @@ class WorkflowLedger(WorkflowLedgerReader):
             *(key, stage, attempt, wall, orjson.dumps(request)),
         )
 
-    def end_job(self, key: str, wall: float, result: Mapping[str, Any], artifacts: Mapping[str, ArtifactRecord]) -> None:
+    def end_job(
+        self, key: str, wall: float, result: Mapping[str, Any], artifacts: Mapping[str, ArtifactRecord]
+    ) -> None:
         with self._transaction():
             self._writer.execute(
                 "UPDATE job SET ended = ?, result = ? WHERE key = ?", (wall, orjson.dumps(result), key)

@@ -26,7 +26,7 @@ from realign_cluster.workflows.measured import measurement_of, to_row
 FORMS: Final[Mapping[str, Form]] = {
     "inline": Form.BRACKET,
     "footnote": Form.FOOTNOTE,
-    "author-year": Form.AUTHOR_YEAR,
+    "author-year": Form.AUTHOR_PARENTHESIS,
 }
 Row = dict[str, Any]
 
@@ -42,7 +42,11 @@ def answer_pairs(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
                 pair = Pair(claim=query.claim, evidence=query.evidence)
                 pairs.setdefault(pair.key, pair)
     return Derived(
-        rows={"pairs": [{"pair": key, "claim": each.claim, "evidence": list(each.evidence)} for key, each in pairs.items()]},
+        rows={
+            "pairs": [
+                {"pair": key, "claim": each.claim, "evidence": list(each.evidence)} for key, each in pairs.items()
+            ]
+        },
         value={"pairs": len(pairs)},
     )
 
@@ -60,9 +64,7 @@ def answer_measurements(inputs: Inputs, parameters: Mapping[str, Any]) -> Derive
     found = measure_texts(first, verdicts, threshold, parameters["format"])
     if inputs.has("again"):
         found["attribution_consistency"] = _consistency(rows, list(inputs.rows("again")))
-    measured = [
-        to_row(measurement_of(name, each, verifier=verifier, dataset=dataset)) for name, each in found.items()
-    ]
+    measured = [to_row(measurement_of(name, each, verifier=verifier, dataset=dataset)) for name, each in found.items()]
     answers = [answer_row(row, text, verdicts, threshold) for row, text in first]
     return Derived(rows={"measurements": measured, "answers": answers}, value={"answers": len(answers)})
 
@@ -99,7 +101,9 @@ def measure_texts(
     return {
         "citation_precision": citation.precision,
         "citation_recall": citation.recall,
-        "citation_format": format_agreement([(answer.item, answer.text) for _, answer in read], CitationFormat(form=FORMS[form])),
+        "citation_format": format_agreement(
+            [(answer.item, answer.text) for _, answer in read], CitationFormat(form=FORMS[form])
+        ),
         "attribution_coverage": attribution_coverage([answer for _, answer in read]),
         "factuality": factscore(judged_facts).score,
         "hallucination_rate": hallucinated.rate,
@@ -142,7 +146,9 @@ def claim_verdicts(
 ) -> tuple[ClaimVerdict, ...]:
     """Of each claim against all the sources that the answer was given."""
     everything = tuple(source["text"] for source in row["sources"])
-    return tuple(_verdict(verdicts, quality.Query(evidence=everything, claim=claim.text), threshold) for claim in answer.claims)
+    return tuple(
+        _verdict(verdicts, quality.Query(evidence=everything, claim=claim.text), threshold) for claim in answer.claims
+    )
 
 
 def answer_row(row: Mapping[str, Any], text: str, verdicts: Mapping[str, Row], threshold: float) -> Row:
@@ -155,8 +161,16 @@ def answer_row(row: Mapping[str, Any], text: str, verdicts: Mapping[str, Row], t
     for sentence in answer.sentences:
         known = tuple(passages[source] for source in sentence.sources if source is not None)
         whole = len(known) == len(sentence.sources) and bool(known)
-        entails = whole and not abstaining and _supported(verdicts, quality.Query(evidence=tuple(dict.fromkeys(known)), claim=sentence.claim), threshold)
-        sentences.append({"begin": sentence.begin, "end": sentence.end, "sources": list(sentence.sources), "entailed": entails})
+        entails = (
+            whole
+            and not abstaining
+            and _supported(
+                verdicts, quality.Query(evidence=tuple(dict.fromkeys(known)), claim=sentence.claim), threshold
+            )
+        )
+        sentences.append(
+            {"begin": sentence.begin, "end": sentence.end, "sources": list(sentence.sources), "entailed": entails}
+        )
     return {
         "id": row["id"],
         "group": row.get("group", ""),
@@ -167,7 +181,13 @@ def answer_row(row: Mapping[str, Any], text: str, verdicts: Mapping[str, Row], t
         "abstains": abstaining,
         "sentences": sentences,
         "claims": [
-            {"text": claim.text, "begin": claim.begin, "end": claim.end, "sources": list(claim.sources), "verdict": str(found)}
+            {
+                "text": claim.text,
+                "begin": claim.begin,
+                "end": claim.end,
+                "sources": list(claim.sources),
+                "verdict": str(found),
+            }
             for claim, found in zip(answer.claims, judged, strict=False)
         ],
     }
@@ -176,11 +196,12 @@ def answer_row(row: Mapping[str, Any], text: str, verdicts: Mapping[str, Row], t
 def _consistency(rows: Sequence[Row], again: Sequence[Row]) -> MeanOverItems:
     """Of the sources that two answers to the same prompt cite."""
     second = {row["id"]: row for row in again}
-    return attribution_consistency(
-        (ItemId(row["id"]), *(read_row(row, samples_of(each)[0][1]).cited for each in (row, second[row["id"]])))
-        for row in rows
-        if row["id"] in second
-    )
+    pairs = []
+    for row in rows:
+        if (other := second.get(row["id"])) is not None:
+            one, two = (read_row(row, samples_of(each)[0][1]).cited for each in (row, other))
+            pairs.append((ItemId(row["id"]), one, two))
+    return attribution_consistency(pairs)
 
 
 def _supported(verdicts: Mapping[str, Row], query: quality.Query, threshold: float) -> bool:

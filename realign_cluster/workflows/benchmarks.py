@@ -21,7 +21,7 @@ ITEMS = "items"
 
 @derivation(version=1)
 def evaluation_prompts(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
-    """"prompts": the items, and of the benchmarks whatever is answered in words, each with its set."""
+    """ "prompts": the items, and of the benchmarks whatever is answered in words, each with its set."""
     del parameters
     rows: list[dict[str, Any]] = [{**row, "set": ITEMS} for row in inputs.rows("items")]
     for name, number, item in _items(inputs):
@@ -32,7 +32,7 @@ def evaluation_prompts(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived
 
 @derivation(version=1)
 def part_generated(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
-    """"items" and "benchmarks", as they were put together."""
+    """ "items" and "benchmarks", as they were put together."""
     del parameters
     parts: dict[str, list[dict[str, Any]]] = {"items": [], "benchmarks": []}
     for row in inputs.rows("generated"):
@@ -43,7 +43,7 @@ def part_generated(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
 
 @derivation(version=1)
 def likelihood_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
-    """"rows": every choice of every item, and the validation rows where they are given."""
+    """ "rows": every choice of every item, and the validation rows where they are given."""
     del parameters
     rows: list[dict[str, Any]] = []
     for name, number, item in _items(inputs):
@@ -54,7 +54,12 @@ def likelihood_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
             ]
     if inputs.has("valid"):
         rows += [
-            {"set": "valid", "id": str(number), "prompt": row["prompt"], "response": row.get("completion", row.get("response"))}
+            {
+                "set": "valid",
+                "id": str(number),
+                "prompt": row["prompt"],
+                "response": row.get("completion", row.get("response")),
+            }
             for number, row in enumerate(inputs.rows("valid"))
         ]
     return Derived(rows={"rows": rows}, value={"rows": len(rows)})
@@ -62,7 +67,7 @@ def likelihood_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
 
 @derivation(version=1)
 def benchmark_scores(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
-    """"scores": {"benchmark", "item", "score", "chance"} each; "measurements": accuracies, and perplexity."""
+    """ "scores": {"benchmark", "item", "score", "chance"} each; "measurements": accuracies, and perplexity."""
     del parameters
     said = {(row["set"], row["id"]): row["scores"]["generate"]["samples"][0]["text"] for row in inputs.rows("answered")}
     likely: dict[tuple[str, str], dict[int, float]] = {}
@@ -81,12 +86,16 @@ def benchmark_scores(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
         else:
             chosen = max(likely[key], key=lambda choice: likely[key][choice])
             right, chance = chosen == item.correct, 1 / len(item.choices)
-        found.append({"benchmark": name.removeprefix(PREFIX), "item": str(number), "score": float(right), "chance": chance})
+        found.append(
+            {"benchmark": name.removeprefix(PREFIX), "item": str(number), "score": float(right), "chance": chance}
+        )
     names = dict.fromkeys(row["benchmark"] for row in found)
     measured = [
         measurement_of(
             f"accuracy of {name}",
-            mean_over_items(name, "right / items", ((ItemId(r["item"]), r["score"]) for r in found if r["benchmark"] == name)),
+            mean_over_items(
+                name, "right / items", ((ItemId(r["item"]), r["score"]) for r in found if r["benchmark"] == name)
+            ),
             verifier="",
             dataset=name,
         )

@@ -17,7 +17,14 @@ from realign_cluster.workflows.stage import Context, Outcome
 from realign_cluster.workflows.verify import verdicts_on, verifier_fingerprint
 
 Stage = Generator[Ask, JobResult, Outcome]
-RECORDED = ("citation_precision", "citation_recall", "attribution_coverage", "factuality", "hallucination_rate", "over_abstention")
+RECORDED = (
+    "citation_precision",
+    "citation_recall",
+    "attribution_coverage",
+    "factuality",
+    "hallucination_rate",
+    "over_abstention",
+)
 
 
 def preparation(context: Context) -> Stage:
@@ -45,10 +52,15 @@ def source_data(context: Context) -> Stage:
     """Stage 2 of source attribution: the sources indexed, retrieval measured, citation examples cleaned."""
     data = context.state.data
     parameters = sources.RETRIEVAL_ATTEMPTS[context.attempt % len(sources.RETRIEVAL_ATTEMPTS)]
-    built = yield derive(sources.source_index, "index of the sources", inputs={"sources": data["sources"]}, **parameters)
+    built = yield derive(
+        sources.source_index, "index of the sources", inputs={"sources": data["sources"]}, **parameters
+    )
     index = built.outputs["index"]
     searched = yield derive(
-        sources.retrieval_measurements, "retrieval", inputs={"queries": data["queries"], "index": index}, most=sources.DEPTH
+        sources.retrieval_measurements,
+        "retrieval",
+        inputs={"queries": data["queries"], "index": index},
+        most=sources.DEPTH,
     )
     rows = yield Look(rows=searched.outputs["measurements"])
     spread = yield derive(
@@ -126,7 +138,13 @@ def optimisation(context: Context) -> Stage:
     """Stage 5: preferences between the model's own answers. Another attempt halves the rate and doubles beta."""
     config, state = context.config, context.state
     inputs = {"practice": state.data["practice"]}
-    prompts = yield derive(sources.practice_prompts, "practice questions", inputs=inputs, most=config.preference.prompts, seed=context.seed("practice"))
+    prompts = yield derive(
+        sources.practice_prompts,
+        "practice questions",
+        inputs=inputs,
+        most=config.preference.prompts,
+        seed=context.seed("practice"),
+    )
     sampled = yield Score(
         title="samples to choose from",
         rows=prompts.outputs["prompts"],
@@ -144,7 +162,12 @@ def optimisation(context: Context) -> Stage:
     made = yield derive(
         training_data.preference_rows,
         "preference pairs",
-        inputs={"generated": generated, "verdicts": verdicts, "items": state.data["items"], "sealed": state.data["sealed"]},
+        inputs={
+            "generated": generated,
+            "verdicts": verdicts,
+            "items": state.data["items"],
+            "sealed": state.data["sealed"],
+        },
         supported=config.verifier.supported,
         verifier=verifier_fingerprint(context),
         abstention=config.preference.abstention,
@@ -169,7 +192,11 @@ def optimisation(context: Context) -> Stage:
     found = yield from evaluate(context, model, "items", title="after optimisation")
     kl = yield from divergence(context, model, state.model, title="divergence")
     outcome = _outcome(found, model, {**facts, "training": trained.value})
-    measurements = {**outcome.measurements, "kl": kl, **_change(context, outcome.measurements, "factuality", "factuality_change")}
+    measurements = {
+        **outcome.measurements,
+        "kl": kl,
+        **_change(context, outcome.measurements, "factuality", "factuality_change"),
+    }
     return replace(outcome, measurements=measurements, artifacts={**outcome.artifacts, "pairs": made.outputs["pairs"]})
 
 
@@ -254,11 +281,9 @@ def _outcome(found: Evaluation, model: ModelRef | None, facts: Mapping[str, Any]
     )
 
 
-def _change(
-    context: Context, now: Mapping[str, Measurement], metric: str, name: str
-) -> dict[str, Measurement]:
+def _change(context: Context, now: Mapping[str, Measurement], metric: str, name: str) -> dict[str, Measurement]:
     """The paired change of `metric` from the stage before that measured it on the same items."""
-    for measured in reversed(context.state.measured.values()):
+    for measured in reversed(list(context.state.measured.values())):
         before = measured.get(metric)
         if before is not None and before.dataset == now[metric].dataset and before.verifier == now[metric].verifier:
             return {name: replace(paired_with(now[metric], before), metric=name)}

@@ -75,13 +75,17 @@ def _kl_watched(facts: Facts) -> bool:
     return facts.value("optimisation", "kl") is not None
 
 
-_BASE = Item(phase="before", text="SFT base trained and validated", ticked=lambda f: f.passed("preparation", "perplexity"))
+_BASE = Item(
+    phase="before", text="SFT base trained and validated", ticked=lambda f: f.passed("preparation", "perplexity")
+)
 _UNDERSTOOD = Item(
     phase="before", text="thresholds understood", ticked=_signed(THRESHOLDS_UNDERSTOOD), signed=THRESHOLDS_UNDERSTOOD
 )
 _KL = Item(phase="during", text="KL watched", ticked=_kl_watched)
 _ENFORCED = Item(phase="during", text="gates enforced", ticked=lambda f: all(f.verdicts.get(name) for name in f.stages))
-_THRESHOLDS = Item(phase="after", text="all thresholds met", ticked=lambda f: f.state == "complete" and f.passed("evaluation"))
+_THRESHOLDS = Item(
+    phase="after", text="all thresholds met", ticked=lambda f: f.state == "complete" and f.passed("evaluation")
+)
 _RETAINED = Item(phase="after", text="no capability regression", ticked=_retained)
 _CITATION = Item(phase="after", text="citation accuracy improved", ticked=_improved("citation_recall"))
 _COMPLETE = Item(
@@ -100,7 +104,11 @@ CHECKLISTS: Final[Mapping[str, tuple[Item, ...]]] = {
             ticked=lambda f: f.value("preparation", "citation_precision") is not None,
         ),
         Item(phase="before", text="source databases found and indexed", ticked=lambda f: f.ended("sources")),
-        Item(phase="before", text="citation format fixed", ticked=lambda f: f.value("preparation", "citation_format") is not None),
+        Item(
+            phase="before",
+            text="citation format fixed",
+            ticked=lambda f: f.value("preparation", "citation_format") is not None,
+        ),
         _UNDERSTOOD,
         Item(phase="during", text="source data validated (retrieval)", ticked=lambda f: f.passed("sources")),
         Item(phase="during", text="citation training done", ticked=lambda f: f.passed("citation")),
@@ -129,7 +137,11 @@ CHECKLISTS: Final[Mapping[str, tuple[Item, ...]]] = {
             ticked=lambda f: f.value("preparation", "hallucination_rate") is not None,
         ),
         Item(phase="before", text="factual sources identified", ticked=lambda f: f.ended("facts")),
-        Item(phase="before", text="citation system designed", ticked=lambda f: f.value("preparation", "citation_format") is not None),
+        Item(
+            phase="before",
+            text="citation system designed",
+            ticked=lambda f: f.value("preparation", "citation_format") is not None,
+        ),
         _UNDERSTOOD,
         Item(phase="during", text="factual data validated (citation accuracy)", ticked=lambda f: f.passed("facts")),
         Item(phase="during", text="citation training done (factuality)", ticked=lambda f: f.passed("citation")),

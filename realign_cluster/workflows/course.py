@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, assert_never
+from typing import Literal, assert_never
 
 from realign_cluster.domain.gate import Gate, Measurement, Verdict
 from realign_cluster.domain.gates import judge_gate
@@ -101,7 +101,7 @@ def course(
         number = attempt + decisions.taken_back.get(stage.name, 0) * config.attempts
         yield Begun(stage=stage, attempt=number, state=state)
         context = Context(config=config, state=state, attempt=number, judge=judge)
-        outcome: Outcome = yield from stage.body(context)  # type: ignore[misc]
+        outcome: Outcome = yield from stage.body(context)
         verdicts = []
         for gate in stage.gates:
             verdict = judge_stage_gate(gate, stage, outcome, config)
@@ -274,4 +274,4 @@ def _not_passed(stage: Stage, verdicts: list[Verdict]) -> list[str]:
 
 
 def _made_by(state: State) -> str:
-    return next((name for name, model in reversed(state.models.items()) if model == state.model), "")
+    return next((name for name, model in reversed(list(state.models.items())) if model == state.model), "")

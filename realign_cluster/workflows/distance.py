@@ -13,20 +13,22 @@ from realign_cluster.workflows.measured import measurement_of, to_row
 
 @derivation(version=1)
 def probe_prompts(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
-    """"prompts": evenly from the practice questions and from the general data, always the same ones."""
+    """ "prompts": evenly from the practice questions and from the general data, always the same ones."""
     most = parameters["most"]
     prompts = []
     names = [name for name in ("practice", "general") if inputs.has(name)]
     for name in names:
         rows = [row for row in inputs.rows(name) if "prompt" in row]
         step = max(1, len(rows) // max(1, most // len(names)))
-        prompts += [{"id": f"{name} {at}", "prompt": rows[at]["prompt"]} for at in range(0, len(rows), step)][: most // len(names)]
+        prompts += [{"id": f"{name} {at}", "prompt": rows[at]["prompt"]} for at in range(0, len(rows), step)][
+            : most // len(names)
+        ]
     return Derived(rows={"prompts": prompts}, value={"prompts": len(prompts)})
 
 
 @derivation(version=1)
 def completions(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
-    """"rows": what was sampled, as prompt and response; an empty completion has no token to diverge on."""
+    """ "rows": what was sampled, as prompt and response; an empty completion has no token to diverge on."""
     del parameters
     rows = [
         {"id": row["id"], "prompt": row["prompt"], "response": sample["text"]}
@@ -41,7 +43,9 @@ def completions(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
 def divergences(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     name = parameters["name"]
     found = kl_per_token(
-        CompletionDivergence(prompt=ItemId(row["id"]), nats=row["scores"]["kl"]["sum"], tokens=row["scores"]["kl"]["tokens"])
+        CompletionDivergence(
+            prompt=ItemId(row["id"]), nats=row["scores"]["kl"]["sum"], tokens=row["scores"]["kl"]["tokens"]
+        )
         for row in inputs.rows("scored")
     )
     return Derived(rows={"measurements": [to_row(measurement_of(name, found, verifier="", dataset="probe prompts"))]})

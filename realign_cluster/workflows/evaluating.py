@@ -47,7 +47,9 @@ def evaluate(
         chat=context.config.model.chat,
         max_tokens=context.config.model.max_tokens,
     )
-    parted = yield derive(benchmarks.part_generated, f"{title}: parting", inputs={"generated": generated.outputs["rows"]})
+    parted = yield derive(
+        benchmarks.part_generated, f"{title}: parting", inputs={"generated": generated.outputs["rows"]}
+    )
     measured, found = yield from _answers(context, model, parted.outputs["items"], items, title, consistency)
     likely = yield derive(
         benchmarks.likelihood_rows, f"{title}: choices", inputs=sets | ({"valid": data["valid"]} if perplexity else {})
@@ -127,7 +129,9 @@ def divergence(
         chat=context.config.model.chat,
         max_tokens=context.config.model.max_tokens,
     )
-    completions = yield derive(distance.completions, f"{title}: completions", inputs={"sampled": sampled.outputs["rows"]})
+    completions = yield derive(
+        distance.completions, f"{title}: completions", inputs={"sampled": sampled.outputs["rows"]}
+    )
     scored = yield Score(
         title=f"{title}: divergence",
         rows=completions.outputs["rows"],
@@ -148,9 +152,7 @@ def greedy(context: Context) -> Sampling:
     return Sampling(temperature=0.0, max_new_tokens=generation.max_new_tokens, stop=generation.stop)
 
 
-def _against_baseline(
-    context: Context, scores: ArtifactId
-) -> Generator[Ask, JobResult, dict[str, BenchmarkPair]]:
+def _against_baseline(context: Context, scores: ArtifactId) -> Generator[Ask, JobResult, dict[str, BenchmarkPair]]:
     """Pairs of the same items, before and after; of nothing where stage 1 is only being measured."""
     before_id = context.state.artifacts.get("baseline benchmarks")
     if before_id is None:

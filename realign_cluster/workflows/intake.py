@@ -159,9 +159,11 @@ CHECKS: dict[str, Callable[[Row], None]] = {
 
 
 def _what(name: str) -> str:
-    return {"sources": "there is nothing to cite", "items": "nothing can be measured", "sealed": "stage 7 has nothing"}.get(
-        name, "it has no row"
-    )
+    return {
+        "sources": "there is nothing to cite",
+        "items": "nothing can be measured",
+        "sealed": "stage 7 has nothing",
+    }.get(name, "it has no row")
 
 
 def _doubles(files: Mapping[str, Path], read: Mapping[str, list[tuple[int, Row]]]) -> Iterator[str]:

@@ -105,9 +105,7 @@ def _round(
     return facts, standing
 
 
-def _standing(
-    context: Context, name: str, model: ModelRef, found: Evaluation
-) -> Generator[Ask, JobResult, _Standing]:
+def _standing(context: Context, name: str, model: ModelRef, found: Evaluation) -> Generator[Ask, JobResult, _Standing]:
     kl = yield from divergence(context, model, entered_optimisation(context), title=f"divergence, {name}")
     return _Standing(
         name=name,

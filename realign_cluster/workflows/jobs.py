@@ -87,7 +87,7 @@ Ask = Job | Look
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobResult:
-    """`outputs` by name. `value`: what is small enough to decide on. `failed` says why a training could not end well."""
+    """`outputs` by name. `value`: what is small enough to decide on. `failed`: why a training could not end well."""
 
     outputs: Mapping[str, ArtifactId] = field(default_factory=dict)
     value: Any = None

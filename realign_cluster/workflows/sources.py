@@ -29,7 +29,7 @@ UNTYPED: Final = "untyped"
 
 @derivation(version=1)
 def source_index(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
-    """"index": a folder that anybody can search."""
+    """ "index": a folder that anybody can search."""
     folder = inputs.scratch() / "index"
     passages = [Passage(id=row["id"], text=row["text"]) for row in inputs.rows("sources")]
     index = build_bm25_index(passages, folder, parameters=Bm25Parameters(**parameters))
@@ -38,7 +38,7 @@ def source_index(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
 
 @derivation(version=1)
 def retrieval_measurements(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
-    """"measurements" of the ranking of every query, and "rankings" themselves."""
+    """ "measurements" of the ranking of every query, and "rankings" themselves."""
     index = Bm25Index(inputs.folder("index"))
     queries = list(inputs.rows("queries"))
     most = max(parameters["most"], *(len(row["relevant"]) for row in queries))
@@ -57,10 +57,16 @@ def retrieval_measurements(inputs: Inputs, parameters: Mapping[str, Any]) -> Der
     return Derived(
         rows={
             "measurements": [
-                to_row(measurement_of(name, each, verifier=fingerprint, dataset="queries")) for name, each in measured.items()
+                to_row(measurement_of(name, each, verifier=fingerprint, dataset="queries"))
+                for name, each in measured.items()
             ],
             "rankings": [
-                {"query": row["query"], "relevant": row["relevant"], "ranked": list(each.ids), "scores": list(each.scores)}
+                {
+                    "query": row["query"],
+                    "relevant": row["relevant"],
+                    "ranked": list(each.ids),
+                    "scores": list(each.scores),
+                }
                 for row, each in zip(queries, found, strict=True)
             ],
         }
@@ -72,7 +78,11 @@ def spread_of_sources(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     """The types of the sources that the practice questions come with: value {"largest_share", "missing_types", ...}."""
     del parameters
     types = {row["id"]: str(row.get("type", UNTYPED)) for row in inputs.rows("sources")}
-    used = [types.get(source["id"], str(source.get("type", UNTYPED))) for row in inputs.rows("practice") for source in row["sources"]]
+    used = [
+        types.get(source["id"], str(source.get("type", UNTYPED)))
+        for row in inputs.rows("practice")
+        for source in row["sources"]
+    ]
     found = source_diversity(used, set(types.values()) | set(used))
     return Derived(
         value={
@@ -86,7 +96,7 @@ def spread_of_sources(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
 
 @derivation(version=1)
 def practice_prompts(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
-    """"prompts": practice questions, drawn by the seed where there are more than wanted."""
+    """ "prompts": practice questions, drawn by the seed where there are more than wanted."""
     rows = list(inputs.rows("practice"))
     most = parameters["most"]
     if most is not None and most < len(rows):
@@ -99,12 +109,14 @@ def practice_prompts(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
 def pairs_of_facts(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     del parameters
     pairs = {pair.key: pair for pair in (_pair(row) for row in inputs.rows("pairs"))}
-    return Derived(rows={"pairs": [{"pair": key, "claim": p.claim, "evidence": list(p.evidence)} for key, p in pairs.items()]})
+    return Derived(
+        rows={"pairs": [{"pair": key, "claim": p.claim, "evidence": list(p.evidence)} for key, p in pairs.items()]}
+    )
 
 
 @derivation(version=1)
 def pairs_supported(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
-    """"measurements": 1 for each collected pair whose sources support its claim; "unsupported": the others."""
+    """ "measurements": 1 for each collected pair whose sources support its claim; "unsupported": the others."""
     verdicts = {row["pair"]: row for row in inputs.rows("verdicts")}
     rows = list(inputs.rows("pairs"))
     right = [(verdicts[_pair(row).key]["supported"] or 0.0) >= parameters["supported"] for row in rows]

@@ -16,7 +16,6 @@ from realign_cluster.workflows.config import WorkflowConfig
 from realign_cluster.workflows.jobs import ArtifactId, Ask, JobResult, ModelRef, content_hash
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """What stages leave for those after them. `models` by the stage that made them; `measured` likewise."""
@@ -79,7 +78,7 @@ Rule = Gate | Counted | Retained
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageGate:
-    """A gate of a stage. `guard`: watched where it is not the stage's purpose: FAIL counts, INSUFFICIENT does not stop."""
+    """A gate of a stage. `guard`: watched where it is not the purpose: FAIL counts, INSUFFICIENT does not stop."""
 
     name: str
     title: str

@@ -95,7 +95,9 @@ def progress(margin: float) -> StageGate:
 
 
 def retention(benchmark: str) -> StageGate:
-    return StageGate(name=f"retention_{benchmark}", title=f"retention of {benchmark}", rule=Retained(benchmark=benchmark))
+    return StageGate(
+        name=f"retention_{benchmark}", title=f"retention of {benchmark}", rule=Retained(benchmark=benchmark)
+    )
 
 
 def counted(fact: str, title: str, direction: Direction, threshold: float) -> StageGate:

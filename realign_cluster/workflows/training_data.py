@@ -10,7 +10,8 @@ from realign_cluster.curation.citation_faults import FAULTS, CitedSentence, judg
 from realign_cluster.curation.decontaminate import EvaluationSet, decontaminate
 from realign_cluster.curation.deduplicate import deduplicate
 from realign_cluster.curation.mix import Source, mix
-from realign_cluster.curation.pair_checks import PairLimits, check_pairs
+from realign_cluster.curation.pair_checks import check_pairs
+from realign_cluster.curation.pair_report import PairLimits
 from realign_cluster.curation.preference_pairs import JudgedItem, JudgedSample, make_pairs
 from realign_cluster.metrics.measured import SourceId
 from realign_cluster.workflows import answers
@@ -22,7 +23,7 @@ EVALUATION = ("items", "sealed")
 
 @derivation(version=1)
 def clean_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
-    """"rows": those of "rows" that are not doubled and hold no evaluation question; what was dropped as the value."""
+    """ "rows": those of "rows" that are not doubled and hold no evaluation question; what was dropped as the value."""
     del parameters
     rows = list(inputs.rows("rows"))
     texts = [_said(row) for row in rows]
@@ -42,7 +43,7 @@ def clean_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
 
 @derivation(version=1)
 def mixed_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
-    """"rows": task and general data by ratio, interleaved; as many of the task's as there are."""
+    """ "rows": task and general data by ratio, interleaved; as many of the task's as there are."""
     task = [_bare(row) for row in inputs.rows("task")]
     general = [_bare(row) for row in inputs.rows("general")] if inputs.has("general") else []
     share = parameters["general"] if general else 0.0
@@ -50,7 +51,10 @@ def mixed_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
         return Derived(rows={"rows": task}, value={"task": len(task), "general": 0})
     wanted = round(len(task) / (1.0 - share))
     found = mix(
-        [Source(kind="task", rows=len(task), weight=1.0 - share), Source(kind="general", rows=len(general), weight=share)],
+        [
+            Source(kind="task", rows=len(task), weight=1.0 - share),
+            Source(kind="general", rows=len(general), weight=share),
+        ],
         total=wanted,
         repeat=True,
         seed=parameters["seed"],
@@ -76,7 +80,7 @@ def measured_gaps(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
 
 @derivation(version=1)
 def targeted_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
-    """"rows": practice questions with their completions, drawn from groups in proportion to how often each goes wrong
+    """ "rows": practice questions with their completions, drawn from groups in proportion to how often each goes wrong
     (plus a part of all, so that what works is not forgotten).
     """
     gaps: Mapping[str, Mapping[str, float]] = parameters["gaps"]
@@ -85,7 +89,9 @@ def targeted_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
         by_group[str(row.get("group") or "all")].append({"prompt": row["prompt"], "completion": row["completion"]})
     rates = {group: gaps.get(group, {}).get("rate", 0.0) for group in by_group}
     base = max(0.1 * max(rates.values(), default=0.0), 1e-3)
-    sources = [Source(kind=group, rows=len(rows), weight=rates[group] + base) for group, rows in sorted(by_group.items())]
+    sources = [
+        Source(kind=group, rows=len(rows), weight=rates[group] + base) for group, rows in sorted(by_group.items())
+    ]
     found = mix(sources, total=parameters["rows"], repeat=True, seed=parameters["seed"])
     return Derived(
         rows={"rows": [by_group[taken.kind][taken.row] for taken in found.rows]},
@@ -95,7 +101,7 @@ def targeted_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
 
 @derivation(version=1)
 def preference_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
-    """"pairs" from judged samples, for training; the value says what was made, and what the checks found of them."""
+    """ "pairs" from judged samples, for training; the value says what was made, and what the checks found of them."""
     verdicts = {row["pair"]: row for row in inputs.rows("verdicts")}
     threshold = parameters["supported"]
     items = []
@@ -125,12 +131,19 @@ def preference_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
         gaps=gaps,
         scorer=parameters["verifier"],
         evaluation_sets=[
-            EvaluationSet(name=name, items=tuple((_prompt_text(row),) for row in inputs.rows(name))) for name in EVALUATION
+            EvaluationSet(name=name, items=tuple((_prompt_text(row),) for row in inputs.rows(name)))
+            for name in EVALUATION
         ],
         limits=PairLimits(gap=parameters["gap"], pairs=parameters["least_pairs"]),
     )
     checks = [
-        {"name": each.name, "status": each.status, "reason": each.reason, "value": each.value, "threshold": each.threshold}
+        {
+            "name": each.name,
+            "status": each.status,
+            "reason": each.reason,
+            "value": each.value,
+            "threshold": each.threshold,
+        }
         for each in report.checks
     ]
     return Derived(
@@ -140,11 +153,13 @@ def preference_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
 
 
 def good_answer(row: Mapping[str, Any]) -> bool:
-    """Of an answers row: every claim supported and every sentence entailed by what it cites; or rightly not answered."""
+    """Of an answers row: every claim supported, every sentence entailed by what it cites; or rightly not answered."""
     if row["abstains"] or not row["answerable"]:
         return bool(row["abstains"] and not row["answerable"])
-    return bool(row["sentences"]) and all(each["entailed"] for each in row["sentences"]) and all(
-        each["verdict"] == "supported" for each in row["claims"]
+    return (
+        bool(row["sentences"])
+        and all(each["entailed"] for each in row["sentences"])
+        and all(each["verdict"] == "supported" for each in row["claims"])
     )
 
 
@@ -152,7 +167,9 @@ def _judged(row: Row, name: str, text: str, verdicts: Mapping[str, Row], thresho
     if answers.abstains(text):
         return JudgedSample(id=name, text=text, abstains=True)
     found = answers.answer_row(row, text, verdicts, threshold)
-    support = "supported" if found["claims"] and all(c["verdict"] == "supported" for c in found["claims"]) else "hallucinated"
+    support = (
+        "supported" if found["claims"] and all(c["verdict"] == "supported" for c in found["claims"]) else "hallucinated"
+    )
     cited = _cited(found)
     return JudgedSample(
         id=name,
@@ -170,12 +187,19 @@ def _cited(found: Row) -> list[CitedSentence]:
         unknown = len(cites) < len(each["sources"])
         supported = frozenset(cites) if each["entailed"] else frozenset()
         text = found["text"][each["begin"] : each["end"]]
-        sentences.append(CitedSentence(text=text, cites=(*cites, *(("unknown",) if unknown else ())), supported_by=supported))
+        sentences.append(
+            CitedSentence(text=text, cites=(*cites, *(("unknown",) if unknown else ())), supported_by=supported)
+        )
     return sentences
 
 
 def _with_faults(
-    row: Row, samples: Sequence[JudgedSample], verdicts: Mapping[str, Row], threshold: float, seed: int, scores: dict[str, float]
+    row: Row,
+    samples: Sequence[JudgedSample],
+    verdicts: Mapping[str, Row],
+    threshold: float,
+    seed: int,
+    scores: dict[str, float],
 ) -> list[JudgedSample]:
     """The first right answer with each fault that it can have, where the model made none by itself."""
     right = next((each for each in samples if each.good and each.citation == "right"), None)
@@ -204,7 +228,11 @@ def _rewritten(found: Row, sentences: Sequence[CitedSentence], numbers: Mapping[
     text, at, out = found["text"], 0, []
     for each, wanted in zip(found["sentences"], sentences, strict=True):
         out.append(text[at : each["begin"]])
-        out.append(answers.with_citations(text[each["begin"] : each["end"]], [numbers[SourceId(s)] for s in wanted.cites if s in numbers]))
+        out.append(
+            answers.with_citations(
+                text[each["begin"] : each["end"]], [numbers[SourceId(s)] for s in wanted.cites if s in numbers]
+            )
+        )
         at = each["end"]
     return "".join([*out, text[at:]]).strip()
 

@@ -1,4 +1,4 @@
-"""Who says what is supported: the verifier of a workflow, asked on the coordinator (rules) or on the cluster (a judge)."""
+"""Who says what is supported: a workflow's verifier, asked on the coordinator (rules) or on the cluster (a judge)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Generator, Mapping
 from typing import Any
 
 from realign_cluster.domain.job import JUDGE_LABELS, JUDGE_TEMPLATE
-from realign_cluster.metrics.measured import ItemId
 from realign_cluster.metrics.detector import Labelled, detector_quality
+from realign_cluster.metrics.measured import ItemId
 from realign_cluster.metrics.verifiers.judge import Chunking, judge_rows, judge_verdicts
 from realign_cluster.metrics.verifiers.lexical import LexicalVerifier
 from realign_cluster.metrics.verifiers.report import report_of
@@ -31,7 +31,9 @@ def verdicts_on(context: Context, pairs: ArtifactId, title: str) -> Generator[As
             return lexical
     assert context.judge is not None
     chunking = _chunking(context)
-    asked = yield derive(rows_for_judge, f"{title}: what the judge is asked", inputs={"pairs": pairs}, chunking=chunking)
+    asked = yield derive(
+        rows_for_judge, f"{title}: what the judge is asked", inputs={"pairs": pairs}, chunking=chunking
+    )
     scored = yield Score(
         title=f"{title}: verification by the judge",
         rows=asked.outputs["rows"],
@@ -62,12 +64,16 @@ def lexical_verdicts(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     """By rules, without a model."""
     del parameters
     pairs = [_pair(row) for row in inputs.rows("pairs")]
-    return Derived(rows={"verdicts": [_row(pair, each) for pair, each in zip(pairs, LexicalVerifier().score(pairs), strict=True)]})
+    return Derived(
+        rows={"verdicts": [_row(pair, each) for pair, each in zip(pairs, LexicalVerifier().score(pairs), strict=True)]}
+    )
 
 
 @derivation(version=1)
 def rows_for_judge(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
-    return Derived(rows={"rows": judge_rows([_pair(row) for row in inputs.rows("pairs")], Chunking(**parameters["chunking"]))})
+    return Derived(
+        rows={"rows": judge_rows([_pair(row) for row in inputs.rows("pairs")], Chunking(**parameters["chunking"]))}
+    )
 
 
 @derivation(version=1)
@@ -127,7 +133,11 @@ def verifier_quality(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     )
     rates = {"verifier_false_positives": measured.false_positives, "verifier_false_negatives": measured.false_negatives}
     return Derived(
-        rows={"measurements": [to_row(measurement_of(name, each, verifier=verifier, dataset="labels")) for name, each in rates.items()]},
+        rows={
+            "measurements": [
+                to_row(measurement_of(name, each, verifier=verifier, dataset="labels")) for name, each in rates.items()
+            ]
+        },
         value=report.model_dump(mode="json"),
     )
 
@@ -143,11 +153,21 @@ def _pair(row: Mapping[str, Any]) -> Pair:
 
 def _row(pair: Pair, verdict: Verdict) -> dict[str, Any]:
     span = None if verdict.span is None else [verdict.span.start, verdict.span.end]
-    return {"pair": pair.key, "supported": verdict.supported, "label": verdict.label, "span": span, "reason": verdict.reason}
+    return {
+        "pair": pair.key,
+        "supported": verdict.supported,
+        "label": verdict.label,
+        "span": span,
+        "reason": verdict.reason,
+    }
 
 
 def _together(judged: dict[str, Any], rules: dict[str, Any]) -> dict[str, Any]:
     if judged["supported"] is None or rules["supported"] is None:
         return judged if rules["supported"] is None else rules
     mean = (judged["supported"] + rules["supported"]) / 2
-    return {**judged, "supported": mean, "label": "supported" if mean >= 0.5 else rules["label"] if rules["label"] != "supported" else "unverifiable"}
+    return {
+        **judged,
+        "supported": mean,
+        "label": "supported" if mean >= 0.5 else rules["label"] if rules["label"] != "supported" else "unverifiable",
+    }

@@ -1,0 +1,9 @@
+"""report.html of a workflow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def write_workflow_report(run: Path) -> Path:
+    raise NotImplementedError

@@ -1,0 +1,115 @@
+"""How a workflow stands, from its folder alone: read-only, so that no run is disturbed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from realign_cluster.store.run_folder import RunFolder
+from realign_cluster.store.workflow_ledger import StageRecord, WorkflowLedgerReader
+
+
+@contextlib.contextmanager
+def open_ledger(run: Path) -> Iterator[WorkflowLedgerReader]:
+    """Raises UsageError when `run` is not the folder of a workflow."""
+    with contextlib.closing(WorkflowLedgerReader(RunFolder.read(run).ledger)) as ledger:
+        yield ledger
+
+
+def workflow_status(run: Path) -> dict[str, Any]:
+    """Stages with their attempts and verdicts, as JSON."""
+    with open_ledger(run) as ledger:
+        verdicts = ledger.verdicts()
+        jobs = ledger.jobs()
+        stages = [
+            {
+                "stage": each.stage,
+                "name": each.body["name"],
+                "title": each.body["title"],
+                "attempt": each.attempt,
+                "state": _state(each),
+                "turn": each.body.get("turn"),
+                "reason": each.body.get("reason", ""),
+                "seconds": sum(
+                    job.ended - job.begun for job in jobs if (job.stage, job.attempt) == (each.stage, each.attempt) and job.ended
+                ),
+                "gates": {
+                    verdict.gate: verdict.body["outcome"]
+                    for verdict in verdicts
+                    if (verdict.stage, verdict.attempt) == (each.stage, each.attempt)
+                },
+            }
+            for each in ledger.stages()
+        ]
+        end = ledger.meta("end") or {}
+        return {
+            "folder": str(run.absolute()),
+            "workflow": ledger.meta("workflow"),
+            "state": end.get("state", "incomplete"),
+            "reason": end.get("reason", ""),
+            "stages": stages,
+            "jobs": len(jobs),
+            "open_jobs": [job.request["title"] for job in jobs if job.result is None],
+            "wall_seconds": sum(job.ended - job.begun for job in jobs if job.ended),
+            "begun": _time(jobs[0].begun) if jobs else None,
+            "overrides": [{**note.body, "time": _time(note.wall)} for note in ledger.notes("override")],
+            "rollbacks": [{**note.body, "time": _time(note.wall)} for note in ledger.notes("rollback")],
+            "signatures": [{**note.body, "time": _time(note.wall)} for note in ledger.notes("signature")],
+            "reruns": [{**note.body, "time": _time(note.wall)} for note in ledger.notes("rerun")],
+        }
+
+
+def status_lines(status: dict[str, Any]) -> list[str]:
+    """For people."""
+    lines = [f"{status['folder']}  {status['workflow']}  {status['state']}"]
+    if status["reason"]:
+        lines.append(f"  {status['reason']}")
+    for each in status["stages"]:
+        again = f" (attempt {each['attempt'] + 1})" if each["attempt"] else ""
+        lines.append(f"  {each['stage']}  {each['title']}{again}: {each['state']}, {each['seconds']:.0f} s of jobs")
+        lines += [f"       {outcome:12}  {gate}" for gate, outcome in each["gates"].items()]
+    lines += [f"  going on: {title}" for title in status["open_jobs"]]
+    for kind in ("overrides", "rollbacks", "signatures", "reruns"):
+        lines += [f"  {kind[:-1]}: {orjson.dumps(each).decode()}" for each in status[kind]]
+    return lines
+
+
+def gate_rows(run: Path) -> list[dict[str, Any]]:
+    """Every verdict with what it was made from."""
+    with open_ledger(run) as ledger:
+        names = {each.stage: each.body["name"] for each in ledger.stages()}
+        return [
+            {"stage": names[each.stage], "attempt": each.attempt, "gate": each.gate, **each.body} for each in ledger.verdicts()
+        ]
+
+
+def gate_lines(rows: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for row in rows:
+        value = "-" if row["value"] is None else f"{row['value']:.4f}"
+        bound = "-" if row["bound"] is None else f"{row['bound']:.4f}"
+        lines.append(
+            f"{row['outcome']:12} {row['stage']}.{row['gate']} (attempt {row['attempt'] + 1}): {value}, bound {bound}, "
+            f"{row['direction']} {row['threshold']:g}, n {row['items']}"
+            + (f", verifier {row['verifier'][:12]}" if row["verifier"] else "")
+            + (", overridden" if row["overridden"] else "")
+        )
+        lines.append(f"             {row['reason']}")
+    return lines
+
+
+def _state(stage: StageRecord) -> str:
+    if stage.ended is None:
+        return "going on"
+    return {"pass": "passed", "remedy": "failed, done again", "go on": "gone on from"}.get(
+        str(stage.body.get("turn")), str(stage.body.get("turn"))
+    )
+
+
+def _time(wall: float) -> str:
+    return datetime.fromtimestamp(wall, UTC).isoformat(timespec="seconds")
