@@ -7,6 +7,7 @@ import re
 from realign_cluster.metrics.verifiers.verdict import Span
 
 _END = re.compile(r"""[.!?…]+["'”’)\]]*(?=\s)|\n""")
+_NEXT = re.compile(r"\s*\S")
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(])(?:[A-Z]|(?:[A-Za-z]\.)+[A-Za-z]|Mr|Mrs|Ms|Dr|Prof|St|Sr|Jr|vs|etc|No|Inc|Ltd|Co|Gen|Gov|Sen|approx"
     r"|[Ff]ig|al|ca)$"
@@ -20,8 +21,10 @@ def sentence_spans(text: str) -> list[Span]:
     spans, start = [], 0
     for end in _END.finditer(text):
         if end.group() != "\n":
-            after = text[end.end() :].lstrip()[:1]
-            if after.islower() or (end.group().startswith(".") and _ABBREVIATION.search(text[start : end.start()])):
+            after = _NEXT.match(text, end.end())
+            if (after and after.group().strip().islower()) or (
+                end.group().startswith(".") and _ABBREVIATION.search(text[start : end.start()])
+            ):
                 continue
         spans.append(_trimmed(text, start, end.end()))
         start = end.end()

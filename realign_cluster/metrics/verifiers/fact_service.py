@@ -6,9 +6,9 @@ A service that speaks another language needs a small server before it that speak
     200         {"version": "2026-11", "verdicts": [{"supported": 0.93, "label": "supported", "span": [0, 41]}, ...]}
 
 `supported` is a probability or null; `label` (supported, contradicted, unverifiable) and `span` (characters of the
-evidence) may be left out. A service with sources of its own may be asked without evidence. Wrap it in `Cached`: its
-answers are then kept under its address and version. A service whose version is not the one that was configured is not
-used, for its verdicts would count as another's.
+evidence) may be left out. A service with sources of its own may be asked without evidence. Wrap it in `Cached`, with a
+request's pairs as batch: its answers are then kept under its address and version, also when a later request fails. A
+service whose version is not the one that was configured is not used, for its verdicts would count as another's.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ class LexicalRules:
     """
 
     constant: float = -4.41
-    gathered: float = 1.78
-    window: float = 4.55
+    gathered: float = 1.80
+    window: float = 4.53
     number_missing: float = -1.16
     name_missing: float = -0.60
     mismatch: float = -3.0

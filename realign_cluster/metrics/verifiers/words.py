@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import lru_cache
 
 WORDS_VERSION = 1  # raise it whenever the same text would give other stems: indexes and verdicts depend on it
 LEAST_STEM = 3
@@ -16,6 +17,7 @@ LEAST_STEM = 3
 _WORD = re.compile(r"\d+(?:[.,]\d+)*(?![^\W_])|[^\W_]+(?:['’][^\W\d_]+)?")
 _THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _COUNTED = re.compile(r"(\d+)(?:st|nd|rd|th|s)")
+_CONTRACTED = ("n't", "n’t")
 
 
 def _listed(words: str) -> tuple[str, ...]:
@@ -34,13 +36,15 @@ NEGATIONS = frozenset(
     _listed("no not never none nor neither nobody nothing nowhere without cannot hardly unlikely fails failed false")
 )
 STOP_WORDS = frozenset(
-    _listed("""a an the and or but if of in on at to for from by with as is are was were be been being it its this that these
-    those i me my we us our you your he him his she her they them their who whom whose which what when where why how
-    there here has have had having do does did done doing will would can could may might shall should must not no nor
-    neither never none nothing nobody nowhere cannot than then so also too very just only both all same own while
-    because though although through against among amongst between within without upon per via during before after above
-    below under over about into onto off out up down again further other another some any each every more most such few
-    one s t ll re ve d m""")
+    _listed(
+        """a an the and or but if of in on at to for from by with as is are was were be been being it its this
+        that these those i me my we us our you your he him his she her they them their who whom whose which what
+        when where why how there here has have had having do does did done doing will would can could may might
+        shall should must not no nor neither never none nothing nobody nowhere cannot than then so also too very
+        just only both all same own while because though although through against among amongst between within
+        without upon per via during before after above below under over about into onto off out up down again
+        further other another some any each every more most such few one s t ll re ve d m"""
+    )
 )
 
 
@@ -59,13 +63,14 @@ class Word:
 
     @property
     def is_content(self) -> bool:
-        """Says something on its own: a number, or no stop word and more than a letter."""
-        return self.is_number or (self.text.casefold() not in STOP_WORDS and len(self.stem) > 1)
+        """Says something on its own: a number, or no stop word, "n't" or single letter."""
+        folded = self.text.casefold()
+        return self.is_number or not (folded in STOP_WORDS or folded.endswith(_CONTRACTED) or len(self.stem) < 2)
 
     @property
     def is_negation(self) -> bool:
         folded = self.text.casefold()
-        return folded in NEGATIONS or folded.endswith(("n't", "n’t"))
+        return folded in NEGATIONS or folded.endswith(_CONTRACTED)
 
 
 def words_of(text: str) -> list[Word]:
@@ -73,6 +78,7 @@ def words_of(text: str) -> list[Word]:
     return [Word(text=match, stem=stem_of(match)) for match in _WORD.findall(text)]
 
 
+@lru_cache(maxsize=65536)
 def stem_of(word: str) -> str:
     if word[0].isdigit():
         if _THOUSANDS.fullmatch(word):
