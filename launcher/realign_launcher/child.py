@@ -8,16 +8,20 @@ import signal
 import sys
 from collections.abc import Sequence
 
-ON_A_CLUSTER = ("curate", "train", "calibrate", "plan", "nodes", "doctor")  # those that take --hostfile
-_NO_MIN_NODES = ("doctor",)  # looks at whatever is there
+ON_A_CLUSTER = ("curate", "train", "workflow", "calibrate", "plan", "nodes", "doctor")
+_NO_MIN_NODES = ("doctor", "workflow plan")  # look at whatever is there
+_NO_HOSTFILE = ("status", "gates", "rollback", "report", "diagnose", "init")  # of workflow: they read a run's folder
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def command_line(arguments: Sequence[str], hostfile: str, min_nodes: int | None) -> list[str]:
     """`realign ARGUMENTS --hostfile FILE [--min-nodes N]`; what the arguments say themselves is left alone."""
     given = {argument.partition("=")[0] for argument in arguments}
+    if arguments[0] == "workflow" and len(arguments) > 1 and arguments[1] in _NO_HOSTFILE:
+        return [sys.executable, "-m", "realign_cluster.cli.main", *arguments]
     added = [] if "--hostfile" in given else ["--hostfile", hostfile]
-    if min_nodes is not None and "--min-nodes" not in given and arguments[0] not in _NO_MIN_NODES:
+    command = " ".join(arguments[:2]) if arguments[0] == "workflow" else arguments[0]
+    if min_nodes is not None and "--min-nodes" not in given and command not in _NO_MIN_NODES:
         added += ["--min-nodes", str(min_nodes)]
     end = arguments.index("--") if "--" in arguments else len(arguments)  # after it all words are input files
     return [sys.executable, "-m", "realign_cluster.cli.main", *arguments[:end], *added, *arguments[end:]]

@@ -36,7 +36,9 @@ def workflow_status(run: Path) -> dict[str, Any]:
                 "turn": each.body.get("turn"),
                 "reason": each.body.get("reason", ""),
                 "seconds": sum(
-                    job.ended - job.begun for job in jobs if (job.stage, job.attempt) == (each.stage, each.attempt) and job.ended
+                    job.ended - job.begun
+                    for job in jobs
+                    if (job.stage, job.attempt) == (each.stage, each.attempt) and job.ended
                 ),
                 "gates": {
                     verdict.gate: verdict.body["outcome"]
@@ -84,7 +86,8 @@ def gate_rows(run: Path) -> list[dict[str, Any]]:
     with open_ledger(run) as ledger:
         names = {each.stage: each.body["name"] for each in ledger.stages()}
         return [
-            {"stage": names[each.stage], "attempt": each.attempt, "gate": each.gate, **each.body} for each in ledger.verdicts()
+            {"stage": names[each.stage], "attempt": each.attempt, "gate": each.gate, **each.body}
+            for each in ledger.verdicts()
         ]
 
 

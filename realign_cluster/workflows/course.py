@@ -102,8 +102,8 @@ def course(
         yield Begun(stage=stage, attempt=number, state=state)
         context = Context(config=config, state=state, attempt=number, judge=judge)
         outcome: Outcome = yield from stage.body(context)
-        verdicts = []
-        for gate in stage.gates:
+        verdicts: list[Verdict] = []
+        for gate in () if outcome.failed else stage.gates:
             verdict = judge_stage_gate(gate, stage, outcome, config)
             verdicts.append(verdict)
             overridden = (stage.name, gate.name) in decisions.overridden
