@@ -168,7 +168,7 @@ async def _calibrate(
         with contextlib.closing(open_calibrations(cluster.home)) as store:
             for link in cluster.nodes:
                 if link.name in calibrations:
-                    store.put(calibration_key(link.info, spec.hash, task), link.name, calibrations[link.name])
+                    store.put(calibration_key(link.info, spec.shape, task), link.name, calibrations[link.name])
             for pair in links:
                 store.put_link(
                     pair.from_node,

@@ -133,7 +133,7 @@ async def _plan(
     async with connect(hostfile, discover=discover, min_nodes=min_nodes, allow_skew=allow_skew) as cluster:
         named = [(str(link.name), link.info) for link in cluster.nodes]
         with contextlib.closing(open_calibrations(cluster.home)) as store:
-            known = known_speeds(store, named, model_hash=spec.hash, task=task, now=datetime.now(UTC))
+            known = known_speeds(store, named, model_hash=spec.shape, task=task, now=datetime.now(UTC))
         backend = cluster.hostfile.backend if cluster.hostfile is not None else "any"
         work = found.work(request, backend=backend)
         work = replace(work, beside_bytes=bytes_beside(spec, beside))

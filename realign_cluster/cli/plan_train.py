@@ -113,8 +113,8 @@ def plan_on(cluster: Cluster, spec: ModelSpec, source: ModelSource, work: TrainW
     now = datetime.now(UTC)
     named = [(str(node.name), node.info) for node in cluster.nodes]
     with contextlib.closing(open_calibrations(cluster.home)) as store:
-        training, stale = training_speeds(store, cluster, spec.hash, work, now)
-        forward = scoring_speeds(store, named, model_hash=spec.hash, now=now)
+        training, stale = training_speeds(store, cluster, spec.shape, work, now)
+        forward = scoring_speeds(store, named, model_hash=spec.shape, now=now)
         links = link_facts(store, cluster)
     return plan_training(
         [node_facts(node, cluster) for node in cluster.nodes],

@@ -36,7 +36,7 @@ class Speeds:
         self._infos.update({link.name: link.info for link in cluster.nodes})
         named = [(str(name), info) for name, info in self._infos.items()]
         self.known = known_speeds(
-            self._store, named, model_hash=self._job.model.hash, task=self._task, now=datetime.now(UTC)
+            self._store, named, model_hash=self._job.model.shape, task=self._task, now=datetime.now(UTC)
         )
 
     def seen(self, node: NodeName, info: common.NodeInfo) -> None:
@@ -64,7 +64,7 @@ class Speeds:
             return Speed(cost_per_second=stored.cost_per_second, measured=True)
         if (measured := report.calibration) is not None and measured.cost_per_second > 0:
             if not self._in_group and (info := self._infos.get(node)) is not None:
-                self._store.put(calibration_key(info, self._job.model.hash, self._task), node, measured)
+                self._store.put(calibration_key(info, self._job.model.shape, self._task), node, measured)
             return Speed(cost_per_second=measured.cost_per_second, measured=True)
         return Speed(cost_per_second=self._prior(node), measured=False)
 
@@ -78,5 +78,5 @@ class Speeds:
             return
         for node, (cost_per_second, busy_seconds) in measured.items():
             if (info := self._infos.get(node)) is not None:
-                key = calibration_key(info, self._job.model.hash, self._task)
+                key = calibration_key(info, self._job.model.shape, self._task)
                 self._store.correct(key, cost_per_second, busy_seconds=busy_seconds, now=datetime.now(UTC))

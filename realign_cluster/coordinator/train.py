@@ -219,7 +219,7 @@ class _Sitting:
             for name, values in nodes.items()
             if values["tokens_per_second"]
         }
-        learn_speeds(self._home, cluster, plan, self._request.settings, measured)
+        learn_speeds(self._home, cluster, plan, self._run.job.model.shape, self._request.settings, measured)
 
     async def _drive(self, engine: TrainEngine, sessions: dict[NodeName, TrainingSession], opened: Opened) -> Finish:
         tasks = [asyncio.create_task(session.run()) for session in sessions.values()]

@@ -53,8 +53,8 @@ class Planner:
                 not request.settings.reproducible
             ):  # such a run follows from the machines, not from a measurement's noise
                 named = [(str(node.name), node.info) for node in cluster.nodes]
-                self._training, self._stale = training_speeds(store, cluster, run.job.model.hash, self._work, now)
-                self._forward = scoring_speeds(store, named, model_hash=run.job.model.hash, now=now)
+                self._training, self._stale = training_speeds(store, cluster, run.job.model.shape, self._work, now)
+                self._forward = scoring_speeds(store, named, model_hash=run.job.model.shape, now=now)
 
     @property
     def work(self) -> TrainWork:
@@ -129,6 +129,7 @@ def learn_speeds(
     home: ClusterHome,
     cluster: Cluster,
     plan: TrainPlan,
+    model_shape: str,
     settings: TrainSettings,
     measured: Mapping[str, tuple[float, float]],
 ) -> None:
@@ -142,7 +143,7 @@ def learn_speeds(
             if node is None or info is None or not node.tokens_per_second or tokens_per_second <= 0:
                 continue
             cost = tokens_per_second * node.cost_per_second / node.tokens_per_second
-            key = calibration_key(info, plan.model_hash, training_task(settings))
+            key = calibration_key(info, model_shape, training_task(settings))
             if store.correct(key, cost, busy_seconds=busy_seconds, now=now) is None:
                 calibration = Calibration(
                     measured_at=now.isoformat(timespec="seconds"),

@@ -69,6 +69,17 @@ class ModelSpec(Strict):
     hash: str
     files: tuple[ModelFileSpec, ...] = ()
 
+    @property
+    def shape(self) -> str:
+        """What its speed depends on: the configuration, and how large each file is. A model that was trained further
+        has the shape that it had.
+        """
+        known = [
+            f"{file.path} {file.size} {file.blake2b if file.path == 'config.json' else ''}\n"
+            for file in sorted(self.files, key=lambda file: file.path)
+        ]
+        return blake2b("".join(known).encode(), digest_size=16).hexdigest() if known else self.hash
+
 
 class Sampling(Strict):
     """How `generate` draws. A sample follows from (seed, row id, its number), the prompt and these alone."""

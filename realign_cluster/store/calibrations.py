@@ -54,7 +54,7 @@ class CalibrationKey:
     """What a measurement holds for. `versions` as `versions_text` writes it, `task` as `task_of` does."""
 
     node_id: str
-    model_hash: str
+    model_hash: str  # of its shape: a model that was trained further is as fast as it was
     task: str
     versions: str
 

@@ -53,7 +53,14 @@ def test_shares_begin_with_what_earlier_runs_measured(tmp_path: Path) -> None:
     planner, settings = planner_for(tmp_path, cluster)
     first = planner.first()
     assert first.shares() == {"alpha": 0.5, "beta": 0.5}
-    learn_speeds(cluster.home, cluster, first, settings, {"alpha": (3000.0, 100.0), "beta": (1000.0, 100.0)})
+    learn_speeds(
+        cluster.home,
+        cluster,
+        first,
+        describe_model(TINY).shape,
+        settings,
+        {"alpha": (3000.0, 100.0), "beta": (1000.0, 100.0)},
+    )
     again = planner_for(tmp_path, cluster)[0].first()
     assert again.shares()["alpha"] == pytest.approx(0.75)
     assert {node.source for node in again.nodes} == {"measured"}
@@ -63,7 +70,7 @@ def test_a_reproducible_run_is_planned_from_the_machines_alone(tmp_path: Path) -
     cluster = cluster_at(tmp_path)
     planner, settings = planner_for(tmp_path, cluster, reproducible=True)
     measured = {"alpha": (3000.0, 100.0), "beta": (1000.0, 100.0)}
-    learn_speeds(cluster.home, cluster, planner.first(), settings, measured)
+    learn_speeds(cluster.home, cluster, planner.first(), describe_model(TINY).shape, settings, measured)
     again = planner_for(tmp_path, cluster, reproducible=True)[0].first()
     assert again.shares() == {"alpha": 0.5, "beta": 0.5}
 
