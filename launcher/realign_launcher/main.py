@@ -24,8 +24,8 @@ VERBS = ("up", "down", "status")
 INTERRUPTED = 130
 
 EPILOG = """\
-COMMAND is a command of `realign` that works on a cluster (curate, train, workflow, calibrate, plan, nodes, doctor) with its
-arguments; it is given this hostfile. Or one of:
+COMMAND is a command of `realign` that works on a cluster (curate, train, workflow, calibrate, plan, nodes,
+doctor) with its arguments; it is given this hostfile. Or one of:
   up       start the daemons that do not run, and leave them running
   down     stop the daemons of the hostfile, whoever started them
   status   say of each host whether its daemon runs and answers

@@ -43,7 +43,7 @@ from realign_cluster.workflows.measured import summary_of
 async def run_workflow(
     request: WorkflowRequest, *, dashboard: Dashboard, command: str | None = None, home: ClusterHome | None = None
 ) -> int:
-    """Runs or continues the workflow; returns the exit code. Raises RealignError for what must stop it before it starts."""
+    """Runs or continues it; returns the exit code. Raises RealignError for what must stop it before it starts."""
     stop = Stop()
     with signals(stop):
         run = await asyncio.to_thread(open_workflow_run, request, command)

@@ -1,4 +1,5 @@
-"""What people decide of a workflow's run: a gate overridden, a stage taken back, an item signed. Each with name, time, reason.
+"""What people decide of a workflow's run: a gate overridden, a stage taken back, an item signed. Each with its name,
+time and reason.
 
 Only written down here; the next `realign workflow run` acts on it. Raises UsageError for what cannot be meant.
 """

@@ -110,7 +110,8 @@ class JobRunner:
         parts = sorted((folder / "output").glob("part-*.jsonl"))
         rows = (orjson.loads(line) for part in parts for line in part.read_bytes().splitlines())
         scored = await asyncio.to_thread(self._artifacts.put_rows, rows)
-        return self._done(job, folder, summary, {"rows": ArtifactId(scored)})
+        took = {"seconds": summary["wall_seconds"], "rows": summary["rows"]["in"]}
+        return self._done(job, folder, summary, {"rows": ArtifactId(scored)}, value=took)
 
     def _more_of(self, job: Score) -> dict[str, Any]:
         more: dict[str, Any] = {}

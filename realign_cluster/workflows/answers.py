@@ -1,7 +1,6 @@
 """From generated answers to measurements: reading, what a verifier is asked, and what its verdicts make of the answers.
 
-Three derivations with the verifier's work between the first and the last, so that a judge model can do it on the cluster.
-A passage that an answer may cite stands in its item's `sources`, numbered from 1; its id or title will do as well.
+Two derivations with the verifier's work between them, so that a judge model can do it on the cluster. A passage that an answer may cite stands in its item's `sources`, numbered from 1; its id or title will do as well.
 """
 
 from __future__ import annotations
@@ -222,7 +221,7 @@ def _fact(verdict: ClaimVerdict) -> Fact:
 
 
 def with_citations(sentence: str, numbers: Sequence[int]) -> str:
-    """The sentence with these bracketed numbers in place of its own marks, before the full stop where those stood so."""
+    """The sentence with these numbers in brackets in place of its own marks, before the full stop if those were."""
     bare = strip_citations(sentence)
     if not numbers:
         return bare

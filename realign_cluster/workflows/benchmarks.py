@@ -1,7 +1,7 @@
 """Capability benchmarks and perplexity: from the user's rows to what the cluster scores, and from that to scores.
 
-An item with choices: whether the right one has the highest log-likelihood, chance is 1 over their number. An item with an
-answer: whether what the model says is it, white space and case apart; guessing gives nothing.
+An item with choices: whether the right one has the highest log-likelihood, chance is 1 over their number. An item with
+an answer: whether what the model says is it, white space and case apart; guessing gives nothing.
 """
 
 from __future__ import annotations

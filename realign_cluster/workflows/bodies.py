@@ -1,4 +1,4 @@
-"""What each stage does: which jobs, in which order, and what it ends with. Shared by both workflows where they are alike."""
+"""What each stage does: which jobs, in which order, and what it ends with. Workflows share what is alike."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ def preparation(context: Context) -> Stage:
         artifacts={f"baseline {name}": each for name, each in found.artifacts.items()},
         measurements=found.measurements,
         facts={**facts, "baseline_recorded": len(recorded) / len(RECORDED)},
+        minutes_per_item=found.minutes_per_item,
     )
 
 
@@ -278,6 +279,7 @@ def _outcome(found: Evaluation, model: ModelRef | None, facts: Mapping[str, Any]
         measurements=found.measurements,
         benchmarks=found.benchmarks,
         facts=facts,
+        minutes_per_item=found.minutes_per_item,
     )
 
 

@@ -1,4 +1,4 @@
-"""Which of the models that a workflow made is the one to fall back to: the best of the feasible, not merely the last."""
+"""Which of the models that a workflow made it falls back to: the best of the feasible, not merely the last."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from realign_cluster.workflows.jobs import ModelRef
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """`feasible`: no gate of the stage that made it failed. `primary`: the workflow's first measure, None if unknown."""
+    """`feasible`: no gate of its stage failed. `primary`: the workflow's first measure, None if unknown."""
 
     stage: str
     model: ModelRef

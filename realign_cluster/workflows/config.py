@@ -98,7 +98,7 @@ class WorkflowConfig(Strict):
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     model: ModelConfig
     data: DataConfig
-    benchmarks: dict[str, str] = {}
+    benchmarks: dict[str, str] = Field(default_factory=dict)
     generation: GenerationConfig = GenerationConfig()
     verifier: VerifierConfig = VerifierConfig()
     citations: CitationsConfig = CitationsConfig()
@@ -106,7 +106,7 @@ class WorkflowConfig(Strict):
     preference: PreferenceConfig = PreferenceConfig()
     iteration: IterationConfig = IterationConfig()
     training: TrainingConfig
-    gates: dict[str, dict[str, float]] = {}  # stage -> gate -> threshold, where it is not the workflow's own
+    gates: dict[str, dict[str, float]] = Field(default_factory=dict)  # stage -> gate -> threshold, if another
 
 
 def read_config(path: Path) -> WorkflowConfig:

@@ -207,13 +207,16 @@ def judge_stage_gate(gate: StageGate, stage: Stage, outcome: Outcome, config: Wo
     match rule:
         case Gate():
             nothing = Measurement(metric=rule.metric, items=(), values=(), verifier="", dataset="")
-            return judge_gate(rule, outcome.measurements.get(rule.metric, nothing))
+            measured = outcome.measurements.get(rule.metric, nothing)
+            return judge_gate(rule, measured, minutes_per_item=outcome.minutes_per_item)
         case Retained():
             pair = outcome.benchmarks.get(rule.benchmark) or BenchmarkPair(
                 benchmark=rule.benchmark, items=(), before=(), after=(), chance=0.0
             )
             alpha = split_alpha(config.alpha, config.attempts if stage.repeats else 1)
-            return judge_benchmark(pair, threshold=rule.threshold, alpha=alpha)
+            return judge_benchmark(
+                pair, threshold=rule.threshold, alpha=alpha, minutes_per_item=outcome.minutes_per_item
+            )
         case Counted():
             return _compare(rule, outcome.facts.get(rule.fact))
         case _:

@@ -24,11 +24,12 @@ CONSISTENCY_TEMPERATURE = 0.7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """`artifacts`: "answers", "generated", "benchmarks", by name; `benchmarks`: against those of stage 1, where known."""
+    """`artifacts`: "answers", "generated", "benchmarks", ... by name. `benchmarks`: against stage 1's, where known."""
 
     measurements: Mapping[str, Measurement]
     artifacts: Mapping[str, ArtifactId]
     benchmarks: Mapping[str, BenchmarkPair]
+    minutes_per_item: float
 
 
 def evaluate(
@@ -70,7 +71,12 @@ def evaluate(
     measured |= by_metric(rows.value)
     artifacts = {**found, "benchmarks": scores.outputs["scores"]}
     against = yield from _against_baseline(context, scores.outputs["scores"])
-    return Evaluation(measurements=measured, artifacts=artifacts, benchmarks=against)
+    return Evaluation(
+        measurements=measured,
+        artifacts=artifacts,
+        benchmarks=against,
+        minutes_per_item=generated.value["seconds"] / 60 / max(1, generated.value["rows"]),
+    )
 
 
 def _answers(

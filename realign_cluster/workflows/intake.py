@@ -182,7 +182,7 @@ def _unknown_sources(files: Mapping[str, Path], read: Mapping[str, list[tuple[in
 
 
 def _leaks(files: Mapping[str, Path], read: Mapping[str, list[tuple[int, Row]]]) -> Iterator[str]:
-    """Questions of an evaluation set that stand, word for word, in what is trained on or in the other evaluation set."""
+    """Questions of an evaluation set that stand word for word in what is trained on, or in the other one."""
     trained: dict[str, str] = {}
     for name in TRAINING:
         for line, row in read.get(name, []):

@@ -1,4 +1,4 @@
-"""Stage 6: rounds of training on what is still wrong, until a round is flat or worse; the best feasible model remains."""
+"""Stage 6: rounds of training on what is still wrong, until one is flat or worse; the best feasible model remains."""
 
 from __future__ import annotations
 

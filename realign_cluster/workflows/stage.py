@@ -50,6 +50,7 @@ class Outcome:
     measurements: Mapping[str, Measurement] = field(default_factory=dict)
     benchmarks: Mapping[str, BenchmarkPair] = field(default_factory=dict)  # against stage 1's
     facts: Mapping[str, Any] = field(default_factory=dict)
+    minutes_per_item: float | None = None  # of measuring one more item on this cluster
     failed: str = ""
 
 
