@@ -128,7 +128,7 @@ def status(run: Run, json: Json = False) -> int:
 
 @app.command(
     "gates",
-    epilog='Example:  realign workflow gates runs/cite --override citation.citation_recall --by "A. Name" --reason "..."',
+    epilog='Example:  realign workflow gates RUN --override citation.citation_recall --by "A. Name" --reason "..."',
 )
 def gates(
     run: Run,

@@ -1,6 +1,7 @@
 """From generated answers to measurements: reading, what a verifier is asked, and what its verdicts make of the answers.
 
-Two derivations with the verifier's work between them, so that a judge model can do it on the cluster. A passage that an answer may cite stands in its item's `sources`, numbered from 1; its id or title will do as well.
+Two derivations with the verifier's work between them, so that a judge model can do it on the cluster. A passage
+that an answer may cite stands in its item's `sources`, numbered from 1; its id or title will do as well.
 """
 
 from __future__ import annotations
