@@ -108,7 +108,7 @@ def command(
         shard=options.one_of(shard, get_args(Sharding), "--shard"),
     )
     plan, found = asyncio.run(
-        _plan(request, hostfile, discover=discover, min_nodes=min_nodes, allow_skew=parse_allowed(allow_skew))
+        plan_scoring(request, hostfile, discover=discover, min_nodes=min_nodes, allow_skew=parse_allowed(allow_skew))
     )
     if json:
         options.emit("plan", plan.to_json())
@@ -120,7 +120,7 @@ def command(
     return REFUSED if plan.approach == "refused" else 0
 
 
-async def _plan(
+async def plan_scoring(
     request: CurateRequest, hostfile: Path | None, *, discover: bool, min_nodes: int | None, allow_skew: frozenset[str]
 ) -> tuple[Plan, Estimate]:
     from realign_cluster.coordinator.estimate import estimate  # loads pyarrow, which no other command needs

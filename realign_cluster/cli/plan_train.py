@@ -72,7 +72,7 @@ def command(
     """Show how a model would be trained: which nodes, in which way, memory, expected step time, and why."""
     asked = train_asked(given, config)
     plan = asyncio.run(
-        _plan(asked, hostfile, discover=discover, min_nodes=min_nodes, allow_skew=parse_allowed(allow_skew))
+        plan_of(asked, hostfile, discover=discover, min_nodes=min_nodes, allow_skew=parse_allowed(allow_skew))
     )
     if json:
         options.emit("plan", plan.to_json())
@@ -84,7 +84,7 @@ def command(
     return REFUSED if plan.approach == "refused" else 0
 
 
-async def _plan(
+async def plan_of(
     asked: TrainAsked, hostfile: Path | None, *, discover: bool, min_nodes: int | None, allow_skew: frozenset[str]
 ) -> TrainPlan:
     spec, source = await asyncio.to_thread(open_model, asked.model)

@@ -103,9 +103,9 @@ def resume(run_folder: Path, *, json: bool = False) -> int:
 )
 def plan(workflow: Name, config: Config, hostfile: options.HostfileOption = None, json: Json = False) -> int:
     """Say before anything runs: of each gate what its items can and cannot decide; of each job what it takes here."""
-    from realign_cluster.coordinator.workflow_plan import plan_lines, plan_workflow
+    from realign_cluster.cli.workflow_plan import plan_lines, plan_workflow
 
-    found = plan_workflow(workflow, config, hostfile)
+    found = asyncio.run(plan_workflow(workflow, config, hostfile))
     if json:
         options.emit("summary", found)
     else:

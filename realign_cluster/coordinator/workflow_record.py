@@ -60,7 +60,7 @@ def open_workflow_run(request: WorkflowRequest, command: str | None = None) -> W
     check_thresholds(workflow, config, request.config)
     files = data_files(config, request.config)
     check_data(workflow.name, config, files)
-    model = pinned(config.model.path if not _is_folder(config, request) else str(_folder(config, request)))
+    model = pinned(model_path(config, request.config))
     judge = _judge(config, request, model)
     with contextlib.ExitStack() as undo:
         folder = RunFolder.hold(request.out)
@@ -106,12 +106,10 @@ def decisions_of(ledger: WorkflowLedgerReader, workflow: Workflow) -> Decisions:
     return Decisions(overridden=frozenset(overridden), taken_back=dict(taken_back))
 
 
-def _is_folder(config: WorkflowConfig, request: WorkflowRequest) -> bool:
-    return _folder(config, request).is_dir()
-
-
-def _folder(config: WorkflowConfig, request: WorkflowRequest) -> Path:
-    return (request.config.parent / Path(config.model.path).expanduser()).absolute()
+def model_path(config: WorkflowConfig, config_file: Path) -> str:
+    """The folder of the model that is trained, relative to the config; a hub id where there is no such folder."""
+    folder = (config_file.parent / Path(config.model.path).expanduser()).absolute()
+    return str(folder) if folder.is_dir() else config.model.path
 
 
 def _judge(config: WorkflowConfig, request: WorkflowRequest, model: ModelRef) -> ModelRef | None:

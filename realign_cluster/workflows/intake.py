@@ -15,7 +15,7 @@ import orjson
 from realign_cluster.domain.benchmark_rows import benchmark_item
 from realign_cluster.domain.errors import UsageError
 from realign_cluster.domain.rows import BadField, kind_of
-from realign_cluster.domain.training_rows import canonical_row, form_of
+from realign_cluster.domain.training_rows import WrongForm, canonical_row, form_of
 from realign_cluster.workflows.config import WorkflowConfig
 
 MOST_SHOWN = 10
@@ -34,7 +34,7 @@ def check_data(workflow: str, config: WorkflowConfig, files: Mapping[str, Path])
             f"[data] has no {' and no '.join(missing)}: {workflow} needs it",
             "docs/workflows/templates.md has a row of each file",
         )
-    read = {name: list(_rows(name, path)) for name, path in files.items()}
+    read = {name: list(read_rows(name, path)) for name, path in files.items()}
     wrong = [
         f"{files[name]}:{line}: {problem}"
         for name, rows in read.items()
@@ -51,7 +51,8 @@ def check_data(workflow: str, config: WorkflowConfig, files: Mapping[str, Path])
         raise UsageError("\n".join(wrong[:MOST_SHOWN]) + more, "docs/workflows/templates.md has a row of each file")
 
 
-def _rows(name: str, path: Path) -> Iterator[tuple[int, Row]]:
+def read_rows(name: str, path: Path) -> Iterator[tuple[int, Row]]:
+    """(line number, row) of each line that is not blank. Raises UsageError for a file or line that cannot be read."""
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
@@ -72,7 +73,7 @@ def _problems(name: str, row: Row) -> Iterator[str]:
     check = _benchmark if name.startswith("benchmark ") else CHECKS[name]
     try:
         check(row)
-    except BadField as error:
+    except (BadField, WrongForm) as error:
         yield str(error)
 
 

@@ -1,0 +1,246 @@
+"""What a workflow will take and what its gates can decide, before any hours are spent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from realign_cluster.cli.plan import plan_scoring
+from realign_cluster.cli.plan_train import plan_of
+from realign_cluster.cli.train_asked import TrainAsked
+from realign_cluster.coordinator.request import CurateRequest
+from realign_cluster.coordinator.workflow_record import data_files, model_path
+from realign_cluster.domain.gate import Gate
+from realign_cluster.domain.gate_plan import plan_gate
+from realign_cluster.domain.job import Sampling
+from realign_cluster.domain.training import TrainSettings
+from realign_cluster.workflows.config import TrainingConfig, WorkflowConfig, read_config
+from realign_cluster.workflows.course import rule_as_judged
+from realign_cluster.workflows.intake import check_data, read_rows
+from realign_cluster.workflows.stage import Counted, Retained
+from realign_cluster.workflows.tables import workflow_named
+from realign_cluster.workflows.thresholds import check_thresholds
+
+# metric -> (data file, which of its rows are items)
+ITEMS_OF: Mapping[str, tuple[str, str]] = {
+    "perplexity": ("valid", "all"),
+    "retrieval_r_precision": ("queries", "all"),
+    "pairs_supported": ("pairs", "all"),
+    "citation_precision": ("items", "answerable"),
+    "citation_recall": ("items", "answerable"),
+    "citation_format": ("items", "answerable"),
+    "attribution_coverage": ("items", "answerable"),
+    "factuality": ("items", "answerable"),
+    "factuality_change": ("items", "answerable"),
+    "hallucination_rate": ("items", "all"),
+    "over_abstention": ("items", "answerable"),
+    "progress": ("items", "answerable"),
+}
+MINUTE = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """One job as it would run on this cluster. `minutes` None where the cluster cannot do it: `text` says why."""
+
+    title: str
+    minutes: float | None
+    memory: tuple[str, ...]
+    text: str
+
+
+async def plan_workflow(name: str, path: Path, hostfile: Path | None, *, discover: bool = False) -> dict[str, Any]:
+    """Gates and costs, as JSON. Without a cluster only the gates. Raises UsageError as `run` would."""
+    config = read_config(path)
+    workflow = workflow_named(name, config)
+    check_thresholds(workflow, config, path)
+    files = data_files(config, path)
+    check_data(name, config, files)
+    costs = [] if hostfile is None and not discover else await _costs(config, path, files, hostfile, discover)
+    measuring = next((cost.minutes for cost in costs if cost.title == "answers of one model"), None)
+    items = _count(files, "items", "all")
+    per_item = None if measuring is None else measuring / max(1, items)
+    gates = []
+    for stage in workflow.stages:
+        for gate in stage.gates:
+            rule = rule_as_judged(gate, stage, config)
+            found = {"stage": stage.name, "gate": gate.name, "title": gate.title, "guard": gate.guard}
+            gates.append(found | _decidable(rule, stage.name, config, files, per_item))
+    return {
+        "workflow": name,
+        "gates": gates,
+        "costs": [{"title": c.title, "minutes": c.minutes, "memory": list(c.memory), "text": c.text} for c in costs],
+        "minutes": sum(cost.minutes or 0.0 for cost in costs) if costs else None,
+    }
+
+
+def plan_lines(plan: Mapping[str, Any]) -> list[str]:
+    """For people."""
+    lines = [f"{plan['workflow']}: what its gates can decide with the items that are there"]
+    stage = ""
+    for gate in plan["gates"]:
+        if gate["stage"] != stage:
+            stage = gate["stage"]
+            lines.append(f"  {stage}")
+        watched = " (watched)" if gate["guard"] else ""
+        minutes = "" if gate.get("minutes") is None else f"; {gate['minutes']:.1f} minutes to measure"
+        lines.append(f"    {gate['title']}{watched}: {gate['text']}{minutes}")
+    if not plan["costs"]:
+        return [*lines, "name a cluster for what it takes: --hostfile FILE"]
+    lines.append("what it takes on this cluster, each job once; attempts and rounds repeat them")
+    for cost in plan["costs"]:
+        took = "cannot run" if cost["minutes"] is None else f"{cost['minutes']:.1f} minutes"
+        lines.append(f"    {cost['title']}: {took}; {cost['text']}")
+        lines += [f"        {line}" for line in cost["memory"]]
+    return [*lines, f"together {plan['minutes']:.0f} minutes of work, beside the start of each job"]
+
+
+def _decidable(
+    rule: Gate | Counted | Retained,
+    stage: str,
+    config: WorkflowConfig,
+    files: Mapping[str, Path],
+    per_item: float | None,
+) -> dict[str, Any]:
+    match rule:
+        case Counted():
+            return {
+                "items": None,
+                "text": f"{rule.fact} {rule.direction} {rule.threshold:g}: a count, compared as it is",
+            }
+        case Retained():
+            count = _count(files, f"benchmark {rule.benchmark}", "all")
+            change = Gate(
+                metric=f"retention of {rule.benchmark}",
+                direction="at least",
+                threshold=rule.threshold - 1.0,
+                evidence="scores",
+                lowest=-1.0,
+                alpha=config.alpha,
+            )
+            perfect = plan_gate(change, count, deviation=0.0).items_if_perfect
+            enough = "can" if perfect is not None and count >= perfect else "cannot"
+            said = (
+                f"{count:,} items {enough} show that {rule.threshold:.0%} is kept if nothing is lost ({perfect} needed)"
+            )
+            return {"items": count, "text": said}
+        case Gate():
+            count = _items(rule.metric, stage, config, files)
+            found = plan_gate(rule, count, minutes_per_item=per_item if rule.metric in ITEMS_OF else None)
+            return {
+                "items": count,
+                "can_pass": found.can_pass,
+                "items_if_perfect": found.items_if_perfect,
+                "passes_from": found.passes_from,
+                "fails_from": found.fails_from,
+                "minutes": found.minutes,
+                "text": found.text,
+            }
+
+
+def _items(metric: str, stage: str, config: WorkflowConfig, files: Mapping[str, Path]) -> int:
+    if metric == "kl":
+        return config.preference.probe_prompts
+    if metric == "verifier_false_positives":
+        return _count(files, "labels", "supported" if stage == "detection" else "not supported")
+    name, which = ITEMS_OF[metric]
+    return _count(files, "sealed" if name == "items" and stage == "evaluation" else name, which)
+
+
+def _count(files: Mapping[str, Path], name: str, which: str) -> int:
+    keep: Mapping[str, Callable[[dict[str, Any]], bool]] = {
+        "all": lambda row: True,
+        "answerable": lambda row: bool(row.get("answerable", True)),
+        "supported": lambda row: bool(row["label"] == "supported"),
+        "not supported": lambda row: bool(row["label"] != "supported"),
+    }
+    return sum(keep[which](row) for _, row in read_rows(name, files[name]))
+
+
+async def _costs(
+    config: WorkflowConfig, path: Path, files: Mapping[str, Path], hostfile: Path | None, discover: bool
+) -> list[Cost]:
+    model = model_path(config, path)
+    wanted = config.generation.max_new_tokens
+    costs = [
+        await _scoring(
+            "answers of one model",
+            model,
+            files["items"],
+            config,
+            Sampling(max_new_tokens=wanted, temperature=0.0),
+            hostfile,
+            discover,
+        ),
+        await _scoring(
+            "samples for preference pairs",
+            model,
+            files["practice"],
+            config,
+            Sampling(
+                max_new_tokens=wanted, samples=config.preference.samples, temperature=config.preference.temperature
+            ),
+            hostfile,
+            discover,
+        ),
+    ]
+    data = {"preparation": "preparation", "citation": "citation", "iteration": "citation"}
+    for name in TrainingConfig.model_fields:
+        settings: TrainSettings | None = getattr(config.training, name)
+        if settings is not None and name in data:
+            costs.append(await _training(f"{name} training", model, files[data[name]], settings, hostfile, discover))
+    return costs
+
+
+async def _scoring(
+    title: str,
+    model: str,
+    rows: Path,
+    config: WorkflowConfig,
+    sampling: Sampling,
+    hostfile: Path | None,
+    discover: bool,
+) -> Cost:
+    request = CurateRequest(
+        inputs=(str(rows),),
+        out=Path("-"),
+        model=model,
+        kinds=("generate",),
+        sampling=sampling,
+        chat=config.model.chat,
+        max_tokens=config.model.max_tokens,
+    )
+    plan, _ = await plan_scoring(request, hostfile, discover=discover, min_nodes=None, allow_skew=frozenset())
+    seconds = plan.expected_seconds
+    return Cost(
+        title=title,
+        minutes=None if seconds is None else seconds / MINUTE,
+        memory=tuple(f"{node.name}: {node.memory}" for node in plan.nodes),
+        text=plan.refusal or f"{plan.rows:,} rows over {len(plan.nodes)} nodes",
+    )
+
+
+async def _training(
+    title: str, model: str, rows: Path, settings: TrainSettings, hostfile: Path | None, discover: bool
+) -> Cost:
+    asked = TrainAsked(
+        model=model,
+        data=(str(rows),),
+        valid=(),
+        benchmarks=(),
+        parallel="auto",
+        backend="auto",
+        track="none",
+        settings=settings,
+    )
+    plan = await plan_of(asked, hostfile, discover=discover, min_nodes=None, allow_skew=frozenset())
+    seconds = plan.expected_seconds
+    return Cost(
+        title=title,
+        minutes=None if seconds is None else seconds / MINUTE,
+        memory=tuple(f"{node.name}: {node.memory}" for node in plan.nodes),
+        text=plan.refusal
+        or f"{settings.steps:,} steps of {settings.global_batch}, {plan.approach} over {len(plan.nodes)} nodes",
+    )
