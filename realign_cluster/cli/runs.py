@@ -15,10 +15,12 @@ from rich.text import Text
 from realign_cluster.coordinator.dashboard import duration_text, rate_text
 from realign_cluster.coordinator.history import read_history
 from realign_cluster.coordinator.report import write_report
-from realign_cluster.coordinator.run_status import RunStatus, locate_run, run_status, statuses
+from realign_cluster.coordinator.run_status import RunStatus, Status, locate_run, run_status, statuses
 from realign_cluster.coordinator.train_history import TrainHistory, read_train_history
 from realign_cluster.coordinator.train_report import write_train_report
 from realign_cluster.coordinator.train_status import TrainStatus
+from realign_cluster.coordinator.workflow_report import write_workflow_report
+from realign_cluster.coordinator.workflow_status import WorkflowStatus, status_lines
 from realign_cluster.store.ledger_file import ledger_kind
 from realign_cluster.store.ledger_reader import LedgerReader
 from realign_cluster.store.train_ledger import TrainLedgerReader
@@ -83,10 +85,10 @@ def list_runs(root: Root = Path("runs"), json: Json = False) -> int:
         table.add_row(
             Text(_shown_path(status.folder, root)),
             Text(status.state, style=STATE_STYLE.get(status.state, "")),
-            *(_steps(status) if isinstance(status, TrainStatus) else _rows(status)),
+            *_size(status),
             f"{begun:%Y-%m-%d %H:%M}" if begun else "-",
             Text(_what(status)),
-            Text(Path(str(status.request.get("model", ""))).name),
+            Text(_model(status)),
         )
     if found:
         _print_table(_console(), table)
@@ -104,6 +106,9 @@ def show(run: Run, root: Root = Path("runs"), json: Json = False) -> int:
         return 0
     console = _console()
     console.print(Text.assemble((status.name, "bold"), "  ", (status.state, STATE_STYLE.get(status.state, ""))))
+    if isinstance(status, WorkflowStatus):
+        typer.echo("\n".join(status_lines(status.body)[1:]))
+        return 0
     for label, value in (train_facts(status) if isinstance(status, TrainStatus) else _facts(status)).items():
         console.print(Text.assemble((f"{label:>10}  ", "dim"), value), soft_wrap=True)
     if isinstance(status, TrainStatus):
@@ -130,10 +135,11 @@ def resume(run: Run, root: Root = Path("runs"), json: Json = False) -> int:
     """Go on with a run where it stopped: runs the command that is recorded in its run.toml."""
     from realign_cluster.cli.curate import resume as resume_curation
     from realign_cluster.cli.train import resume as resume_training
+    from realign_cluster.cli.workflow import resume as resume_workflow
 
     folder = locate_run(run, root)
-    again = resume_training if ledger_kind(folder / "ledger.sqlite") == "train" else resume_curation
-    return again(folder, json=json)
+    again = {"score": resume_curation, "train": resume_training, "workflow": resume_workflow}
+    return again[ledger_kind(folder / "ledger.sqlite")](folder, json=json)
 
 
 @app.command("report", epilog=REPORT_EXAMPLE)
@@ -145,10 +151,13 @@ def report(
 ) -> int:
     """Make report.html again from what the run's folder holds, also of a run that is going on; print its path."""
     folder = locate_run(run, root)
-    if ledger_kind(folder / "ledger.sqlite") == "train":
-        path = write_train_report(folder, train_history_of(folder)).absolute()
-    else:
-        path = write_report(folder).absolute()
+    match ledger_kind(folder / "ledger.sqlite"):
+        case "train":
+            path = write_train_report(folder, train_history_of(folder)).absolute()
+        case "workflow":
+            path = write_workflow_report(folder).absolute()
+        case _:
+            path = write_report(folder).absolute()
     if json:
         _line({"event": "summary", "report": str(path)})
     else:
@@ -219,7 +228,28 @@ def _steps(status: TrainStatus) -> tuple[str, str, str]:
     return f"{status.steps:,} steps", done, f"{rate_text(status.summary.get('tokens_per_second'))} tokens/s"
 
 
-def _what(status: RunStatus | TrainStatus) -> str:
+def _size(status: Status) -> tuple[str, str, str]:
+    match status:
+        case TrainStatus():
+            return _steps(status)
+        case WorkflowStatus():
+            return "7 stages", f"{status.stages_passed / 7:.0%}", "-"
+        case RunStatus():
+            return _rows(status)
+
+
+def _model(status: Status) -> str:
+    name = (
+        status.summary.get("model", {}).get("path", "")
+        if isinstance(status, WorkflowStatus)
+        else status.request.get("model", "")
+    )
+    return Path(str(name)).name
+
+
+def _what(status: Status) -> str:
+    if isinstance(status, WorkflowStatus):
+        return str(status.body["workflow"])
     if isinstance(status, TrainStatus):
         return f"{status.settings.get('method', 'sft')} {status.settings.get('fine_tune', 'lora')}"
     return ",".join(status.request.get("kinds") or ())

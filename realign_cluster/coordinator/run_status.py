@@ -14,6 +14,7 @@ import orjson
 
 from realign_cluster.coordinator.report_data import shown_command
 from realign_cluster.coordinator.train_status import TrainStatus, train_status
+from realign_cluster.coordinator.workflow_status import WorkflowStatus, workflow_status
 from realign_cluster.domain.errors import RealignError, UsageError
 from realign_cluster.domain.suggest import did_you_mean
 from realign_cluster.store.ledger_file import ledger_kind
@@ -91,7 +92,10 @@ def locate_run(run: str, root: Path) -> Path:
     raise UsageError(f"there is no run '{run}'{did_you_mean(run, names)}", listed)
 
 
-def run_status(folder: Path) -> RunStatus | TrainStatus:
+Status = RunStatus | TrainStatus | WorkflowStatus
+
+
+def run_status(folder: Path) -> Status:
     """Raises UsageError when `folder` is not a run, or one whose ledger this version cannot read."""
     run = RunFolder.read(folder)
     holder = _holder(folder)
@@ -100,6 +104,18 @@ def run_status(folder: Path) -> RunStatus | TrainStatus:
     request, command = record.get("request") or {}, shown_command(str(record.get("command", "")))
     if run.ledger.is_file() and ledger_kind(run.ledger) == "train":
         return train_status(folder, run.ledger, holder=holder, summary=summary, request=request, command=command)
+    if run.ledger.is_file() and ledger_kind(run.ledger) == "workflow":
+        body = workflow_status(folder)
+        return WorkflowStatus(
+            name=folder.name,
+            folder=folder.absolute(),
+            state="running" if holder else body["state"],
+            holder=holder,
+            command=command,
+            request=request,
+            summary=summary,
+            body=body,
+        )
     ledger = LedgerReader(run.ledger)
     try:
         outcomes = Counter(_outcome(attempt.outcome) for attempt in ledger.attempts())
@@ -120,9 +136,9 @@ def run_status(folder: Path) -> RunStatus | TrainStatus:
         ledger.close()
 
 
-def statuses(root: Path) -> tuple[list[RunStatus | TrainStatus], list[tuple[Path, RealignError]]]:
+def statuses(root: Path) -> tuple[list[Status], list[tuple[Path, RealignError]]]:
     """Every run under `root`, oldest first, and those that cannot be read, with why."""
-    found: list[RunStatus | TrainStatus] = []
+    found: list[Status] = []
     unreadable: list[tuple[Path, RealignError]] = []
     for folder in find_runs(root):
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,38 @@ def workflow_status(run: Path) -> dict[str, Any]:
             "rollbacks": [{**note.body, "time": _time(note.wall)} for note in ledger.notes("rollback")],
             "signatures": [{**note.body, "time": _time(note.wall)} for note in ledger.notes("signature")],
             "reruns": [{**note.body, "time": _time(note.wall)} for note in ledger.notes("rerun")],
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowStatus:
+    """A workflow in a list of runs. `state` is "running" while a process holds the run, else how it ended."""
+
+    name: str
+    folder: Path
+    state: str
+    holder: str
+    command: str
+    request: dict[str, Any]
+    summary: dict[str, Any]
+    body: dict[str, Any]  # as workflow_status gives it
+
+    @property
+    def begun(self) -> datetime | None:
+        return datetime.fromisoformat(self.body["begun"]) if self.body["begun"] else None
+
+    @property
+    def stages_passed(self) -> int:
+        return len({each["stage"] for each in self.body["stages"] if each["turn"] in ("pass", "go on")})
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "holder": self.holder,
+            **self.body,
+            "folder": str(self.folder),
+            "state": self.state,
+            "stages_passed": self.stages_passed,
         }
 
 

@@ -54,7 +54,7 @@ def create_ledger_file(path: Path, statements: str, meta: Mapping[str, Any]) -> 
 
 
 def ledger_kind(path: Path) -> str:
-    """ "score" or "train". Raises UsageError for a file that is no ledger."""
+    """ "score", "train" or "workflow". Raises UsageError for a file that is no ledger."""
     try:
         with contextlib.closing(open_reader(path)) as connection:
             found = connection.execute("SELECT value FROM meta WHERE key = 'kind'").fetchone()
