@@ -101,4 +101,6 @@ def test_a_verifier_that_errs_moves_what_can_be_decided() -> None:
     assert erring.passes_from is not None
     assert erring.passes_from > known.passes_from
     hopeless = replace(labels, true_positives=110, false_negatives=90, true_negatives=5, false_positives=0)
-    assert plan_gate(AT_LEAST, 1_000, labels=hopeless).passes_from in (None, 1.0)
+    assert plan_gate(AT_LEAST, 1_000, labels=hopeless).passes_from is None
+    few = replace(labels, true_positives=96, false_negatives=4, true_negatives=92, false_positives=8)
+    assert "PASS has 80 % power at no truth" in plan_gate(AT_LEAST, 100, labels=few).text
