@@ -12,6 +12,10 @@ the largest m at which it did. Stakes are their predictable plug-in,
 
 truncated at `LARGEST_STAKE` / m. With that truncation K_t falls in m, so the bound is found by halving.
 
+A lucky streak that was lost again counts in that maximum. Looks at any time keep it: what was shown stays shown. For
+one look the lower bound is moreover never above the mean of all scores, so that no gate passes against its own
+estimate.
+
 The same bound serves a pooled ratio sum(s) / sum(n): the ratio is above t exactly where the mean of s - t n is above 0,
 and s - t n takes the place of x - m. A plain mean is the ratio with every n = 1.
 
@@ -50,6 +54,8 @@ def lower_bound(
             middle = (low + high) / 2
             beaten = _log_capital(amounts, units, stakes, middle) >= -np.log(alpha)
             low, high = np.where(beaten, middle, low), np.where(beaten, high, middle)
+    if looks == "once":
+        low = np.minimum(low, _ratio(amounts, units))
     return low if low.ndim else low.item()
 
 
@@ -69,7 +75,8 @@ def exceeds(
     if not amounts.shape[-1]:
         return np.zeros(amounts.shape[:-1], dtype=np.bool_)
     stakes = _stakes(amounts, units, alpha, looks)
-    return np.asarray(_log_capital(amounts, units, stakes, np.full(amounts.shape[:-1], mean)) >= -np.log(alpha))
+    shown = _log_capital(amounts, units, stakes, np.full(amounts.shape[:-1], mean)) >= -np.log(alpha)
+    return np.asarray(shown & (_ratio(amounts, units) >= mean) if looks == "once" else shown)
 
 
 def p_value(scores: npt.ArrayLike, mean: float, sizes: npt.ArrayLike | None = None, *, alpha: float = 0.05) -> float:
@@ -77,7 +84,7 @@ def p_value(scores: npt.ArrayLike, mean: float, sizes: npt.ArrayLike | None = No
     only says for which level the stakes are made. 1 without scores.
     """
     amounts, units = _checked(scores, sizes)
-    if not amounts.shape[-1]:
+    if not amounts.shape[-1] or _ratio(amounts, units) < mean:
         return 1.0
     stakes = _stakes(amounts, units, alpha, "once")
     return float(np.exp(-np.maximum(_log_capital(amounts, units, stakes, np.array(mean)), 0.0)))
@@ -95,6 +102,12 @@ def _stakes(amounts: Scores, units: Scores, alpha: float, looks: Looks) -> Score
     scale = count[-1:] if looks == "once" else count * np.log1p(count)
     tiny = np.finfo(np.float64).tiny  # items of no size have no variance, and what is staked on them does not matter
     return np.asarray(np.sqrt(-2.0 * np.log(alpha) / (np.maximum(before, tiny) * scale)))
+
+
+def _ratio(amounts: Scores, units: Scores) -> Scores:
+    """Of the sums, (...); 0 without units."""
+    totals = units.sum(axis=-1)
+    return np.asarray(np.divide(amounts.sum(axis=-1), totals, out=np.zeros_like(totals), where=totals > 0))
 
 
 def _log_capital(amounts: Scores, units: Scores, stakes: Scores, mean: Scores) -> Scores:

@@ -21,9 +21,11 @@ _STEP: Final = 1.01  # between the sizes tried beyond
 def clopper_pearson_lower(successes: npt.ArrayLike, items: npt.ArrayLike, alpha: float) -> Any:
     """One-sided lower 1 - alpha bound: the rate at which so many successes or more have probability alpha
     (Clopper and Pearson 1934: the alpha quantile of Beta(k, n - k + 1)). 0 without a success, or without items.
-    A float for two integers, else an array of their broadcast shape.
+    A float for two integers, else an array of their broadcast shape. Raises ValueError for more successes than items.
     """
     found, tried = _counts(successes, items)
+    if np.any(found > tried):
+        raise ValueError("more successes than items")
     some = found > 0
     bound = betaincinv(np.where(some, found, 1), np.where(some, tried - found + 1, 1), alpha)
     return _plain(np.where(some, bound, 0.0))

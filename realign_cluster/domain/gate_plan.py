@@ -69,7 +69,11 @@ def plan_gate(
         if turned is None:
             return None
         rate = turned if gate.direction == "at least" else 1.0 - turned
-        return gate.from_fraction(rate if labels is None else corrected_rate(rate, labels))
+        if labels is not None:
+            rate = corrected_rate(rate, labels)
+            if rate in (0.0, 1.0):  # the verifier would have to err less than it is known to
+                return None
+        return gate.from_fraction(rate)
 
     passing, failing = shown(passes_from), shown(None if fails_from is None else 1.0 - fails_from)
     return GatePlan(
@@ -81,7 +85,7 @@ def plan_gate(
         passes_from=passing,
         fails_from=failing,
         minutes=None if minutes_per_item is None else minutes_per_item * items,
-        text=_text(gate, items, perfect, most_errors, passing, failing),
+        text=_text(gate, items, perfect, most_errors, passing, failing, labelled=labels is not None),
     )
 
 
@@ -138,20 +142,29 @@ def _scores(chances: Numbers, mean: float, spread: float | None) -> Numbers:
 
 
 def _text(
-    gate: Gate, items: int, perfect: int | None, errors: int | None, passing: float | None, failing: float | None
+    gate: Gate,
+    items: int,
+    perfect: int | None,
+    errors: int | None,
+    passing: float | None,
+    failing: float | None,
+    *,
+    labelled: bool,
 ) -> str:
-    opposite = "at most" if gate.direction == "at least" else "at least"
     if perfect is None:
         return f"{gate.text()}: no number of items can pass"
     if items < perfect:
         can = f"{items:,} items cannot pass, {perfect:,} can if every one is at its best"
     elif errors is not None:
-        can = f"{items:,} items pass with at most {errors:,} wrong"
+        can = f"{items:,} items pass with at most {errors:,} {'reported ' if labelled else ''}wrong"
     else:
         can = f"{items:,} items can pass ({perfect:,} if every one is at its best)"
     parts = [f"{gate.text()}: {can}"]
     if passing is not None:
         parts.append(f"PASS has 80 % power when the truth is {gate.direction} {passing:.4g}")
+    elif items >= perfect:
+        parts.append("PASS has 80 % power at no truth")
+    opposite = "at most" if gate.direction == "at least" else "at least"
     if failing is not None:
         parts.append(f"FAIL when it is {opposite} {failing:.4g}")
     return "; ".join(parts)

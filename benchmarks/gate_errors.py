@@ -1,0 +1,194 @@
+"""How often gates pass what they should not, and how often they cannot say, beside what Wilson's interval and the
+bootstrap would have said of the same answers.
+
+    python benchmarks/gate_errors.py [--runs 20000] [--threshold 0.9]
+
+First table: the truth is the threshold, so every PASS is wrong; 5 % are allowed. Yes/no items are enumerated, not
+simulated. Clustered answers have 1 to 8 claims each (`tests/domain/made_answers.py`); Wilson takes claims as
+independent items, the bootstrap draws whole answers. Second table: PASS, FAIL and INSUFFICIENT at other truths.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import binom
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from realign_cluster.domain.betting import Looks, exceeds, lower_bound, upper_bound
+from realign_cluster.domain.exact_bounds import passing_successes, wilson
+from tests.domain.made_answers import (
+    MOST_CLAIMS,
+    Answers,
+    Making,
+    all_or_none,
+    bootstrap_passes,
+    rare_disasters,
+    varying,
+    wilson_passes,
+)
+
+ALPHA = 0.05
+AT_ONCE = 2_000  # runs simulated together
+CLUSTERED: tuple[tuple[Making, str], ...] = (
+    (varying, "scores"),
+    (varying, "ratio"),
+    (all_or_none, "scores"),
+    (all_or_none, "ratio"),
+    (rare_disasters, "ratio"),
+)
+Flags = npt.NDArray[np.bool_]
+
+
+def in_parts(runs: int, seed: int, judge: Callable[[np.random.Generator, int], dict[str, Flags]]) -> dict[str, float]:
+    """Rates of what `judge` finds in so many runs."""
+    generator = np.random.default_rng(seed)
+    found: dict[str, list[Flags]] = {}
+    for start in range(0, runs, AT_ONCE):
+        for name, flags in judge(generator, min(AT_ONCE, runs - start)).items():
+            found.setdefault(name, []).append(flags)
+    return {name: float(np.concatenate(flags).mean()) for name, flags in found.items()}
+
+
+def passes(answers: Answers, threshold: float, evidence: str, looks: Looks = "once", *, fail: bool = False) -> Flags:
+    """PASS of "at least `threshold`", or its FAIL, as `gates.judge_gate` makes them."""
+    if evidence == "ratio":
+        scores, sizes = answers.right / MOST_CLAIMS, answers.claims / MOST_CLAIMS
+    else:
+        scores, sizes = answers.scores, np.ones_like(answers.scores)
+    if fail:
+        return exceeds(sizes - scores, 1 - threshold, sizes, alpha=ALPHA, looks=looks)
+    return exceeds(scores, threshold, sizes, alpha=ALPHA, looks=looks)
+
+
+def bootstrap(answers: Answers, threshold: float, evidence: str) -> Flags:
+    if evidence == "ratio":
+        return bootstrap_passes(answers.right, answers.claims, threshold)
+    return bootstrap_passes(answers.scores, np.ones_like(answers.scores), threshold)
+
+
+def at_the_threshold(threshold: float, runs: int) -> None:
+    print(f'wrong PASS of "at least {threshold:g}" at a truth of {threshold:g}, %')
+    print(f"  {'answers':32} {'evidence':10} {'n':>4} {'ours':>6} {'Wilson':>7} {'bootstrap':>10}")
+    for items in (25, 60, 200, 400):
+        successes = np.arange(items + 1)
+        chance = binom.pmf(successes, items, threshold)
+        ours = chance[successes >= passing_successes(items, threshold, ALPHA)].sum()
+        by_wilson = chance[wilson(successes, np.full_like(successes, items), 0.9)[0] >= threshold].sum()
+        row("independent (enumerated)", "items", items, ours, by_wilson, None)
+    for making, evidence in CLUSTERED:
+        for answers in (25, 60, 200, 400):
+
+            def judge(
+                generator: np.random.Generator,
+                part: int,
+                making: Making = making,
+                answers: int = answers,
+                evidence: str = evidence,
+            ) -> dict[str, Flags]:
+                made = making(generator, threshold, part, answers)
+                return {
+                    "ours": passes(made, threshold, evidence),
+                    "wilson": wilson_passes(made, threshold),
+                    "bootstrap": bootstrap(made, threshold, evidence),
+                }
+
+            found = in_parts(runs, answers, judge)
+            name = making.__name__.replace("_", " ")
+            row(name, evidence, answers, found["ours"], found["wilson"], found["bootstrap"])
+    looking_again(threshold, runs)
+
+
+def looking_again(threshold: float, runs: int) -> None:
+    """After every answer up to 400: ours is the confidence sequence."""
+    at = np.arange(1, 401)
+    needed = passing_successes(at, threshold, ALPHA)
+
+    def judge(generator: np.random.Generator, part: int) -> dict[str, Flags]:
+        right = (all_or_none(generator, threshold, part, at.size).right > 0).astype(float)
+        counted = np.cumsum(right, axis=1).astype(int)
+        return {
+            "ours": exceeds(right, threshold, alpha=ALPHA, looks="any time"),
+            "wilson": (wilson(counted, at, 0.9)[0] >= threshold).any(axis=1),
+            "one look": (counted >= needed).any(axis=1),
+        }
+
+    found = in_parts(runs, 7, judge)
+    row("a look after every item, 400", "items", 400, found["ours"], found["wilson"], None)
+    print(f"    the exact bound for one look, used at every look: {100 * found['one look']:.1f}")
+
+
+def row(name: str, evidence: str, items: int, ours: float, by_wilson: float, bootstrapped: float | None) -> None:
+    last = "" if bootstrapped is None else f"{100 * bootstrapped:.1f}"
+    print(f"  {name:32} {evidence:10} {items:4} {100 * ours:6.1f} {100 * by_wilson:7.1f} {last:>10}", flush=True)
+
+
+def at_other_truths(threshold: float, runs: int) -> None:
+    truths = [threshold - 0.05, threshold, threshold + 0.03, threshold + 0.05, threshold + 0.08]
+    print(f'\n"at least {threshold:g}": PASS / INSUFFICIENT / FAIL, %, by the true value')
+    print(f"  {'answers':32} {'evidence':10} {'n':>4} " + " ".join(f"{truth:>14.2f}" for truth in truths))
+    for items in (60, 200, 400, 1_000):
+        shown = []
+        for truth in truths:
+            good = np.arange(items + 1)
+            chance = binom.pmf(good, items, truth)
+            passing = chance[good >= passing_successes(items, threshold, ALPHA)].sum()
+            failing = chance[items - good >= passing_successes(items, 1 - threshold, ALPHA)].sum()
+            shown.append(three(passing, failing))
+        print(f"  {'independent (enumerated)':32} {'items':10} {items:4} " + " ".join(shown))
+    for making, evidence in ((varying, "scores"), (varying, "ratio"), (rare_disasters, "ratio")):
+        for answers in (60, 200, 400, 1_000):
+            shown = []
+            for truth in truths:
+
+                def judge(
+                    generator: np.random.Generator,
+                    part: int,
+                    making: Making = making,
+                    answers: int = answers,
+                    evidence: str = evidence,
+                    truth: float = truth,
+                ) -> dict[str, Flags]:
+                    made = making(generator, truth, part, answers)
+                    return {
+                        "pass": passes(made, threshold, evidence),
+                        "fail": passes(made, threshold, evidence, fail=True),
+                    }
+
+                found = in_parts(runs, answers, judge)
+                shown.append(three(found["pass"], found["fail"]))
+            name = making.__name__.replace("_", " ")
+            print(f"  {name:32} {evidence:10} {answers:4} " + " ".join(shown), flush=True)
+
+
+def three(passing: float, failing: float) -> str:
+    return f"{100 * passing:4.0f}/{100 * (1 - passing - failing):4.0f}/{100 * failing:4.0f}"
+
+
+def speed() -> None:
+    scores = np.random.default_rng(0).beta(9, 1, 10_000)
+    start = time.process_time()
+    for _ in range(20):
+        lower_bound(scores, alpha=ALPHA), upper_bound(scores, alpha=ALPHA)
+    print(f"\nboth bounds of 10,000 scores: {(time.process_time() - start) / 20 * 1e3:.0f} ms of CPU")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=20_000, help="simulated at the threshold; a tenth at other truths")
+    parser.add_argument("--threshold", type=float, default=0.9)
+    arguments = parser.parse_args()
+    at_the_threshold(arguments.threshold, arguments.runs)
+    at_other_truths(arguments.threshold, max(1, arguments.runs // 10))
+    speed()
+
+
+if __name__ == "__main__":
+    main()
