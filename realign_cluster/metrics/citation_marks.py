@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -63,11 +64,16 @@ class Mark:
 def find_marks(text: str) -> tuple[Mark, ...]:
     """Every citation of `text` outside code, in order, never overlapping."""
     code = [match.span() for match in CODE.finditer(text)]
-    return tuple(mark for mark in _all_marks(text) if not any(begin <= mark.begin < end for begin, end in code))
+    return tuple(mark for mark in _all_marks(text) if not _within(code, mark.begin))
+
+
+def _within(spans: list[tuple[int, int]], position: int) -> bool:
+    at = bisect_right(spans, position, key=lambda span: span[0]) - 1
+    return at >= 0 and position < spans[at][1]
 
 
 CODE: Final = re.compile(
-    r"^(?P<fence>```+|~~~+)[^\n]*\n.*?(?:^(?P=fence)[^\n]*$|\Z)|`[^`\n]+`", re.MULTILINE | re.DOTALL
+    r"^(?P<fence>```++|~~~++)[^\n]*\n.*?(?:^(?P=fence)[^\n]*$|\Z)|`[^`\n]{1,300}`", re.MULTILINE | re.DOTALL
 )
 
 

@@ -187,6 +187,6 @@ def _alone(position: int, cited: tuple[str, ...], claim: str) -> Query:
 
 
 def _without(position: int, cited: tuple[str, ...], claim: str) -> Query:
-    """Where a passage is cited twice, ALCE takes out its first occurrence: the other stays. Told apart by their text."""
+    """Where a passage is cited twice, ALCE takes out its first occurrence. Told apart by their text."""
     first = cited.index(cited[position])
     return Query(evidence=cited[:first] + cited[first + 1 :], claim=claim)
