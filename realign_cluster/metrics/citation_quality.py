@@ -110,6 +110,13 @@ def measure(
     )  # fmt: skip
 
 
+def accuracy_of_pairs(pairs: Iterable[tuple[ItemId, bool]]) -> MeanOverItems:
+    """Of collected claim-source pairs, each with whether the source supports the claim: 0 or 1 for each pair."""
+    return mean_over_items(
+        "citation accuracy of pairs", "supported pairs / pairs", ((item, float(supported)) for item, supported in pairs)
+    )
+
+
 def alce_sentence(sentence: str, passages: Sequence[str]) -> CitedSentence:
     """One sentence as ALCE's eval.py reads it: every "[" before digits cites, whatever follows the digits.
 

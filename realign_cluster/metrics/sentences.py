@@ -1,8 +1,9 @@
 """Where the sentences of an answer begin and end.
 
-Rules, not a model: a full stop ends a sentence unless it belongs to an abbreviation, an initial, a number, an address,
-a list marker or code. Citations that follow the full stop belong to the sentence before it ("... in 1990. [1] Next").
-Nothing is lost: between two spans there is only white space. Made for English; 。！？ end a sentence too.
+Rules, not a model: a full stop ends a sentence unless it belongs to an abbreviation, an initial, a number, an
+address, a list marker or code. Citations that follow the full stop belong to the sentence before it ("... in 1990.
+[1] Next"). Nothing is lost: between two spans there is only white space. Made for English; 。！？ end a sentence too.
+In a text without capitals (an uncased tokenizer's) a small letter may open a sentence.
 """
 
 from __future__ import annotations
@@ -61,12 +62,13 @@ class Sentence:
 def split_sentences(text: str) -> tuple[Sentence, ...]:
     """All of `text` but the white space between them, in order."""
     marks = [(mark.begin, mark.end) for mark in find_marks(text)]
+    cased = any(character.isupper() for character in text)
     found: list[Sentence] = []
     for begin, end, kind in _blocks(text):
         if kind is not Kind.PROSE:
             found.append(Sentence(begin=begin, end=end, kind=kind))
             continue
-        for start, stop in _within(text, begin, end, marks):
+        for start, stop in _within(text, begin, end, marks, cased):
             if found and _only_marks(text, start, stop, marks) and found[-1].kind is Kind.PROSE:
                 found[-1] = Sentence(begin=found[-1].begin, end=stop)
             else:
@@ -125,7 +127,7 @@ def _goes_on(line: str, following: str) -> bool:
     return bare[0].islower() or len(line) >= LONG_LINE
 
 
-def _within(text: str, begin: int, end: int, marks: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def _within(text: str, begin: int, end: int, marks: list[tuple[int, int]], cased: bool) -> Iterator[tuple[int, int]]:
     protected = [match.span() for match in PROTECTED.finditer(text, begin, end)]
     start = begin
     search_from = begin
@@ -134,8 +136,8 @@ def _within(text: str, begin: int, end: int, marks: list[tuple[int, int]]) -> It
     for match in ENDING.finditer(text, search_from, end):
         if match.start() < start or _holds(protected, match.start(), match.end()):
             continue
-        stop = _past_marks(text, match.end(), end, marks)
-        if _ends_here(text, match, start, stop, end):
+        stop = _past_marks(text, match.end(), end, marks, cased)
+        if _ends_here(text, match, start, stop, end, cased):
             yield start, stop
             start = _past_white(text, stop, end)
     if start < end:
@@ -153,7 +155,7 @@ def _holds(spans: list[tuple[int, int]], begin: int, end: int) -> bool:
     return at >= 0 and end < spans[at][1]
 
 
-def _past_marks(text: str, position: int, end: int, marks: list[tuple[int, int]]) -> int:
+def _past_marks(text: str, position: int, end: int, marks: list[tuple[int, int]], cased: bool) -> int:
     """Behind the citations that follow the full stop, if what comes after them begins a sentence or the block ends."""
     stop = position
     for at in range(bisect_left(marks, (position, -1)), len(marks)):
@@ -164,10 +166,10 @@ def _past_marks(text: str, position: int, end: int, marks: list[tuple[int, int]]
     closer = CLOSER.match(text, stop, end)
     after = closer.end() if closer and stop > position else stop
     rest = _past_white(text, after, end)
-    return after if rest >= end or not (text[rest].islower() or text[rest] in ",;:") else position
+    return after if rest >= end or not ((cased and text[rest].islower()) or text[rest] in ",;:") else position
 
 
-def _ends_here(text: str, match: re.Match[str], start: int, stop: int, end: int) -> bool:
+def _ends_here(text: str, match: re.Match[str], start: int, stop: int, end: int, cased: bool) -> bool:
     if stop >= end:
         return True
     ending = match.group("stop")
@@ -179,7 +181,7 @@ def _ends_here(text: str, match: re.Match[str], start: int, stop: int, end: int)
         return False
     if following == stop and not rest[0].isupper():
         return False
-    if rest[0].islower() or rest[0] in ",;:)]}%":
+    if (cased and rest[0].islower()) or rest[0] in ",;:)]}%":
         return False
     if ending != ".":
         return True

@@ -11,6 +11,7 @@ from realign_cluster.metrics.citation_quality import (
     CitedSentence,
     Query,
     Variant,
+    accuracy_of_pairs,
     alce_sentence,
     measure,
     queries_of,
@@ -75,6 +76,12 @@ def test_means_are_over_answers_and_undefined_ones_are_counted():
     assert found.precision.defined == (("1", pytest.approx(1 / 3)), ("2", 1))
     assert found.f1 == pytest.approx(2 * (1 / 2) * (2 / 3) / (1 / 2 + 2 / 3))
     assert found.accuracy == pytest.approx(1 / 2)
+
+
+def test_collected_pairs_are_yes_or_no_items():
+    found = accuracy_of_pairs([(ItemId("a"), True), (ItemId("b"), False)])
+    assert (found.value, found.defined) == (0.5, (("a", 1), ("b", 0)))
+    assert accuracy_of_pairs([]).value is None
 
 
 def test_nothing_measured_is_undefined():

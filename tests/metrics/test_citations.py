@@ -64,6 +64,7 @@ def test_forms(text: str, mark: str, form: Form, keys: tuple[str, ...]):
     "text",
     [
         "an area of 5 m² or 3 km², and x² + y³, 10⁶ cells", "[sic] [a] [see p. 5] [1990] [1990-2020] [3-1]",
+        "sin⁻¹ of sin²", "x = [1, 2] and f([3])", "in (June 2018) or [Oct. 2014]",
         "(in 2020) (2020) (1) (the year 1999)", "`x[1]` and\n```\ny[2]\n```\n", "Smith (2020) found it", "[^1]: a text",
     ],
 )  # fmt: skip
@@ -125,6 +126,11 @@ class TestResolving:
 
     def test_by_work(self):
         assert self.sources("So (Smith, 2020; Lee, 2020).", {"Smith 2020": SourceId("s")}) == ["s", None]
+
+    def test_a_place_and_a_year_cite_nothing_where_no_work_is_known(self):
+        text = "He exhibited (London, 1999) [1]."
+        assert self.sources(text, THREE) == ["a"]
+        assert self.sources(text, THREE | {"smith 2020": SourceId("s")}) == [None, "a"]
 
     def test_the_entry_of_the_answer_says_which_source_is_meant(self):
         """Numbered as the answer likes: its [1] is the prompt's second source."""

@@ -79,6 +79,11 @@ def test_wrapped_lines_go_on_and_ended_ones_do_not():
     assert cut("Roses\nViolets\nand thorns") == ["Roses", "Violets\nand thorns"]
 
 
+def test_a_text_without_capitals():
+    text = "vor lives in kal [1] . mo was born e.g. in zu . [2] dun is 3.5 old."
+    assert cut(text) == ["vor lives in kal [1] .", "mo was born e.g. in zu . [2]", "dun is 3.5 old."]
+
+
 def test_a_list_within_a_sentence():
     assert cut("Steps: 1. Mix. 2. Bake. See Fig. 3. It works.") == [
         "Steps: 1. Mix.",
