@@ -35,9 +35,7 @@ class Calibration:
     bins: tuple[Bin, ...]
 
 
-def expected_calibration_error(
-    probabilities: Sequence[float], came_true: Sequence[bool], bins: int = BINS
-) -> Calibration:
+def calibration_error(probabilities: Sequence[float], came_true: Sequence[bool], bins: int = BINS) -> Calibration:
     """Sum over bins of items / n x |mean probability - frequency|.
 
     An item goes to the bin of its mid-rank, so equal probabilities share a bin and the order of items means nothing.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,8 +23,14 @@ AUTHOR: Final = (
     r"(?:(?:van|von|de|der|la|el|al)\s+){0,2}[A-Z][\w'’.-]*"
     r"(?:(?:\s+(?:and|&|of|de|van|der|for)|,?\s+&|,)?\s+[A-Z][\w'’.-]*){0,5}(?:\s+et\s+al\.?)?"
 )
+# What stands before a year in brackets and is nobody's name: "(June 2018)", "[Oct. 2014]".
+NO_AUTHOR: Final = (
+    r"(?!(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Sept|Oct|Nov|Dec|January|February|March|April|June|July|August"
+    r"|September|October|November|December|Spring|Summer|Autumn|Fall|Winter|Early|Late|Mid|Since|Until|Before|After"
+    r"|Circa|In|From|Born|Died|Season|Vol|Photo)\b)"
+)
 YEAR: Final = r"(?:1[5-9]|20)\d\d[a-z]?"
-WORK: Final = rf"{AUTHOR},?\s+(?:{YEAR}|n\.d\.)(?:,\s+pp?\.\s*\d+(?:[-–]\d+)?)?"
+WORK: Final = rf"{NO_AUTHOR}{AUTHOR},?\s+(?:{YEAR}|n\.d\.)(?:,\s+pp?\.\s*\d+(?:[-–]\d+)?)?"
 WORKS: Final = rf"(?:(?:see|cf\.|e\.g\.,?)\s+)?{WORK}(?:\s*;\s*{WORK})*"
 SUPERSCRIPT_DIGITS: Final = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 
@@ -38,7 +45,10 @@ PATTERN: Final = re.compile(
     """,
     re.VERBOSE,
 )
-POWER_BEFORE: Final = re.compile(r"(?:^|[^^A-Za-z])[A-Za-z]{1,2}$|\d$|[)×·]$")  # m², km², 10⁶, (x + y)²
+POWER_BEFORE: Final = re.compile(  # m², km², 10⁶, (x + y)², sin², sin⁻¹
+    r"(?:^|[^^A-Za-z])(?:[A-Za-z]{1,2}|sin|cos|tan|log)$|[\d)×·⁻]$"
+)
+ARRAY_BEFORE: Final = re.compile(r"=\s*$|\w\($")  # x = [1, 2]; f([1, 2])
 
 
 class Form(StrEnum):
@@ -63,11 +73,16 @@ class Mark:
 def find_marks(text: str) -> tuple[Mark, ...]:
     """Every citation of `text` outside code, in order, never overlapping."""
     code = [match.span() for match in CODE.finditer(text)]
-    return tuple(mark for mark in _all_marks(text) if not any(begin <= mark.begin < end for begin, end in code))
+    return tuple(mark for mark in _all_marks(text) if not _within(code, mark.begin))
+
+
+def _within(spans: list[tuple[int, int]], position: int) -> bool:
+    at = bisect_right(spans, position, key=lambda span: span[0]) - 1
+    return at >= 0 and position < spans[at][1]
 
 
 CODE: Final = re.compile(
-    r"^(?P<fence>```+|~~~+)[^\n]*\n.*?(?:^(?P=fence)[^\n]*$|\Z)|`[^`\n]+`", re.MULTILINE | re.DOTALL
+    r"^(?P<fence>```++|~~~++)[^\n]*\n.*?(?:^(?P=fence)[^\n]*$|\Z)|`[^`\n]{1,300}`", re.MULTILINE | re.DOTALL
 )
 
 
@@ -84,7 +99,7 @@ def _all_marks(text: str) -> Iterator[Mark]:
     for match in PATTERN.finditer(text):
         form = Form(str(match.lastgroup))
         keys = _keys(form, match.group())
-        if keys and not (form is Form.SUPERSCRIPT and _is_power(text, match)):
+        if keys and not (form is Form.SUPERSCRIPT and _is_power(text, match)) and not _is_array(text, match):
             yield Mark(begin=match.start(), end=match.end(), form=form, keys=keys)
 
 
@@ -92,6 +107,10 @@ def _is_power(text: str, match: re.Match[str]) -> bool:
     return not match.group().startswith("<") and bool(
         POWER_BEFORE.search(text[max(0, match.start() - 12) : match.start()])
     )
+
+
+def _is_array(text: str, match: re.Match[str]) -> bool:
+    return match.group().startswith("[") and bool(ARRAY_BEFORE.search(text[max(0, match.start() - 4) : match.start()]))
 
 
 def _keys(form: Form, mark: str) -> tuple[str, ...]:

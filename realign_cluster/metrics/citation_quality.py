@@ -110,6 +110,13 @@ def measure(
     )  # fmt: skip
 
 
+def accuracy_of_pairs(pairs: Iterable[tuple[ItemId, bool]]) -> MeanOverItems:
+    """Of collected claim-source pairs, each with whether the source supports the claim: 0 or 1 for each pair."""
+    return mean_over_items(
+        "citation accuracy of pairs", "supported pairs / pairs", ((item, float(supported)) for item, supported in pairs)
+    )
+
+
 def alce_sentence(sentence: str, passages: Sequence[str]) -> CitedSentence:
     """One sentence as ALCE's eval.py reads it: every "[" before digits cites, whatever follows the digits.
 
@@ -187,6 +194,6 @@ def _alone(position: int, cited: tuple[str, ...], claim: str) -> Query:
 
 
 def _without(position: int, cited: tuple[str, ...], claim: str) -> Query:
-    """Where a passage is cited twice, ALCE takes out its first occurrence: the other stays. Told apart by their text."""
+    """Where a passage is cited twice, ALCE takes out its first occurrence. Told apart by their text."""
     first = cited.index(cited[position])
     return Query(evidence=cited[:first] + cited[first + 1 :], claim=claim)

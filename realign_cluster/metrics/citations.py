@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from realign_cluster.metrics.citation_marks import Form, Mark, find_marks, work_key
+from realign_cluster.metrics.citation_marks import YEAR, Form, Mark, find_marks, work_key
 from realign_cluster.metrics.measured import ItemId, PooledRatio, SourceId, pooled_ratio
 
 SECTION: Final = re.compile(
@@ -26,6 +26,8 @@ WORK_ENTRY: Final = re.compile(
 )
 FOOTNOTE_TEXT: Final = re.compile(r"^[ \t]*\[\^([\w-]+)\]:[ \t]*(\S.*)$", re.MULTILINE)
 BARE_ENTRY: Final = re.compile(r"^[ \t]*\[(\d{1,3})\]:?[ \t]+(\S.*)$", re.MULTILINE)
+WORK_KEY: Final = re.compile(rf"^[^\d/]+ {YEAR}$")
+BY_AUTHOR: Final = (Form.AUTHOR_PARENTHESIS, Form.AUTHOR_BRACKET)
 ADDRESS: Final = re.compile(r"(?:https?://|www\.)[^\s<>()\[\]\"]+[^\s<>()\[\]\".,;:]")
 
 
@@ -92,16 +94,22 @@ def known_by_number(sources: Sequence[SourceId]) -> dict[str, SourceId]:
 
 
 def resolve(citations: Citations, known: Mapping[str, SourceId]) -> tuple[Resolved, ...]:
-    """`known` leads from keys, and as one likes from addresses and titles, to sources; case does not matter."""
+    """`known` leads from keys, and as one likes from addresses and titles, to sources; case does not matter.
+
+    Where no work is known by author and year, neither here nor to the answer's bibliography, a name and a year in
+    brackets that resolve to nothing are left out as part of the sentence: "(London, 1999)" reads like a citation.
+    """
     lookup = {_plain(name): source for name, source in known.items()}
     entries: dict[str, SourceId] = {}
     for entry in citations.entries:
         if (source := _source_of(entry.text, lookup)) is not None:
             entries.setdefault(_plain(entry.key), source)
-    return tuple(
+    works = any(WORK_KEY.search(name) for name in [*lookup, *(entry.key for entry in citations.entries)])
+    found = (
         Resolved(mark=mark, sources=tuple(entries.get(_plain(key), lookup.get(_plain(key))) for key in mark.keys))
         for mark in citations.marks
     )
+    return tuple(one for one in found if works or one.mark.form not in BY_AUTHOR or any(one.sources))
 
 
 def strip_citations(text: str) -> str:

@@ -67,7 +67,12 @@ def read_answer(item: ItemId, text: str, known: Mapping[str, SourceId]) -> ReadA
         for sentence in body_sentences(text, citations)
     )
     claims = tuple(
-        ReadClaim(begin=claim.begin, end=claim.end, text=claim.text, sources=tuple(meant[key] for key in claim.keys))
+        ReadClaim(
+            begin=claim.begin,
+            end=claim.end,
+            text=claim.text,
+            sources=tuple(meant[key] for key in claim.keys if key in meant),
+        )
         for claim in extract_claims(text)
     )
     return ReadAnswer(item=item, text=text, sentences=sentences, claims=claims, citations=resolved)

@@ -46,7 +46,7 @@ FILLERS: Final = re.compile(
 )
 IMPERATIVES: Final = re.compile(
     r"""
-    ^(?:(?:\w+ly|first|second|next|then|finally|also|always|never|do\ not|don't),?\ )?
+    ^(?:(?:\w+ly|first|second|next|then|finally|also|always|never|do\ not|don't),?\ ){0,2}
     (?:add|ask|avoid|bake|be\ sure|check|choose|click|combine|consider|consult|contact|create|cut|do|ensure|explain|find
       |follow|give|go|identify|imagine|include|install|keep|let|look|make|mix|place|pour|prepare|provide|put|read
       |remove|repeat|run|see|seek|select|set|start|stir|take|try|turn|use|visit|wait|wash|write)[ ]

@@ -1,14 +1,15 @@
 """Where the sentences of an answer begin and end.
 
-Rules, not a model: a full stop ends a sentence unless it belongs to an abbreviation, an initial, a number, an address,
-a list marker or code. Citations that follow the full stop belong to the sentence before it ("... in 1990. [1] Next").
-Nothing is lost: between two spans there is only white space. Made for English; 。！？ end a sentence too.
+Rules, not a model: a full stop ends a sentence unless it belongs to an abbreviation, an initial, a number, an
+address, a list marker or code. Citations that follow the full stop belong to the sentence before it ("... in 1990.
+[1] Next"). Nothing is lost: between two spans there is only white space. Made for English; 。！？ end a sentence too.
+In a text without capitals (an uncased tokenizer's) a small letter may open a sentence.
 """
 
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -21,7 +22,7 @@ LONG_LINE: Final = (
     60  # characters; a line this long without a full stop was wrapped, a shorter one was ended on purpose
 )
 
-FENCE: Final = re.compile(r"^[ \t]*(```+|~~~+)")
+FENCE: Final = re.compile(r"^[ \t]*(```++|~~~++)")
 HEADING: Final = re.compile(r"^[ \t]*(?:#{1,6}\s+\S.*|\*\*[^*\n]{1,80}\*\*:?\s*|__[^_\n]{1,80}__:?\s*)$")
 RULE: Final = re.compile(r"^[ \t]*(?:[-*_=]\s*){3,}$|^[ \t]*\|.*\|[ \t]*$")  # a line drawn, or a row of a table
 LIST_MARKER: Final = re.compile(r"[ \t]*(?:[-*+•‣–]|\(?(?:\d{1,3}|[a-zA-Z]|[ivx]{1,4})[.)])[ \t]+")
@@ -32,9 +33,13 @@ ENDING: Final = re.compile(r"(?P<stop>[.!?…]+|[。！？]+)(?P<closers>[\"'”
 WORD_BEFORE: Final = re.compile(r"[^\s(\[{\"“‘'*_/–—]*$")
 # Full stops in here end nothing: code, links, addresses, brackets, and a quotation after which the sentence goes on.
 PROTECTED: Final = re.compile(
-    r"`[^`\n]+`|\[[^\]\n]*\](?:\([^)\s]*\))?|(?:https?://|www\.)\S+[^\s.,;:!?)\]\"'”]|\([^()\n]{1,300}\)"
+    r"`[^`\n]{1,300}`|\[[^\]\n]{0,300}\](?:\([^)\s]{0,300}\))?|(?:https?://|www\.)\S+[^\s.,;:!?)\]\"'”]|\([^()\n]{1,300}\)"
     r"|\"[^\"\n]{1,300}\"(?=,|\s+[a-z])|“[^“”\n]{1,300}”(?=,|\s+[a-z])"
 )
+INITIALS: Final = re.compile(r"(?:[A-Za-z]\.)+[A-Za-z]")  # U.N of "U.N."
+CLOSER: Final = re.compile(r"[.\"'”’»)]*")
+WHITE: Final = re.compile(r"\s*")
+NEAR: Final = 200  # characters around a full stop that decide what it is
 NEXT_WORD: Final = re.compile(r"[\s\"'“‘«(\[*_]*([A-Za-z]+)(\.?)")
 
 
@@ -57,12 +62,13 @@ class Sentence:
 def split_sentences(text: str) -> tuple[Sentence, ...]:
     """All of `text` but the white space between them, in order."""
     marks = [(mark.begin, mark.end) for mark in find_marks(text)]
+    cased = any(character.isupper() for character in text)
     found: list[Sentence] = []
     for begin, end, kind in _blocks(text):
         if kind is not Kind.PROSE:
             found.append(Sentence(begin=begin, end=end, kind=kind))
             continue
-        for start, stop in _within(text, begin, end, marks):
+        for start, stop in _within(text, begin, end, marks, cased):
             if found and _only_marks(text, start, stop, marks) and found[-1].kind is Kind.PROSE:
                 found[-1] = Sentence(begin=found[-1].begin, end=stop)
             else:
@@ -72,12 +78,13 @@ def split_sentences(text: str) -> tuple[Sentence, ...]:
 
 def _only_marks(text: str, begin: int, end: int, marks: list[tuple[int, int]]) -> bool:
     """Nothing but citations and punctuation: no sentence of its own."""
-    at, rest = begin, ""
-    for start, stop in marks:
-        if begin <= start and stop <= end:
-            rest += text[at:start]
-            at = stop
-    return at > begin and not any(character.isalnum() for character in rest + text[at:end])
+    at = begin
+    for place in range(bisect_left(marks, (begin, -1)), len(marks)):
+        start, stop = marks[place]
+        if stop > end or any(character.isalnum() for character in text[at:start]):
+            break
+        at = stop
+    return at > begin and not any(character.isalnum() for character in text[at:end])
 
 
 def _blocks(text: str) -> Iterator[tuple[int, int, Kind]]:
@@ -120,49 +127,61 @@ def _goes_on(line: str, following: str) -> bool:
     return bare[0].islower() or len(line) >= LONG_LINE
 
 
-def _within(text: str, begin: int, end: int, marks: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def _within(text: str, begin: int, end: int, marks: list[tuple[int, int]], cased: bool) -> Iterator[tuple[int, int]]:
     protected = [match.span() for match in PROTECTED.finditer(text, begin, end)]
     start = begin
     search_from = begin
     if marker := LIST_MARKER.match(text, begin, end):
         search_from = marker.end()
     for match in ENDING.finditer(text, search_from, end):
-        if match.start() < start or any(first <= match.start() and match.end() < last for first, last in protected):
+        if match.start() < start or _holds(protected, match.start(), match.end()):
             continue
-        stop = _past_marks(text, match.end(), end, marks)
-        if _ends_here(text, match, start, stop, end):
+        stop = _past_marks(text, match.end(), end, marks, cased)
+        if _ends_here(text, match, start, stop, end, cased):
             yield start, stop
-            start = stop + len(text[stop:end]) - len(text[stop:end].lstrip())
+            start = _past_white(text, stop, end)
     if start < end:
         yield start, end
 
 
-def _past_marks(text: str, position: int, end: int, marks: list[tuple[int, int]]) -> int:
+def _past_white(text: str, position: int, end: int) -> int:
+    white = WHITE.match(text, position, end)
+    return white.end() if white else position
+
+
+def _holds(spans: list[tuple[int, int]], begin: int, end: int) -> bool:
+    """Whether one of `spans`, which are in order, goes on behind `end` and begins at or before `begin`."""
+    at = bisect_right(spans, begin, key=lambda span: span[0]) - 1
+    return at >= 0 and end < spans[at][1]
+
+
+def _past_marks(text: str, position: int, end: int, marks: list[tuple[int, int]], cased: bool) -> int:
     """Behind the citations that follow the full stop, if what comes after them begins a sentence or the block ends."""
     stop = position
-    for begin, finish in marks[bisect_right(marks, (position, -1)) :]:
-        if finish > end or text[stop:begin].strip(" \t\n"):
+    for at in range(bisect_left(marks, (position, -1)), len(marks)):
+        begin, finish = marks[at]
+        if finish > end or _past_white(text, stop, begin) < begin:
             break
         stop = finish
-    closer = re.compile(r"[.\"'”’»)]*").match(text, stop, end)
+    closer = CLOSER.match(text, stop, end)
     after = closer.end() if closer and stop > position else stop
-    rest = text[after:end].lstrip()
-    return after if not rest or not (rest[0].islower() or rest[0] in ",;:") else position
+    rest = _past_white(text, after, end)
+    return after if rest >= end or not ((cased and text[rest].islower()) or text[rest] in ",;:") else position
 
 
-def _ends_here(text: str, match: re.Match[str], start: int, stop: int, end: int) -> bool:
+def _ends_here(text: str, match: re.Match[str], start: int, stop: int, end: int, cased: bool) -> bool:
     if stop >= end:
         return True
     ending = match.group("stop")
     if ending[0] in "。！？":
         return True
-    following = text[stop:end]
-    rest = following.lstrip()
-    if stop == match.end() and not following[0].isspace():
+    following = _past_white(text, stop, end)
+    rest = text[following : min(end, following + NEAR)]
+    if stop == match.end() and following == stop:
         return False
-    if not following[0].isspace() and not rest[0].isupper():
+    if following == stop and not rest[0].isupper():
         return False
-    if rest[0].islower() or rest[0] in ",;:)]}%":
+    if (cased and rest[0].islower()) or rest[0] in ",;:)]}%":
         return False
     if ending != ".":
         return True
@@ -171,22 +190,20 @@ def _ends_here(text: str, match: re.Match[str], start: int, stop: int, end: int)
 
 def _belongs_to_word(text: str, start: int, dot: int, rest: str) -> bool:
     """Whether the full stop at `dot` is an abbreviation's, an initial's or an enumeration's."""
-    before = WORD_BEFORE.search(text, start, dot)
+    before = WORD_BEFORE.search(text, max(start, dot - NEAR), dot)
     word = before.group() if before else ""
     opens = _opens_a_sentence(rest)
     plain = word.lower()
     if not word:
         return False
     if len(word) <= 2 and word.isdigit():  # "steps: 1. Mix"
-        lead = text[start : dot - len(word)].rstrip()
+        lead = text[max(start, dot - NEAR) : dot - len(word)].rstrip()
         return not lead or lead[-1] in ":;!?,"
     if plain in BEFORE_NUMBERS:
         return rest[0].isdigit() and (len(word) > 1 or word.islower())
     if plain in OPENING and (len(word) > 1 or word.islower()):
         return not opens if plain == "al" else True
-    initials = (len(word) == 1 and word.isupper()) or re.fullmatch(
-        r"(?:[A-Za-z]\.)+[A-Za-z]", word
-    )  # J. K. Rowling, U.N.
+    initials = (len(word) == 1 and word.isupper()) or INITIALS.fullmatch(word)
     return bool(plain in CLOSING or initials) and not opens
 
 
