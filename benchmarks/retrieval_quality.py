@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -127,8 +126,6 @@ def own_articles(asked: Sequence[Question], folder: Path) -> None:
     print(f"within the claim's own article, {np.mean([len(passages) for passages in sets]):.0f} sentences on average")
     for name, rankings in found.items():
         show(name, figures(rankings, asked))
-        for half, parity in (("odd", 1), ("even", 0)):
-            show(f"  {half} of them", figures(rankings[parity::2], asked[parity::2]))
     show("shared words", figures(plain, asked))
     show(f"random ({SHUFFLES} shuffles)", at_random(sets, asked))
 
@@ -157,7 +154,8 @@ def main() -> None:
     options = parser.parse_args()
     path = options.data / "wice_claim_dev.jsonl"
     if not path.is_file():
-        sys.exit(f"there are no data in {options.data}: name their folder with --data or REALIGN_DATA")
+        print(f"not run: there are no data in {options.data}: name their folder with --data or REALIGN_DATA")
+        return
     everything = questions(path)
     asked = [question for question in everything if question.relevant]
     print(f"WiCE, {len(asked)} of {len(everything)} claims have supporting sentences")

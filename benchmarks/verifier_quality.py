@@ -16,7 +16,6 @@ import json
 import math
 import os
 import re
-import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -328,7 +327,8 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=4000)
     options = parser.parse_args()
     if not (options.data / "wice_claim_dev.jsonl").is_file():
-        sys.exit(f"there are no data in {options.data}: name their folder with --data or REALIGN_DATA")
+        print(f"not run: there are no data in {options.data}: name their folder with --data or REALIGN_DATA")
+        return
     parts = options.parts.split(",")
     if "judge" in parts:
         from scoring_speed import preload_blas
