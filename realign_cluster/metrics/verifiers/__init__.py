@@ -6,7 +6,7 @@
 | `lexical` | needs no model: `words`, `containment` (what is there), `mismatch` (what speaks against it) |
 | `judge` | a model's label probabilities, as rows for a scoring job and verdicts from its output; `evidence` cuts |
 | `ensemble`, `fact_service` | several as one; an outside service over HTTP, off by default |
-| `calibration`, `report` | scores into probabilities against human labels; how well it agrees with them |
+| `calibration`, `curves`, `report` | scores into probabilities against human labels; how well it agrees with them |
 | `cache` | verdicts that were given before, by content |
 
 To add one: a class with the four methods of `Verifier`. Everything a verdict depends on besides the pair goes into

@@ -32,7 +32,7 @@ CREATE TABLE IF NOT EXISTS verdict (
 
 class VerdictCache:
     def __init__(self, path: Path) -> None:
-        """Opens or creates `path`. Raises RealignError for a file that is damaged or something else."""
+        """Opens or creates `path`, for this thread. Raises RealignError for a file that is damaged or is another."""
         self.path = path
         with self._explained():
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import expit, logit
 
 from realign_cluster.domain.errors import UsageError
-from realign_cluster.metrics.verifiers.calibration import CLOSEST_TO_CERTAIN
+from realign_cluster.metrics.verifiers.curves import CLOSEST_TO_CERTAIN
 from realign_cluster.metrics.verifiers.report import CalibrationReport
 from realign_cluster.metrics.verifiers.verdict import (
     EVEN_ODDS,

@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
-import stamina
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from realign_cluster.domain.errors import RealignError
@@ -41,6 +40,8 @@ from realign_cluster.metrics.verifiers.verdict import (
 
 PROTOCOL_VERSION = 1
 LARGEST_ANSWER_BYTES = 8 * 1024 * 1024
+FIRST_PAUSE_SECONDS = 0.2
+LONGEST_PAUSE_SECONDS = 10.0
 _TO_BE_TRIED_AGAIN = {408, 429, 500, 502, 503, 504}
 
 
@@ -155,13 +156,12 @@ class FactService:
         return answers.verdicts
 
     def _send(self, body: bytes) -> bytes:
-        attempts = self._settings.attempts
-        for attempt in stamina.retry_context(
-            on=_PerhapsLater, attempts=attempts, timeout=None, wait_initial=0.2, wait_max=10.0
-        ):
-            with attempt:
+        for attempt in range(1, self._settings.attempts):
+            try:
                 return self._send_once(body)
-        raise AssertionError("the last attempt returns or raises")
+            except _PerhapsLater:
+                time.sleep(min(FIRST_PAUSE_SECONDS * 2 ** (attempt - 1), LONGEST_PAUSE_SECONDS))
+        return self._send_once(body)
 
     def _send_once(self, body: bytes) -> bytes:
         deadline = time.monotonic() + self._settings.timeout_seconds

@@ -12,16 +12,8 @@ from scipy.optimize import isotonic_regression
 from scipy.special import expit, logit
 
 from realign_cluster.domain.errors import UsageError
-from realign_cluster.metrics.verifiers.calibration import (
-    Calibrated,
-    Curve,
-    calibrate,
-    calibrated,
-    choose_threshold,
-    fit_isotonic,
-    fit_platt,
-    load_calibration,
-)
+from realign_cluster.metrics.verifiers.calibration import Calibrated, calibrate, calibrated, load_calibration
+from realign_cluster.metrics.verifiers.curves import Curve, choose_threshold, fit_isotonic, fit_platt
 from realign_cluster.metrics.verifiers.lexical import LexicalRules, LexicalVerifier
 from realign_cluster.metrics.verifiers.verdict import Pair, Span, Verdict, Verifier
 from tests.metrics.verifiers.made import Chosen, by_number, drawn
