@@ -24,7 +24,7 @@ def test_words(text: str, words: tuple[str, ...]) -> None:
 
 
 def test_grams() -> None:
-    assert grams("a b c d".split(), 3) == ["a b c", "b c d"]
+    assert grams(["a", "b", "c", "d"], 3) == ["a b c", "b c d"]
     assert grams(["a"], 3) == []
 
 
