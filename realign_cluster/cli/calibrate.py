@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from realign_cluster.cli import task_options as options
-from realign_cluster.coordinator.cluster import Cluster, connect
-from realign_cluster.coordinator.model_transfer import ModelSource
-from realign_cluster.coordinator.planning import calibration_key, open_calibrations, open_model
-from realign_cluster.coordinator.request import CurateRequest
-from realign_cluster.coordinator.samples import make_canaries, make_samples, role_lengths
-from realign_cluster.domain.canary import check_canaries, refusal
-from realign_cluster.domain.errors import NodesMissing, RunFailed
-from realign_cluster.domain.job import Fields, ModelSpec, roles_needed
+from realign_cluster.coordinator.calibrate import Measured, calibrate_cluster
+from realign_cluster.domain.errors import RunFailed
+from realign_cluster.domain.job import Fields
 from realign_cluster.domain.memory import gib
-from realign_cluster.domain.report import Calibration, WorkerReport
+from realign_cluster.domain.report import Calibration
 from realign_cluster.domain.skew import parse_allowed
-from realign_cluster.store.calibrations import StoredLink, task_of
 
 EPILOG = """
 \b
@@ -36,28 +25,6 @@ Examples:
 
 Exit codes: 0 measured; 1 a node computes wrongly; 2 bad input; 3 nodes missing.
 """
-ROLE_BYTES = (40, 120, 300, 700, 1600, 3600)  # lengths of made rows when no input is given
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """`calibrations` are those of trusted nodes, `refused` the others with the reason, both by node name."""
-
-    task: str
-    model: ModelSpec
-    calibrations: Mapping[str, Calibration]
-    reports: Mapping[str, WorkerReport]
-    refused: Mapping[str, str]
-    links: tuple[StoredLink, ...]
-    link_errors: tuple[str, ...]
-    warnings: tuple[str, ...]
-
-    def shares(self) -> dict[str, float]:
-        total = sum(item.cost_per_second for item in self.calibrations.values())
-        return {name: item.cost_per_second / total for name, item in self.calibrations.items()} if total > 0 else {}
-
-
-Progress = Callable[[str, str, float], None]
 
 
 def register(app: typer.Typer) -> None:
@@ -119,7 +86,7 @@ def command(
             errors.print(f"{node}: {what}", markup=False)
 
     measured = asyncio.run(
-        _calibrate(
+        calibrate_cluster(
             request,
             hostfile,
             discover=discover,
@@ -138,111 +105,6 @@ def command(
     if measured.refused:
         raise RunFailed("\n".join(measured.refused.values()))
     return 0
-
-
-async def _calibrate(
-    request: CurateRequest,
-    hostfile: Path | None,
-    *,
-    discover: bool,
-    min_nodes: int | None,
-    allow_skew: frozenset[str],
-    mode: str,
-    progress: Progress,
-) -> Measured:
-    spec, source = await asyncio.to_thread(open_model, request.model)
-    samples = await asyncio.to_thread(_samples, request, source)
-    job = request.job(spec, canaries=make_canaries(request.kinds, request.fields))
-    async with connect(hostfile, discover=discover, min_nodes=min_nodes, allow_skew=allow_skew) as cluster:
-        answers = await cluster.measure(job, samples, mode=mode, model=source, progress=progress)
-        reports = {str(name): report for name, report in answers.items()}
-        trusted, refused = judge_reports(reports, canaries=len(job.canaries))
-        calibrations = {name: report.calibration for name, report in trusted.items() if report.calibration is not None}
-        silent = sorted(set(trusted) - set(calibrations))
-        if silent:
-            raise NodesMissing(
-                f"no measurement came from {', '.join(silent)}", "see the worker's log there: realignd status"
-            )
-        links, link_errors = await _links(cluster) if mode == "full" else ((), ())
-        task = task_of(job)
-        with contextlib.closing(open_calibrations(cluster.home)) as store:
-            for link in cluster.nodes:
-                if link.name in calibrations:
-                    store.put(calibration_key(link.info, spec.shape, task), link.name, calibrations[link.name])
-            for pair in links:
-                store.put_link(
-                    pair.from_node,
-                    pair.to_node,
-                    round_trip_seconds=pair.round_trip_seconds,
-                    bytes_per_second=pair.bytes_per_second,
-                    now=pair.measured_at,
-                )
-        warnings = tuple(warning for link in cluster.nodes for warning in link.warnings)
-        missing = tuple(f"{node.name} was not measured: {node.reason}" for node in cluster.missing)
-    return Measured(
-        task=task,
-        model=spec,
-        calibrations=calibrations,
-        reports=reports,
-        refused=refused,
-        links=links,
-        link_errors=link_errors,
-        warnings=warnings + missing,
-    )
-
-
-def judge_reports(
-    reports: Mapping[str, WorkerReport], *, canaries: int
-) -> tuple[dict[str, WorkerReport], dict[str, str]]:
-    """(trusted, refused with the reason): the first node by name that agrees with itself is the others' reference."""
-    trusted: dict[str, WorkerReport] = {}
-    refused: dict[str, str] = {}
-    for name in sorted(reports):
-        reference = next(iter(trusted), "")
-        verdict = check_canaries(
-            reports[name],
-            node=name,
-            reference=trusted.get(reference),
-            reference_node=reference,
-            expected=canaries,
-        )
-        if verdict.trusted:
-            trusted[name] = reports[name]
-        else:
-            message, fix = refusal(name, verdict)
-            refused[name] = f"{message}\n  fix: {fix}"
-    return trusted, refused
-
-
-def _samples(request: CurateRequest, source: ModelSource | None) -> list[bytes]:
-    """Rows to measure on: as long as the input's, or of many lengths where there is none."""
-    if request.inputs:
-        from realign_cluster.coordinator.estimate import estimate  # loads pyarrow
-
-        found = estimate(request, source.folder if source is not None else None)
-        lengths = role_lengths(found.first_rows, request.kinds, request.fields)
-    else:
-        lengths = [dict.fromkeys(roles_needed(request.kinds), size) for size in ROLE_BYTES for _ in range(8)]
-    return make_samples(lengths, request.fields)
-
-
-async def _links(cluster: Cluster) -> tuple[tuple[StoredLink, ...], tuple[str, ...]]:
-    links: list[StoredLink] = []
-    errors: list[str] = []
-    for one, other, report in await cluster.links():
-        if report.error:
-            errors.append(f"link {one} - {other}: {report.error}")
-            continue
-        links.append(
-            StoredLink(
-                from_node=one,
-                to_node=other,
-                measured_at=datetime.now(UTC),
-                round_trip_seconds=report.round_trip_seconds,
-                bytes_per_second=report.bytes_per_second,
-            )
-        )
-    return tuple(links), tuple(errors)
 
 
 def _emit(measured: Measured) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, get_args
 
 import typer
@@ -14,23 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from realign_cluster.cli import task_options as options
-from realign_cluster.coordinator.cluster import connect
-from realign_cluster.coordinator.job_models import open_beside
-from realign_cluster.coordinator.planning import (
-    facts_of_model,
-    known_speeds,
-    open_calibrations,
-    open_model,
-    plan_for,
-)
-from realign_cluster.coordinator.request import CurateRequest
+from realign_cluster.coordinator.cluster_plan import plan_on_cluster
 from realign_cluster.domain.group import Sharding
-from realign_cluster.domain.job import Fields, bytes_beside
+from realign_cluster.domain.job import Fields
 from realign_cluster.domain.memory import gib
 from realign_cluster.domain.plan import NodePlan, Plan
 from realign_cluster.domain.plan_reasons import duration
 from realign_cluster.domain.skew import parse_allowed
-from realign_cluster.store.calibrations import task_of
 
 if TYPE_CHECKING:
     from realign_cluster.coordinator.estimate import Estimate
@@ -108,7 +95,7 @@ def command(
         shard=options.one_of(shard, get_args(Sharding), "--shard"),
     )
     plan, found = asyncio.run(
-        plan_scoring(request, hostfile, discover=discover, min_nodes=min_nodes, allow_skew=parse_allowed(allow_skew))
+        plan_on_cluster(request, hostfile, discover=discover, min_nodes=min_nodes, allow_skew=parse_allowed(allow_skew))
     )
     if json:
         options.emit("plan", plan.to_json())
@@ -118,26 +105,6 @@ def command(
         (show_table if console.is_terminal else show_lines)(plan, console)
         _show_rest(plan, found, console)
     return REFUSED if plan.approach == "refused" else 0
-
-
-async def plan_scoring(
-    request: CurateRequest, hostfile: Path | None, *, discover: bool, min_nodes: int | None, allow_skew: frozenset[str]
-) -> tuple[Plan, Estimate]:
-    from realign_cluster.coordinator.estimate import estimate  # loads pyarrow, which no other command needs
-
-    spec, source = await asyncio.to_thread(open_model, request.model)
-    folder = source.folder if source is not None else None
-    found = await asyncio.to_thread(estimate, request, folder)
-    beside, _ = await asyncio.to_thread(open_beside, request)
-    task = task_of(request.job(spec, beside))
-    async with connect(hostfile, discover=discover, min_nodes=min_nodes, allow_skew=allow_skew) as cluster:
-        named = [(str(link.name), link.info) for link in cluster.nodes]
-        with contextlib.closing(open_calibrations(cluster.home)) as store:
-            known = known_speeds(store, named, model_hash=spec.shape, task=task, now=datetime.now(UTC))
-        backend = cluster.hostfile.backend if cluster.hostfile is not None else "any"
-        work = found.work(request, backend=backend)
-        work = replace(work, beside_bytes=bytes_beside(spec, beside))
-        return plan_for(cluster, facts_of_model(spec, folder), work, known), found
 
 
 def _summary(plan: Plan, found: Estimate) -> dict[str, object]:

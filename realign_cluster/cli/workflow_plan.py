@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from realign_cluster.cli.plan import plan_scoring
 from realign_cluster.cli.plan_train import plan_of
 from realign_cluster.cli.train_asked import TrainAsked
+from realign_cluster.coordinator.cluster_plan import plan_on_cluster
 from realign_cluster.coordinator.request import CurateRequest
 from realign_cluster.coordinator.workflow_record import data_files, model_path
 from realign_cluster.domain.gate import Gate
@@ -212,7 +212,7 @@ async def _scoring(
         chat=config.model.chat,
         max_tokens=config.model.max_tokens,
     )
-    plan, _ = await plan_scoring(request, hostfile, discover=discover, min_nodes=None, allow_skew=frozenset())
+    plan, _ = await plan_on_cluster(request, hostfile, discover=discover, min_nodes=None, allow_skew=frozenset())
     seconds = plan.expected_seconds
     return Cost(
         title=title,

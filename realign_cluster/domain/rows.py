@@ -32,7 +32,7 @@ class BadField(ValueError):
     """A field that cannot play its role: `field` is its path as the user gave it, `message` what is wrong with it."""
 
     def __init__(self, field: str, message: str) -> None:
-        super().__init__(f"{field}: {message}")
+        super().__init__(f"{field}: {message}" if field else message)
         self.field = field
         self.message = message
 

@@ -13,7 +13,8 @@ import pytest
 from rich.console import Console
 
 from realign_cluster.cli import calibrate, plan
-from realign_cluster.cli.calibrate import best_batch_text, judge_reports
+from realign_cluster.cli.calibrate import best_batch_text
+from realign_cluster.coordinator.calibrate import judge_reports
 from realign_cluster.domain.memory import GIB, model_facts
 from realign_cluster.domain.plan_facts import NodeFacts, WorkFacts
 from realign_cluster.domain.planner import plan_scoring

@@ -21,7 +21,14 @@ DOCUMENTS = [
     *ROOT.glob("*.md"),
     *(
         ROOT / name
-        for name in ("docs/training.md", "hostfiles/README.md", "benchmarks/README.md", "examples/README.md")
+        for name in (
+            "docs/training.md",
+            "docs/training_metrics.md",
+            "docs/hardware_calibrator.md",
+            "hostfiles/README.md",
+            "benchmarks/README.md",
+            "examples/README.md",
+        )
     ),
 ]
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
