@@ -89,10 +89,10 @@ def cut_window(
 
     `lengths` are the text bytes of each row, `sizes` its raw bytes (default: `lengths`). `groups` is a number shared by
     rows that begin with the same text, `prefixes` the bytes of that text (default: none is shared), `added` what
-    every row costs besides (`drawn_cost`). Rows of a group stay next to each other, in the place of the group's longest row, and only the first of them in a unit pays for
-    the prefix. Sorting is stable, so equal inputs give equal units. Every row is in exactly one unit. A unit ends
-    before `unit_cost`, `max_rows` or `max_bytes` would be passed; a single row that passes one alone is a unit of its
-    own.
+    every row costs besides (`drawn_cost`). Rows of a group stay next to each other, in the place of the group's longest
+    row, and only the first of them in a unit pays for the prefix. Sorting is stable, so equal inputs give equal units.
+    Every row is in exactly one unit. A unit ends before `unit_cost`, `max_rows` or `max_bytes` would be passed; a
+    single row that passes one alone is a unit of its own.
     """
     length = np.asarray(lengths, dtype=np.int64)
     if not len(length):

@@ -56,5 +56,5 @@ def _difference(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if len(lines) < 2:
         return f"{type(error).__name__}: {error}"
-    shown, more = lines[1 : 1 + LISTED_DIFFERENCES], len(lines) - 1 - LISTED_DIFFERENCES
+    shown, more = sorted(lines[1:])[:LISTED_DIFFERENCES], len(lines) - 1 - LISTED_DIFFERENCES
     return "; ".join(shown) + (f" (and {more} more)" if more > 0 else "")

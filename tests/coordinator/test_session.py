@@ -77,7 +77,9 @@ async def greeted(tmp_path: Path) -> AsyncIterator[Greet]:
             home=home,
         )
         inbox: Inbox = asyncio.Queue()
-        session = Session(address, hello=pb.Hello(), prepare=pb.Prepare(), sources=(() if model is None else (model,)), inbox=inbox)
+        session = Session(
+            address, hello=pb.Hello(), prepare=pb.Prepare(), sources=(() if model is None else (model,)), inbox=inbox
+        )
         tasks.append(asyncio.create_task(session.run()))
         return session, inbox
 
