@@ -28,7 +28,7 @@ def put_adapter(model: nn.Module, folder: Path, spec: ModelSpec, *, model_name: 
         raise JobRefused("adapter", error.message + f"\n  fix: {error.fix}") from error
     if found.hash != spec.hash:
         raise JobRefused(
-            "adapter",
+            "model_hash",
             f"the adapter in {folder} has the hash {found.hash}, the run's adapter {spec.name} has {spec.hash}\n"
             "  fix: delete that folder; the node asks for it again",
         )

@@ -18,6 +18,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import KVCache, RotatingKVCache
 
+from realign_cluster.domain.batching import UNIT_SEQUENCES
 from realign_cluster.domain.job import Sampling
 from realign_cluster.scoring.draw import Drawn, Floats, draw, draw_on_cpu, uniforms
 from realign_cluster.scoring.forward import Shape, Work
@@ -26,7 +27,7 @@ from realign_cluster.scoring.sample import Draft, Finish, Sample
 from realign_cluster.scoring.text import TextDecoder
 
 TAKE_PADDING = (KVCache, RotatingKVCache)  # others (recurrent states) would remember it: prompts go in one by one
-SEQUENCES = 32  # drawn from at once at most; mlx-lm's own choice
+SEQUENCES = 2 * UNIT_SEQUENCES  # at once at most, where memory takes them: whole units go in one batch
 
 
 @dataclass(slots=True, kw_only=True)
