@@ -21,7 +21,7 @@ from mlx_lm.models.cache import KVCache, RotatingKVCache
 from realign_cluster.domain.batching import UNIT_SEQUENCES
 from realign_cluster.domain.job import Sampling
 from realign_cluster.scoring.draw import Drawn, Floats, draw, draw_on_cpu, uniforms
-from realign_cluster.scoring.forward import Shape, Work
+from realign_cluster.scoring.forward import LOG_PROBABILITIES, Shape, Work
 from realign_cluster.scoring.head import SplitModel
 from realign_cluster.scoring.sample import Draft, Finish, Sample
 from realign_cluster.scoring.text import TextDecoder
@@ -86,6 +86,24 @@ class Generator:
                 for at, sequence in waiting:
                     found[at].append(self._sample(sequence))
         return found
+
+    def replay(self, answers: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Floats]:
+        """Log-probabilities (nats) of the tokens of given answers to prompts, all in one batch, a token at a time as
+        when they are drawn. What another way of computing gives for them is what it can be checked by.
+        """
+        longest = max(len(answer) for _, answer in answers)
+        found = np.zeros((longest, len(answers)), dtype=np.float32)
+        rows = np.arange(len(answers), dtype=np.int32)
+        with self._split.kernels() if self._on_cpu else nullcontext():
+            cache = self._prefill([tuple(prompt) for prompt, _ in answers], Work(), lambda: None)
+            tokens = mx.array([prompt[-1] for prompt, _ in answers], dtype=mx.int32)
+            for at in range(longest):
+                logits = self._split.logits(self._split.hidden(tokens[:, None], cache)[:, -1])
+                given = np.array([answer[at] if at < len(answer) else 0 for _, answer in answers], dtype=np.int32)
+                valuation = LOG_PROBABILITIES.on_cpu if self._on_cpu else LOG_PROBABILITIES.on_device
+                found[at] = np.array(valuation(logits, rows, given))
+                tokens = mx.array(given)
+        return [found[: len(answer), row] for row, (_, answer) in enumerate(answers)]
 
     def _numbers(self, draft: Draft, sample: int) -> Floats:
         return uniforms(draft.seed, sample, self.sampling.max_new_tokens)

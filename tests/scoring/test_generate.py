@@ -6,13 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import orjson
 import pytest
+from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache
 
-from realign_cluster.domain.job import Sampling
+from realign_cluster.coordinator.samples import make_canaries
+from realign_cluster.domain.canary import CanaryVerdict, check_canaries
+from realign_cluster.domain.job import Fields, Sampling
+from realign_cluster.scoring import generate
 from realign_cluster.scoring.model import load
-from realign_cluster.scoring.model_session import make_scorer
+from realign_cluster.scoring.model_session import ModelSession, make_scorer
 from realign_cluster.scoring.scorer import Scorer
 from tests.scoring.making import make_job, score
 from tests.scoring.reference import Reference
@@ -46,8 +51,6 @@ def greedy(reference: Reference, ids: list[int], count: int, ends: set[int]) -> 
     drawn: list[int] = []
     total = 0.0
     while len(drawn) < count:
-        import mlx.core as mx
-
         logits = np.array(reference.model(mx.array([ids + drawn]))[0, -1].astype(mx.float32)).astype(np.float64)
         token = int(logits.argmax())
         if token in ends:
@@ -144,3 +147,21 @@ def test_what_is_drawn_goes_with_other_kinds(tiny_model: Path) -> None:
     (scored,), _ = score(scorer, [{**row, "response": sample["text"]}])
     assert scored["loglik"]["tokens"] == sample["tokens"]
     assert scored["loglik"]["sum"] == pytest.approx(sample["logprob_sum"], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["tiny", "gemma3_text", "mamba"])
+def test_a_node_that_draws_wrongly_is_found_at_join(
+    name: str, model_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its canaries, read and drawn, agree; not so where a recurrent model is given padding."""
+    folder = model_folder(name)
+    canaries = make_canaries(("generate",), Fields())
+    job = make_job(folder, "generate", chat="plain", canaries=canaries, sampling=Sampling(max_new_tokens=4))
+
+    def verdict() -> CanaryVerdict:
+        session = ModelSession(job, load(folder, job), measure="none", samples=(), phase=lambda *_: None)
+        return check_canaries(session.report, node="alpha", expected=len(canaries))
+
+    assert verdict().trusted, verdict().problems
+    monkeypatch.setattr(generate, "TAKE_PADDING", (KVCache, RotatingKVCache, ArraysCache))
+    assert verdict().trusted == (name != "mamba")
