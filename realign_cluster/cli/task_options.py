@@ -49,32 +49,25 @@ ReferenceModel = Annotated[
     str | None, typer.Option(help="kl: model folder or hub id to compare with. Default: --model without --adapter.")
 ]
 ReferenceAdapter = Annotated[str | None, typer.Option(help="kl: adapter on the reference.")]
-SAMPLING = "generate"
 Temperature = Annotated[
     float | None,
-    typer.Option(help="generate: 0 takes the most likely token. Default: 1.", rich_help_panel=SAMPLING),
+    typer.Option(help="generate: 0 takes the most likely token. Default: 1."),
 ]
 TopP = Annotated[
     float | None,
-    typer.Option(help="generate: draw from the most likely tokens of this mass together.", rich_help_panel=SAMPLING),
+    typer.Option(help="generate: draw from the most likely tokens of this mass together."),
 ]
-TopK = Annotated[
-    int | None, typer.Option(help="generate: draw from so many most likely tokens; 0: all.", rich_help_panel=SAMPLING)
-]
-MaxNewTokens = Annotated[
-    int | None, typer.Option(help="generate: longest answer in tokens. Default: 256.", rich_help_panel=SAMPLING)
-]
+TopK = Annotated[int | None, typer.Option(help="generate: draw from so many most likely tokens; 0: all.")]
+MaxNewTokens = Annotated[int | None, typer.Option(help="generate: longest answer in tokens. Default: 256.")]
 Stop = Annotated[
     list[str] | None,
-    typer.Option(help="generate: an answer ends before this text; may be repeated.", rich_help_panel=SAMPLING),
+    typer.Option(help="generate: an answer ends before this text; may be repeated."),
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(help="generate: a row's answers follow from it and its row_id. Default: 0.", rich_help_panel=SAMPLING),
+    typer.Option(help="generate: a row's answers follow from it and its row_id. Default: 0."),
 ]
-Samples = Annotated[
-    int | None, typer.Option(help="generate: answers to each row. Default: 1.", rich_help_panel=SAMPLING)
-]
+Samples = Annotated[int | None, typer.Option(help="generate: answers to each row. Default: 1.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N rows.")]
 Reproducible = Annotated[bool, typer.Option("--reproducible", help="As `curate --reproducible`: slower.")]
 Shard = Annotated[

@@ -162,8 +162,8 @@ def open_session(
     place: Place | None = None,
     others: Iterable[ModelSource] = (),
 ) -> Session:
-    """`others`: what the job names besides its model. `environment` and `nice` are the job's: they go before what the hostfile says of the node. `place`: in a group
-    that holds the model.
+    """`others`: what the job names besides its model. `environment` and `nice` are the job's: they go before what the
+    hostfile says of the node. `place`: in a group that holds the model.
     """
     limited = (
         job.model_copy(update={"memory_limit_bytes": address.memory_limit_bytes}) if address.memory_limit_bytes else job

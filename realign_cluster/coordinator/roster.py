@@ -12,7 +12,8 @@ from realign_cluster.rpc.pb import common_pb2 as common
 State = Literal["connecting", "loading", "measuring", "ready", "restarting", "lost", "set aside", "refused"]
 USABLE: frozenset[State] = frozenset({"loading", "measuring", "ready", "restarting"})
 GONE: frozenset[State] = frozenset({"set aside", "refused"})
-FAULTS_OF_THE_JOB = frozenset({"memory", "load", "chat", "model"})  # refusals that no other node would put right
+# refusals that no other node would put right
+FAULTS_OF_THE_JOB = frozenset({"memory", "load", "chat", "model", "adapter", "reference"})
 
 
 @dataclass(slots=True, kw_only=True)

@@ -17,7 +17,9 @@ UNIT_COST = 2048.0  # token equivalents (row_cost) a unit aims at
 UNIT_ROWS = 256
 UNIT_BYTES = 4 * 1024 * 1024  # raw row bytes; a unit travels in one message
 NOOP_TOKENS_PER_BYTE = 1 / 32  # what a score without a model does to a byte, in a model's tokens: it parses it
-DRAWN_TOKEN = 4.0  # PLACEHOLDER
+# What a drawn token costs in tokens that are read. benchmarks/generate_speed.py prints it for a model and a machine;
+# all that depends on it is how long prompts weigh against long answers.
+DRAWN_TOKEN = 8.0
 UNIT_SEQUENCES = 32  # answers that a unit aims at, so that a worker draws for many at once
 ATTENTION_TOKENS = 16384.0  # length at which attention costs as much as the rest of a forward pass
 
@@ -89,10 +91,10 @@ def cut_window(
 
     `lengths` are the text bytes of each row, `sizes` its raw bytes (default: `lengths`). `groups` is a number shared by
     rows that begin with the same text, `prefixes` the bytes of that text (default: none is shared), `added` what
-    every row costs besides (`drawn_cost`). Rows of a group stay next to each other, in the place of the group's longest row, and only the first of them in a unit pays for
-    the prefix. Sorting is stable, so equal inputs give equal units. Every row is in exactly one unit. A unit ends
-    before `unit_cost`, `max_rows` or `max_bytes` would be passed; a single row that passes one alone is a unit of its
-    own.
+    every row costs besides (`drawn_cost`). Rows of a group stay next to each other, in the place of the group's longest
+    row, and only the first of them in a unit pays for the prefix. Sorting is stable, so equal inputs give equal units.
+    Every row is in exactly one unit. A unit ends before `unit_cost`, `max_rows` or `max_bytes` would be passed; a
+    single row that passes one alone is a unit of its own.
     """
     length = np.asarray(lengths, dtype=np.int64)
     if not len(length):

@@ -6,8 +6,8 @@ evaluated as Python.
 
 Comparisons (also chained), `and or not in`, arithmetic (+ - * / // %), `len()`, parentheses, numbers, texts, true and
 false, lists of literals. Names are `row.FIELD` and `scores.KIND.FIELD`, further levels by `.name`, `["any key"]`,
-`[0]` or `.0`. A missing or null operand makes the outcome undefined, and so does a division by zero. Knows the shapes of the
-scores; must not know where rows come from.
+`[0]` or `.0`. A missing or null operand makes the outcome undefined, and so does a division by zero. Knows the shapes
+of the scores; must not know where rows come from.
 """
 
 from __future__ import annotations

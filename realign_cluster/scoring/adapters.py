@@ -28,7 +28,7 @@ def put_adapter(model: nn.Module, folder: Path, spec: ModelSpec, *, model_name: 
         raise JobRefused("adapter", error.message + f"\n  fix: {error.fix}") from error
     if found.hash != spec.hash:
         raise JobRefused(
-            "adapter",
+            "model_hash",
             f"the adapter in {folder} has the hash {found.hash}, the run's adapter {spec.name} has {spec.hash}\n"
             "  fix: delete that folder; the node asks for it again",
         )
@@ -56,5 +56,5 @@ def _difference(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if len(lines) < 2:
         return f"{type(error).__name__}: {error}"
-    shown, more = lines[1 : 1 + LISTED_DIFFERENCES], len(lines) - 1 - LISTED_DIFFERENCES
+    shown, more = sorted(lines[1:])[:LISTED_DIFFERENCES], len(lines) - 1 - LISTED_DIFFERENCES
     return "; ".join(shown) + (f" (and {more} more)" if more > 0 else "")

@@ -16,15 +16,18 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx_lm.models.cache import KVCache, RotatingKVCache
 
+from realign_cluster.domain.batching import UNIT_SEQUENCES
 from realign_cluster.domain.job import Sampling
 from realign_cluster.scoring.draw import Drawn, Floats, draw, draw_on_cpu, uniforms
-from realign_cluster.scoring.forward import Shape, Work
+from realign_cluster.scoring.forward import LOG_PROBABILITIES, Shape, Work
 from realign_cluster.scoring.head import SplitModel
 from realign_cluster.scoring.sample import Draft, Finish, Sample
 from realign_cluster.scoring.text import TextDecoder
 
-SEQUENCES = 32  # drawn from at once at most; mlx-lm's own choice
+TAKE_PADDING = (KVCache, RotatingKVCache)  # others (recurrent states) would remember it: prompts go in one by one
+SEQUENCES = 2 * UNIT_SEQUENCES  # at once at most, where memory takes them: whole units go in one batch
 
 
 @dataclass(slots=True, kw_only=True)
@@ -84,11 +87,29 @@ class Generator:
                     found[at].append(self._sample(sequence))
         return found
 
+    def replay(self, answers: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Floats]:
+        """Log-probabilities (nats) of the tokens of given answers to prompts, all in one batch, a token at a time as
+        when they are drawn. What another way of computing gives for them is what it can be checked by.
+        """
+        longest = max(len(answer) for _, answer in answers)
+        found = np.zeros((longest, len(answers)), dtype=np.float32)
+        rows = np.arange(len(answers), dtype=np.int32)
+        with self._split.kernels() if self._on_cpu else nullcontext():
+            cache = self._prefill([tuple(prompt) for prompt, _ in answers], Work(), lambda: None)
+            tokens = mx.array([prompt[-1] for prompt, _ in answers], dtype=mx.int32)
+            for at in range(longest):
+                logits = self._split.logits(self._split.hidden(tokens[:, None], cache)[:, -1])
+                given = np.array([answer[at] if at < len(answer) else 0 for _, answer in answers], dtype=np.int32)
+                valuation = LOG_PROBABILITIES.on_cpu if self._on_cpu else LOG_PROBABILITIES.on_device
+                found[at] = np.array(valuation(logits, rows, given))
+                tokens = mx.array(given)
+        return [found[: len(answer), row] for row, (_, answer) in enumerate(answers)]
+
     def _numbers(self, draft: Draft, sample: int) -> Floats:
         return uniforms(draft.seed, sample, self.sampling.max_new_tokens)
 
     def _batches(self, drafts: Sequence[Draft]) -> Iterable[list[tuple[int, int]]]:
-        """(draft, number of the sample), longest prompts first, as many as fit; samples of a prompt follow each other."""
+        """(draft, number of the sample), longest prompts first, as many as fit; a prompt's samples together."""
         order = sorted(range(len(drafts)), key=lambda at: (-len(drafts[at].prompt), drafts[at].prompt))
         batch: list[tuple[int, int]] = []
         room = 0
@@ -138,21 +159,33 @@ class Generator:
     def _prefill(self, prompts: Sequence[tuple[int, ...]], work: Work, progress: Callable[[], None]) -> list[Any]:
         """Caches of all tokens of the prompts but the last, one row each."""
         layers = [self._split.make_cache() for _ in prompts]
+        if not all(type(layer) in TAKE_PADDING for layer in layers[0]):
+            for prompt, own in zip(prompts, layers, strict=True):
+                self._fill(own, [prompt[:-1]], work, progress)
+            return [layer[0].merge(list(layer)) for layer in zip(*layers, strict=True)]
         cache = [layer[0].merge(list(layer)) for layer in zip(*layers, strict=True)]
         lengths = [len(prompt) - 1 for prompt in prompts]
-        longest = max(lengths)
-        work.tokens += sum(lengths)
-        work.padded += len(prompts) * longest
-        work.shapes[len(prompts), longest + 1] += 1
-        if not longest:
-            return cache
-        tokens = np.zeros((len(prompts), longest), dtype=np.int32)
-        for row, prompt in enumerate(prompts):
-            tokens[row, : lengths[row]] = prompt[:-1]
-        uneven = min(lengths) < longest
+        uneven = min(lengths) < max(lengths)
         if uneven:
             for layer in cache:
-                layer.prepare(lengths=lengths, right_padding=[longest - length for length in lengths])
+                layer.prepare(lengths=lengths, right_padding=[max(lengths) - length for length in lengths])
+        self._fill(cache, [prompt[:-1] for prompt in prompts], work, progress)
+        if uneven:
+            for layer in cache:
+                layer.finalize()
+        return cache
+
+    def _fill(
+        self, cache: list[Any], prompts: Sequence[tuple[int, ...]], work: Work, progress: Callable[[], None]
+    ) -> None:
+        """Runs the prompts through the model, zeros at the end of the shorter ones."""
+        longest = max(map(len, prompts))
+        work.tokens += sum(map(len, prompts))
+        work.padded += len(prompts) * longest
+        work.shapes[len(prompts), longest + 1] += 1
+        tokens = np.zeros((len(prompts), longest), dtype=np.int32)
+        for row, prompt in enumerate(prompts):
+            tokens[row, : len(prompt)] = prompt
         chunk = self._shape.chunk
         if len(prompts) > 1:
             chunk = max(1, min(chunk, self._shape.batch_tokens // len(prompts)))
@@ -160,10 +193,6 @@ class Generator:
             self._split.hidden(mx.array(tokens[:, start : start + chunk]), cache)
             mx.eval([layer.state for layer in cache])
             progress()
-        if uneven:
-            for layer in cache:
-                layer.finalize()
-        return cache
 
     def _step(self, tokens: Any, cache: list[Any], active: Sequence[_Sequence], at: int) -> Drawn:
         hidden = self._split.hidden(mx.array(tokens)[:, None], cache)

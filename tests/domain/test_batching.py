@@ -4,7 +4,15 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from realign_cluster.domain.batching import costs_in_order, cut_window, row_cost, row_costs
+from realign_cluster.domain.batching import (
+    UNIT_SEQUENCES,
+    costs_in_order,
+    cut_window,
+    drawn_cost,
+    row_cost,
+    row_costs,
+    unit_cost_of,
+)
 
 LENGTHS = st.lists(st.integers(0, 20_000), max_size=300)
 
@@ -97,3 +105,16 @@ def test_cost_grows_with_length_and_is_never_nothing(text_bytes, tokens_per_byte
 def test_attention_makes_one_long_row_dearer_than_two_halves():
     assert row_cost(32_000, 0.5) > 2 * row_cost(16_000, 0.5)
     assert row_cost(400, 0.5) < 2.02 * row_cost(200, 0.5)
+
+
+def test_units_of_answers_hold_as_many_as_are_drawn_at_once():
+    """Whatever the answers' length: about UNIT_SEQUENCES of them, less where prompts are long."""
+    for new_tokens in (16, 256, 2000):
+        lengths = [120] * 400
+        added = drawn_cost(new_tokens)
+        units = cut_window(lengths, 0.25, unit_cost_of(new_tokens), added=added)
+        assert sorted(int(at) for unit in units for at in unit) == list(range(400))
+        assert UNIT_SEQUENCES * 0.9 <= len(units[0]) <= UNIT_SEQUENCES * 1.1 + row_cost(120, 0.25)
+        total = sum(float(costs_in_order([120] * len(unit), 0.25, added=added).sum()) for unit in units)
+        assert abs(total - 400 * (row_cost(120, 0.25) + added)) < 1e-6 * total
+    assert cut_window([400] * 40, 0.25)[0].tolist() == cut_window([400] * 40, 0.25, unit_cost_of(0))[0].tolist()

@@ -27,6 +27,35 @@ SCORES = {
 }
 
 
+GENERATED = {
+    "generate": {
+        "samples": [{"text": "Yes. 1.5", "finish": "stop"}, {"text": "No", "finish": "length"}],
+        "seed": 7,
+        "truncated": False,
+    }
+}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'scores.generate.samples.0.finish == "stop"',
+        'scores.generate.samples[1].finish == "length" and 1.5 < scores.generate.seed',
+        'len(scores.generate.samples) == 2 and "1.5" in scores.generate.samples.0.text',
+        'scores.generate.samples.0.text != "a.1.b" and row.list.1 == "de"',
+        "not scores.generate.truncated",
+    ],
+)
+def test_keeps_by_position(text):
+    assert compile_keep_if(text, ("generate",)).decide(ROW, GENERATED) is None
+    assert compile_keep_if(text, ("generate",)).text == text
+
+
+def test_a_sample_that_is_not_there_is_undefined():
+    rule = compile_keep_if('scores.generate.samples.2.finish == "stop"', ("generate",))
+    assert rule.decide(ROW, GENERATED) == UNDEFINED
+
+
 def decide(text):
     return compile_keep_if(text, KINDS).decide(ROW, SCORES)
 

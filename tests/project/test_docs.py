@@ -23,6 +23,7 @@ DOCUMENTS = [
         ROOT / name
         for name in (
             "docs/training.md",
+            "docs/generation.md",
             "docs/training_metrics.md",
             "docs/hardware_calibrator.md",
             "hostfiles/README.md",
@@ -105,3 +106,11 @@ def test_the_guide_names_every_option_that_shapes_a_training():
     plain = {option for option in shaping if not option.startswith("--no-")}
     missing = {option for option in plain if option not in text and f"--no-{option.removeprefix('--')}" not in text}
     assert missing <= {"--beta1", "--beta2", "--eps", "--pad-to", "--evaluate-rows", "--kl-new-tokens", "--chat"}
+
+
+def test_the_page_on_answers_names_their_options():
+    text = (ROOT / "docs" / "generation.md").read_text(encoding="utf-8")
+    named = set(OPTION.findall(text))
+    assert named <= options_of(["curate"]) | {"--hostfile"}
+    assert {"--temperature", "--top-p", "--top-k", "--max-new-tokens", "--stop", "--seed", "--samples"} <= named
+    assert {"--adapter", "--reference-model", "--reference-adapter"} <= named
