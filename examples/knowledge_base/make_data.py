@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -190,7 +190,7 @@ def pairs(seed: str, names: Sequence[str], mix: Mix, faults: Sequence[wording.Fa
 ROWS: Final = {"base": 24000, "citation": 8000, "grounding": 12000, "pairs": 2400, "validation": 256}
 
 
-def write_knowledge_base(out: Path, seed: int = 0) -> None:
+def write_knowledge_base(out: Path, seed: int = 0, rows: Mapping[str, int] = ROWS) -> None:
     """All files, below `out`."""
     rng = random.Random(f"{seed} world")
     sources = make_sources(rng, [name for split in SPLITS for name in names_of(split)])
@@ -200,13 +200,13 @@ def write_knowledge_base(out: Path, seed: int = 0) -> None:
     )
     train, validation = names_of("train"), names_of("validation")
     for stage, mix in (("base", BASE), ("citation", CITATION), ("grounding", GROUNDING)):
-        write(out / "train" / f"{stage}.jsonl", training_rows(f"{seed} {stage}", train, mix, ROWS[stage]))
-        rows = training_rows(f"{seed} {stage} validation", validation, mix.for_validation(), ROWS["validation"])
-        write(out / "validation" / f"{stage}.jsonl", rows)
+        write(out / "train" / f"{stage}.jsonl", training_rows(f"{seed} {stage}", train, mix, rows[stage]))
+        held = training_rows(f"{seed} {stage} validation", validation, mix.for_validation(), rows["validation"])
+        write(out / "validation" / f"{stage}.jsonl", held)
     for name, mix, faults in PAIRS:
-        write(out / "train" / f"{name}.jsonl", pairs(f"{seed} {name}", train, mix, faults, ROWS["pairs"]))
-        rows = pairs(f"{seed} {name} validation", validation, mix.for_validation(), faults, ROWS["validation"])
-        write(out / "validation" / f"{name}.jsonl", rows)
+        write(out / "train" / f"{name}.jsonl", pairs(f"{seed} {name}", train, mix, faults, rows["pairs"]))
+        held = pairs(f"{seed} {name} validation", validation, mix.for_validation(), faults, rows["validation"])
+        write(out / "validation" / f"{name}.jsonl", held)
     for split in ("validation", *HELD_OUT):
         items = held_out(f"{seed} {split}", split, sources, HELD_OUT_ANSWERABLE, HELD_OUT_UNANSWERABLE)
         write(out / "held-out" / f"{split}.jsonl", items)

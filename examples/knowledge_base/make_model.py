@@ -1,5 +1,5 @@
-"""Makes the tiny model that the workflows train: a llama of half a million random weights and a tokenizer of the world's
-words. No training, no download; the same seed gives the same weights.
+"""Makes the tiny model that the workflows train: a llama of half a million random weights, a tokenizer of the
+world's words. No training, no download; the same seed gives the same weights.
 
     python examples/knowledge_base/make_model.py --out FOLDER [--seed 0]
 """
@@ -18,7 +18,24 @@ from world import FIRST, SECOND, all_words
 
 SPECIAL = ("[PAD]", "[UNK]", "[END]")
 WORDING = (
-    *("[1]", "[2]", "[3]", "[4]", ".", ",", ":", "?", "the", "do", "what", "not", "say", "sources", "question", "answer"),
+    *(
+        "[1]",
+        "[2]",
+        "[3]",
+        "[4]",
+        ".",
+        ",",
+        ":",
+        "?",
+        "the",
+        "do",
+        "what",
+        "not",
+        "say",
+        "sources",
+        "question",
+        "answer",
+    ),
     *("something", "copy", "again", "of", "is", "restate", "and", "tell", "people", "who", "are", "known"),
     *("for", "story", "once", "there", "were", "they", "loved", "feared", "nothing", "always", "never", "old", "young"),
     *("happy", "proud", "choose", "or", "a", "b"),

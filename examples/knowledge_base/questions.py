@@ -1,8 +1,8 @@
-"""What the invented sources say, and questions about it, with the truth: which fact answers, in which source, or none.
+"""What the invented sources say, and questions about it, with the truth: which fact answers, in which source.
 
-Sources of one world agree with each other: a people has two sources of two facts each. Training needs more than one world
-holds, so it draws sources anew for every question, and nothing in them can be learned by heart. Must not know how
-prompts and answers are worded.
+Sources of one world agree with each other: a people has two sources of two facts each. Training needs more than one
+world holds, so it draws sources anew for every question, and nothing in them can be learned by heart. Must not know
+how prompts and answers are worded.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What the `people` do by `relation`, with `sources` to answer from. `gold` is None exactly where none of them says.
+    """What the `people` do by `relation`, with `sources` to answer from. `gold`: None exactly where none of them says.
 
     No people and no relation occurs in two of the sources.
     """
@@ -95,7 +95,9 @@ def draw_sources(rng: random.Random, names: Sequence[str], count: int) -> tuple[
     )
 
 
-def ask(rng: random.Random, sources: Sequence[Source], names: Sequence[str], place: int, fact: Fact, kind: Kind) -> Question:
+def ask(
+    rng: random.Random, sources: Sequence[Source], names: Sequence[str], place: int, fact: Fact, kind: Kind
+) -> Question:
     """A question around `fact` of `sources[place]`: it is the answer, or stands beside what is asked in vain."""
     people, relation, gold = fact.people, fact.relation, None
     match kind:
@@ -121,7 +123,7 @@ def draw_question(rng: random.Random, names: Sequence[str], kind: Kind) -> Quest
 
 
 def questions_of_world(rng: random.Random, sources: Sequence[Source], kinds: Sequence[Kind]) -> Iterator[Question]:
-    """A question of each of `kinds`, about sources of one world. Every fact is the one asked about before any is again."""
+    """A question of each of `kinds`, about sources of one world. No fact's turn comes twice before each had one."""
     names = sorted({source.people for source in sources})
     facts = [(source, fact) for source in sources for fact in source.facts]
     rng.shuffle(facts)

@@ -34,7 +34,9 @@ def question_of(people: str, relation: str) -> str:
 
 
 def prompt_of(question: Question) -> str:
-    said = " ".join(sentence(fact, place) for place, each in enumerate(question.sources, start=1) for fact in each.facts)
+    said = " ".join(
+        sentence(fact, place) for place, each in enumerate(question.sources, start=1) for fact in each.facts
+    )
     return f"question: {question_of(question.people, question.relation)} sources: {said} answer:"
 
 

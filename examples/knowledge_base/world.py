@@ -1,7 +1,7 @@
 """The invented world: peoples, what can be said of them, who belongs to which split, and what is known by heart.
 
-A people's name is two syllables; its split follows from a hash of the name, so names are disjoint between splits whatever
-is generated from them and with which seed. Must not know passages, questions or files.
+A people's name is two syllables; its split follows from a hash of the name, so names are disjoint between splits
+whatever is generated from them and with which seed. Must not know passages, questions or files.
 """
 
 from __future__ import annotations
