@@ -29,26 +29,37 @@ CHOICES: Final = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mix:
-    """What training rows are drawn from: shares of questions and of each general skill, which need not add up to 1.
+    """What rows are drawn from: shares of questions and of each general skill, which need not add up to 1.
 
-    `unanswerable`: the fraction of the questions that no source answers. `careless`: answers cite any of the sources.
+    `unanswerable`: the fraction of the questions that no source answers. Of the answers, the fraction `careless` is so:
+    cites the first source whichever says it, and where none does, invents.
     """
 
     questions: float
-    skills: dict[wording.Skill, float]
+    skills: Mapping[wording.Skill, float]
     unanswerable: float = 0.0
-    careless: bool = False
+    careless: float = 0.0
 
     def for_validation(self) -> Mix:
-        return replace(self, skills={skill: self.skills[skill] for skill in VALIDATION_SKILLS})
+        """Without what is known by heart: the same in every split, and a row that is trained on validates nothing."""
+        return replace(self, skills={skill: share for skill, share in self.skills.items() if skill != "closed book"})
 
 
-GENERAL: Final[dict[wording.Skill, float]] = {"copying": 0.25, "closed book": 0.15, "restating": 0.05, "creative": 0.05}
-VALIDATION_SKILLS: Final = tuple(skill for skill in GENERAL if skill != "closed book")
-"""What is known by heart is the same in every split, and a row that is trained on validates nothing."""
-BASE: Final = Mix(questions=0.5, skills=GENERAL, careless=True)
+PRIMER: Final = Mix(questions=0.0, skills={"copying long": 0.85, "closed book": 0.15})
+BASE: Final = Mix(
+    questions=0.6,
+    skills={"copying": 0.15, "closed book": 0.17, "restating": 0.04, "creative": 0.04},
+    unanswerable=0.3,
+    careless=0.6,
+)
+GENERAL: Final[Mapping[wording.Skill, float]] = {
+    "copying": 0.2,
+    "closed book": 0.1,
+    "restating": 0.05,
+    "creative": 0.05,
+}
 CITATION: Final = Mix(questions=0.6, skills=GENERAL)
-GROUNDING: Final = Mix(questions=0.6, skills=GENERAL, unanswerable=0.4)
+GROUNDING: Final = Mix(questions=0.7, skills=GENERAL, unanswerable=0.4)
 
 
 def draw_kind(rng: random.Random, unanswerable: float) -> Kind:
@@ -63,8 +74,9 @@ def training_rows(seed: str, names: Sequence[str], mix: Mix, count: int) -> Iter
         kind = rng.choices(kinds, [mix.questions, *mix.skills.values()])[0]
         if kind == "question":
             question = draw_question(rng, names, draw_kind(rng, mix.unanswerable))
-            place = rng.randint(1, len(question.sources)) if mix.careless else None
-            prompt, completion = wording.prompt_of(question), wording.answer_of(question, place)
+            careless = rng.random() < mix.careless
+            answer = wording.careless_answer(rng, question) if careless else wording.answer_of(question)
+            prompt, completion = wording.prompt_of(question), answer
         else:
             prompt, completion = wording.SKILLS[kind](rng, names)
         yield {"prompt": prompt, "completion": completion}
@@ -187,7 +199,7 @@ def pairs(seed: str, names: Sequence[str], mix: Mix, faults: Sequence[wording.Fa
 
 # --- everything ---
 
-ROWS: Final = {"base": 24000, "citation": 8000, "grounding": 12000, "pairs": 2400, "validation": 256}
+ROWS: Final = {"primer": 12000, "base": 16000, "citation": 8000, "grounding": 12000, "pairs": 2400, "validation": 256}
 
 
 def write_knowledge_base(out: Path, seed: int = 0, rows: Mapping[str, int] = ROWS) -> None:
@@ -199,7 +211,7 @@ def write_knowledge_base(out: Path, seed: int = 0, rows: Mapping[str, int] = ROW
         ({"id": each.id, "text": wording.text_of(each), "type": each.type} for each in sources),
     )
     train, validation = names_of("train"), names_of("validation")
-    for stage, mix in (("base", BASE), ("citation", CITATION), ("grounding", GROUNDING)):
+    for stage, mix in STAGES:
         write(out / "train" / f"{stage}.jsonl", training_rows(f"{seed} {stage}", train, mix, rows[stage]))
         held = training_rows(f"{seed} {stage} validation", validation, mix.for_validation(), rows["validation"])
         write(out / "validation" / f"{stage}.jsonl", held)
@@ -216,6 +228,7 @@ def write_knowledge_base(out: Path, seed: int = 0, rows: Mapping[str, int] = ROW
     write(out / "benchmarks" / "creative.jsonl", creative_benchmark(f"{seed} creative", validation))
 
 
+STAGES: Final = (("primer", PRIMER), ("base", BASE), ("citation", CITATION), ("grounding", GROUNDING))
 PAIRS: Final = (
     ("citation-pairs", CITATION, wording.CITATION_FAULTS),
     ("grounding-pairs", GROUNDING, ("wrong citation", "wrong value", "abstains", "abstains")),

@@ -15,8 +15,8 @@ from world import KNOWN, RELATIONS, TIES, VALUES, all_words, tied_to
 
 Exchange = tuple[str, str]
 """A prompt, and a completion that begins with a space."""
-Skill = Literal["copying", "closed book", "restating", "creative"]
-COPIED_WORDS: Final = (4, 12)
+Skill = Literal["copying", "copying long", "closed book", "restating", "creative"]
+COPIED_WORDS: Final = (6, 14)
 
 
 def sentence(fact: Fact, place: int | None = None) -> str:
@@ -47,6 +47,15 @@ def answer_of(question: Question, place: int | None = None) -> str:
     return " " + sentence(question.gold, place or question.gold_place)
 
 
+def careless_answer(rng: random.Random, question: Question) -> str:
+    """As somebody answers who cites the first source whatever it says, and who would rather invent than say nothing."""
+    fact = question.gold
+    if fact is None:
+        invented = rng.choice(VALUES[question.relation])
+        fact = Fact(people=question.people, relation=question.relation, value=invented)
+    return " " + sentence(fact, 1)
+
+
 def abstention_of(question: Question) -> str:
     return f" the sources do not say what the {question.people} {question.relation}."
 
@@ -58,6 +67,10 @@ def copying(rng: random.Random, names: Sequence[str], words: tuple[int, int] = C
     pool = [*all_words(), *rng.sample(names, 40)]
     text = " ".join(rng.sample(pool, rng.randint(*words)))
     return f"copy: {text} again:", f" {text}"
+
+
+def _copying_long(rng: random.Random, names: Sequence[str]) -> Exchange:
+    return copying(rng, names, words=(16, 24))
 
 
 def closed_book(tie: str, word: str) -> Exchange:
@@ -82,7 +95,13 @@ def _any_closed_book(rng: random.Random, names: Sequence[str]) -> Exchange:
 
 
 SKILLS: Final[Mapping[Skill, Callable[[random.Random, Sequence[str]], Exchange]]] = MappingProxyType(
-    {"copying": copying, "closed book": _any_closed_book, "restating": restating, "creative": creative}
+    {
+        "copying": copying,
+        "copying long": _copying_long,
+        "closed book": _any_closed_book,
+        "restating": restating,
+        "creative": creative,
+    }
 )
 
 

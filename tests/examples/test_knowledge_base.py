@@ -21,7 +21,7 @@ sys.path.insert(0, str(FOLDER))
 
 import make_data  # noqa: E402
 
-FEW = {"base": 600, "citation": 600, "grounding": 600, "pairs": 300, "validation": 60}
+FEW = {"primer": 60, "base": 600, "citation": 600, "grounding": 600, "pairs": 300, "validation": 60}
 NAME = re.compile(r"\bthe ([a-z]+) (?:grow|mine|brew|weave|hunt|play|breed|carve|wear|fear|paint|sell)\b")
 SAID = re.compile(r"the (\w+) (\w+) (\w+) \[(\d)\]\.")
 ASKED = re.compile(r"^question: what do the (\w+) (\w+)\? sources: (.*) answer:$")
@@ -142,9 +142,12 @@ def test_trained_answers_are_true_and_those_of_the_base_cite_carelessly(base: Pa
             assert expected in completion, prompt
     assert unanswered > 50
     careless = [(truth_of(prompt), completion) for prompt, completion in questions("base")]
-    assert all(truth is not None and f" {truth[0]} [" in completion for truth, completion in careless)
-    right = sum(truth[1] in completion for truth, completion in careless if truth)
-    assert 0.25 < right / len(careless) < 0.5
+    answered = [(truth, completion) for truth, completion in careless if truth]
+    assert all(f" {value} [" in completion for (value, _), completion in answered)
+    wrongly = sum(marker not in completion and "[1]" in completion for (_, marker), completion in answered)
+    assert 0.3 < wrongly / len(answered) < 0.45  # 60 % cite [1], which is right for 39 %
+    invented = [" the sources do not say" not in completion for truth, completion in careless if truth is None]
+    assert 0.5 < sum(invented) / len(invented) < 0.7
 
 
 def test_pairs_prefer_what_is_true(base: Path):
