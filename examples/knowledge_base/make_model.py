@@ -72,7 +72,7 @@ def config() -> dict[str, object]:
         "num_key_value_heads": 4,
         "max_position_embeddings": 512,
         "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
+        "rope_theta": 100.0,
         "vocab_size": len(vocabulary()),
         "eos_token_id": SPECIAL.index("[END]"),
         "pad_token_id": SPECIAL.index("[PAD]"),
