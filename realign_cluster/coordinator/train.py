@@ -174,6 +174,7 @@ class _Sitting:
             parts=PartStore(run, sessions),
             shares=ShareWatch(fixed=job.reproducible),
             board=board,
+            welcome=planner.welcome,
             replan=planner.again,
             note=self._dashboard.note,
             show=lambda engine: self._dashboard.update(board.snapshot(stopping=self._stop.asked)),

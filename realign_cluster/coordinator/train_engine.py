@@ -44,6 +44,7 @@ from realign_cluster.domain.liveness import Liveness
 from realign_cluster.domain.recovery import Recovery
 from realign_cluster.domain.recovery_codec import encode
 from realign_cluster.domain.world import StatePart, WorldPlan
+from realign_cluster.rpc.pb import common_pb2 as common
 from realign_cluster.rpc.pb import node_pb2 as pb
 from realign_cluster.store.train_ledger import Measurement, StepRecord
 
@@ -69,8 +70,8 @@ class _Batch:
 
 
 class TrainEngine:
-    """Runs one sitting of a training run, from Opened to Finish. `replan` answers with a plan or with why there is
-    none.
+    """Runs one sitting of a training run, from Opened to Finish. `welcome` hears of every node that is there; `replan`
+    answers with a plan or with why there is none.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class TrainEngine:
         parts: PartStore,
         shares: ShareWatch,
         board: RankBoard,
+        welcome: Callable[[NodeName, common.NodeInfo], None],
         replan: Callable[[tuple[NodeName, ...]], WorldPlan | str],
         note: Callable[[str, Level], None],
         show: Callable[[TrainEngine], None],
@@ -95,6 +97,7 @@ class TrainEngine:
         self._inbox = inbox
         self._parts = parts
         self.board = board
+        self._welcome = welcome
         self._replan = replan
         self._note = note
         self._show = show
@@ -187,6 +190,7 @@ class TrainEngine:
         match report:
             case Connected(info=info):
                 self._liveness.watch(node, now)
+                self._welcome(node, info)
                 self.board.connected(node, info)
             case Disconnected(reason=reason):
                 self.board.disconnected(node, reason)
