@@ -275,18 +275,14 @@ class _Sitting:
         return job.model_copy(update={"blas_threads": 1, "blas_core_type": core_type})
 
     def _checkpoints(self) -> tuple[StatePart, ...]:
-        """Parts of the checkpoints in the run folder that are whole; what is damaged is said and left out. What was
-        given up goes: a sitting that was killed may have left it.
+        """Parts of the checkpoints in the run folder that may be started from; what is damaged is said and left out.
+        What was given up goes: a sitting that was killed may have left it.
         """
-        found: list[StatePart] = []
         self._run.checkpoints.forget(self._run.memory.go_backs)
-        for manifest in self._run.checkpoints.manifests():
-            verified = self._run.checkpoints.verify(manifest)
-            if isinstance(verified, RealignError):
-                self._dashboard.note(f"a checkpoint is left out: {verified}", "warning")
-            else:
-                found += manifest.parts
-        return tuple(found)
+        manifests, skipped = self._run.checkpoints.to_start_from()
+        for corrupt in skipped:
+            self._dashboard.note(f"a checkpoint is left out: {corrupt}", "warning")
+        return tuple(part for manifest in manifests for part in manifest.parts)
 
     async def _finish(self, finish: Finish) -> int:
         summary = await finish_training(self._run, finish, self._versions, note=self._dashboard.note, stop=self._stop)
