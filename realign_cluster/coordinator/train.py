@@ -27,6 +27,7 @@ from realign_cluster.coordinator.stop import Stop, StopAsked, signals
 from realign_cluster.coordinator.train_desk import TrainDesk
 from realign_cluster.coordinator.train_engine import TrainEngine
 from realign_cluster.coordinator.train_finish import finish_training
+from realign_cluster.coordinator.train_hearing import Hearing
 from realign_cluster.coordinator.train_history import read_train_history
 from realign_cluster.coordinator.train_planning import Planner, learn_speeds
 from realign_cluster.coordinator.train_record import TrainRun, open_train_run
@@ -166,17 +167,19 @@ class _Sitting:
             for address in addresses
         }
         board = RankBoard(sessions, steps=job.steps, first=run.ledger.last_step())
+        parts, shares = PartStore(run, sessions), ShareWatch(fixed=job.reproducible)
+        note = self._dashboard.note
         engine = TrainEngine(
             desk=desk,
             sessions=sessions,
             rank_hosts=rank_hosts(cluster.hostfile, addresses),
             inbox=inbox,
-            parts=PartStore(run, sessions),
-            shares=ShareWatch(fixed=job.reproducible),
+            hearing=Hearing(parts=parts, shares=shares, board=board, welcome=planner.welcome, note=note),
+            parts=parts,
+            shares=shares,
             board=board,
-            welcome=planner.welcome,
             replan=planner.again,
-            note=self._dashboard.note,
+            note=note,
             show=lambda engine: self._dashboard.update(board.snapshot(stopping=self._stop.asked)),
             interrupted=lambda: self._stop.asked,
         )
