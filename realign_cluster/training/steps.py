@@ -115,7 +115,9 @@ class Training:
             squared = of_first(squared, context.replicas)
         norm = math.sqrt(float(np.array(squared)))
         metrics = mean_metrics(job.method, np.array(sums.metrics).tolist())
-        rate = learning_rate(job.optimizer, step, job.steps) * context.orders.spec.learning_rate_factor
+        spec = context.orders.spec
+        start = spec.schedule_start if job.needs_reference else 0  # without a beta only a lower rate helps
+        rate = learning_rate(job.optimizer, step, job.steps, start) * spec.learning_rate_factor
         require_finite(metrics, f"step {step + 1}", step, rows)
         try:
             self._optimizer.step(sums.gradients, norm=norm, learning_rate=rate)
