@@ -12,8 +12,8 @@ def learning_rate(settings: OptimizerSettings, step: int, steps: int, start: int
     """For the step that is taken when `step` are done (the first has 0) of `steps` in all.
 
     Warm-up is linear and reaches the full rate with step `warmup_steps`. The schedule begins there and gets to
-    `final_fraction` of the rate when all steps are done, so that the last of them is not wasted on a rate of 0. It begins
-    anew, over the steps that are left, when `start` are done.
+    `final_fraction` of the rate when all steps are done, so that the last of them is not wasted on a rate of 0. Or it
+    begins anew when `start` are done, over the steps that are left.
     """
     if step < settings.warmup_steps:
         return settings.learning_rate * ((step + 1) / settings.warmup_steps)
