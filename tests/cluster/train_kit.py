@@ -223,7 +223,7 @@ def lives(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def held(pid: int) -> Iterator[None]:
+def held(pid: int, seconds: float = 1.5) -> Iterator[None]:
     """Within this the process gets nowhere. It runs for a moment now and then: its daemon kills what stands still."""
     over = threading.Event()
 
@@ -231,7 +231,7 @@ def held(pid: int) -> Iterator[None]:
         with contextlib.suppress(ProcessLookupError):
             while not over.wait(0.005):
                 os.kill(pid, signal.SIGSTOP)
-                over.wait(1.5)
+                over.wait(seconds)
                 os.kill(pid, signal.SIGCONT)
 
     holding = threading.Thread(target=hold)
