@@ -140,7 +140,7 @@ class PartStore:
 
 
 def manifest_of(run: TrainRun, step: int, parts: Sequence[StatePart]) -> CheckpointManifest:
-    """With what the ledger says of the checkpoint. What was measured on a course that was given up counts for nothing."""
+    """With what the ledger says of it. What was measured on a course that was given up counts for nothing."""
     losses = {
         at: body["metrics"]["loss"]
         for at, body in _measured(run, "evaluated", step).items()

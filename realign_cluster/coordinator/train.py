@@ -27,6 +27,7 @@ from realign_cluster.coordinator.stop import Stop, StopAsked, signals
 from realign_cluster.coordinator.train_desk import TrainDesk
 from realign_cluster.coordinator.train_engine import TrainEngine
 from realign_cluster.coordinator.train_finish import finish_training
+from realign_cluster.coordinator.train_hearing import Hearing
 from realign_cluster.coordinator.train_history import read_train_history
 from realign_cluster.coordinator.train_planning import Planner, learn_speeds
 from realign_cluster.coordinator.train_record import TrainRun, open_train_run
@@ -174,16 +175,19 @@ class _Sitting:
             for address in addresses
         }
         board = RankBoard(sessions, steps=job.steps, first=run.ledger.last_step())
+        parts, shares = PartStore(run, sessions), ShareWatch(fixed=job.reproducible)
+        note = self._dashboard.note
         engine = TrainEngine(
             desk=desk,
             sessions=sessions,
             rank_hosts=rank_hosts(cluster.hostfile, addresses),
             inbox=inbox,
-            parts=PartStore(run, sessions),
-            shares=ShareWatch(fixed=job.reproducible),
+            hearing=Hearing(parts=parts, shares=shares, board=board, welcome=planner.welcome, note=note),
+            parts=parts,
+            shares=shares,
             board=board,
             replan=planner.again,
-            note=self._dashboard.note,
+            note=note,
             show=lambda engine: self._dashboard.update(board.snapshot(stopping=self._stop.asked)),
             interrupted=lambda: self._stop.asked,
         )
@@ -282,18 +286,14 @@ class _Sitting:
         return job.model_copy(update={"blas_threads": 1, "blas_core_type": core_type})
 
     def _checkpoints(self) -> tuple[StatePart, ...]:
-        """Parts of the checkpoints in the run folder that are whole; what is damaged is said and left out. What was
-        given up goes: a sitting that was killed may have left it.
+        """Parts of the checkpoints in the run folder that may be started from; what is damaged is said and left out.
+        What was given up goes: a sitting that was killed may have left it.
         """
-        found: list[StatePart] = []
         self._run.checkpoints.forget(self._run.memory.go_backs)
-        for manifest in self._run.checkpoints.manifests():
-            verified = self._run.checkpoints.verify(manifest)
-            if isinstance(verified, RealignError):
-                self._dashboard.note(f"a checkpoint is left out: {verified}", "warning")
-            else:
-                found += manifest.parts
-        return tuple(found)
+        manifests, skipped = self._run.checkpoints.to_start_from()
+        for corrupt in skipped:
+            self._dashboard.note(f"a checkpoint is left out: {corrupt}", "warning")
+        return tuple(part for manifest in manifests for part in manifest.parts)
 
     async def _finish(self, finish: Finish) -> int:
         summary = await finish_training(self._run, finish, self._versions, note=self._dashboard.note, stop=self._stop)

@@ -1,8 +1,9 @@
-"""The loop around recovery: reports come in, the ledger has them, the state machine decides, commands go out.
+"""The loop around recovery: what was heard is decided on, the ledger has it, commands go out.
 
     report -> event -> recovery -> ledger (one commit for all that came in meanwhile) -> effects
 
-Decides nothing itself. Effects, acknowledgements among them, come only after the ledger has the event.
+`train_hearing` makes the events. Decides nothing itself. Effects, acknowledgements among them, come only after the
+ledger has the event.
 """
 
 from __future__ import annotations
@@ -15,37 +16,22 @@ from dataclasses import dataclass, field
 from typing import Any, assert_never
 
 import structlog
-from pydantic import ValidationError
 
-from realign_cluster.coordinator.inbox import (
-    Barred,
-    Connected,
-    Disconnected,
-    Happened,
-    Inbox,
-    Incoming,
-    Interrupted,
-    Left,
-    ModelProgress,
-)
+from realign_cluster.coordinator.inbox import Happened, Inbox, Incoming, Interrupted
 from realign_cluster.coordinator.part_store import PartStore
 from realign_cluster.coordinator.progress import Level
 from realign_cluster.coordinator.rank_board import RankBoard
 from realign_cluster.coordinator.share_watch import ShareWatch
 from realign_cluster.coordinator.stop import StopAsked
 from realign_cluster.coordinator.train_desk import TrainDesk
+from realign_cluster.coordinator.train_hearing import Heard, Hearing
 from realign_cluster.coordinator.training_session import TrainingSession
-from realign_cluster.domain import rank_report as r
 from realign_cluster.domain import recovery_commands as c
 from realign_cluster.domain import recovery_events as e
-from realign_cluster.domain.events import NodeLost as NodeSilent
 from realign_cluster.domain.ids import NodeName
-from realign_cluster.domain.liveness import Liveness
 from realign_cluster.domain.recovery import Recovery
 from realign_cluster.domain.recovery_codec import encode
-from realign_cluster.domain.world import StatePart, WorldPlan
-from realign_cluster.rpc.pb import node_pb2 as pb
-from realign_cluster.store.train_ledger import Measurement, StepRecord
+from realign_cluster.domain.world import WorldPlan
 
 log = structlog.get_logger()
 
@@ -57,14 +43,11 @@ REFERENCE_ROWS = 10_000  # in one message to a rank
 
 @dataclass(slots=True, kw_only=True)
 class _Batch:
-    """What came in since the last commit, and what it led to."""
+    """What was heard since the last commit, and what it led to."""
 
+    heard: Heard = field(default_factory=Heard)
     events: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
     commands: list[c.Command] = field(default_factory=list)
-    steps: list[StepRecord] = field(default_factory=list)
-    measurements: list[Measurement] = field(default_factory=list)
-    reference: list[tuple[int, float, float]] = field(default_factory=list)
-    acknowledge: dict[NodeName, tuple[int, int]] = field(default_factory=dict)  # (generation, sequence)
     memory: dict[str, Any] | None = None  # the last that is to be remembered
 
 
@@ -80,6 +63,7 @@ class TrainEngine:
         sessions: Mapping[NodeName, TrainingSession],
         rank_hosts: Mapping[NodeName, str],
         inbox: Inbox,
+        hearing: Hearing,
         parts: PartStore,
         shares: ShareWatch,
         board: RankBoard,
@@ -93,6 +77,7 @@ class TrainEngine:
         self._sessions = dict(sessions)
         self._rank_hosts = rank_hosts
         self._inbox = inbox
+        self._hearing = hearing
         self._parts = parts
         self.board = board
         self._replan = replan
@@ -101,8 +86,6 @@ class TrainEngine:
         self._interrupted = interrupted
         self._clock = clock
         self.recovery: Recovery | None = None
-        self._liveness = Liveness()
-        self._ports: dict[tuple[int, NodeName], int] = {}
         self._shares = shares
         self._tasks: set[asyncio.Task[None]] = set()
         self._finish: c.Finish | None = None
@@ -110,7 +93,6 @@ class TrainEngine:
         self._looked: float | None = None
         self._interrupts = 0
         self._go_backs = 0
-        self._cut_said = False
 
     async def run(self, opened: e.Opened) -> c.Finish:
         """Raises StopAsked when it was interrupted while there was no room to record anything."""
@@ -123,13 +105,13 @@ class TrainEngine:
             while True:
                 await self._desk.record(
                     events=batch.events,
-                    steps=batch.steps,
-                    measurements=batch.measurements,
-                    reference=batch.reference,
+                    steps=batch.heard.steps,
+                    measurements=batch.heard.measurements,
+                    reference=batch.heard.reference,
                     memory=batch.memory,
                     when_full=self._when_full,
                 )
-                for node, (generation, sequence) in batch.acknowledge.items():
+                for node, (generation, sequence) in batch.heard.acknowledge.items():
                     self._sessions[node].acknowledge_report(generation, sequence)
                 for command in batch.commands:
                     self._carry_out(command)
@@ -158,15 +140,16 @@ class TrainEngine:
             came.append(self._inbox.get_nowait())
         now = self._clock()
         batch = _Batch()
+        heard = batch.heard
         if self._looked is not None and now - self._looked > 1.0 + TICK_SECONDS:
-            self._decide(e.Stalled(at=now, gap=now - self._looked), batch)
+            heard.events.append(e.Stalled(at=now, gap=now - self._looked))
         self._looked = now
         for item in came:
             match item:
                 case Incoming(node=node, report=report):
-                    self._on_report(node, report, now, batch)
+                    self._hearing.hear(node, report, now, heard)
                 case Happened(event=event):
-                    self._decide(event, batch)
+                    heard.events.append(event)
                 case Interrupted():
                     self._interrupts += 1
                     again = "" if self._interrupts > 1 else "; again to stop at once"
@@ -174,198 +157,14 @@ class TrainEngine:
                         f"interrupted: stopping, after this step with a checkpoint if one is under way{again}",
                         "warning",
                     )
-                    self._decide(e.StopAsked(at=now), batch)
+                    heard.events.append(e.StopAsked(at=now))
                 case _:
                     raise TypeError(f"a training run heard {type(item).__name__}")
-        for fact in self._liveness.check(now):
-            if isinstance(fact, NodeSilent):
-                self._lost(fact.node, fact.reason, now, batch)
-        self._decide(e.Tick(at=now), batch)
-        return batch
-
-    def _on_report(self, node: NodeName, report: object, now: float, batch: _Batch) -> None:
-        match report:
-            case Connected(info=info):
-                self._liveness.watch(node, now)
-                self.board.connected(node, info)
-            case Disconnected(reason=reason):
-                self.board.disconnected(node, reason)
-            case Left(reason=reason):
-                self._liveness.forget(node)
-                self.board.lost(node, reason)
-                self._note(f"{node} leaves: {reason}", "info")
-                self._decide(e.NodeLost(at=now, node=node, reason=reason, clean=True), batch)
-            case Barred(message=message):
-                self._note(message, "error")
-                self._liveness.forget(node)
-                self.board.barred(node, message)
-                self._decide(e.NodeLost(at=now, node=node, reason=message, barred=True), batch)
-            case ModelProgress(sent=sent, total=total):
-                self.board.receiving(node, sent, total)
-            case pb.NodeMessage():
-                if self._liveness.silent_for(node, now) is None:
-                    return  # the rest of a stream that is over for us
-                self._liveness.heard_anything(node, now)
-                self._on_message(node, report, now, batch)
-            case _:
-                raise TypeError(f"a session reported {type(report).__name__}")
-
-    def _on_message(self, node: NodeName, message: pb.NodeMessage, now: float, batch: _Batch) -> None:
-        match message.WhichOneof("body"):
-            case "beat":
-                self.board.beat(node, message.beat)
-            case "worker_refused":
-                text = f"{node} cannot do this job: {message.worker_refused.message}"
-                self._note(text, "error")
-                self._liveness.forget(node)
-                self.board.barred(node, text)
-                self._decide(e.NodeLost(at=now, node=node, reason=text, barred=True), batch)
-            case "training_ready":
-                ready = message.training_ready
-                parts = tuple(StatePart.model_validate_json(part) for part in ready.parts)
-                generation = ready.generation if ready.running else None
-                self.board.ready(node)
-                self._decide(e.NodeReady(at=now, node=node, parts=parts, generation=generation, boot=ready.boot), batch)
-            case "rank_report":
-                self._on_rank_report(node, message.rank_report, now, batch)
-            case "rank_exited":
-                self._on_rank_exited(node, message.rank_exited, now, batch)
-            case "part_fetched":
-                part = StatePart.model_validate_json(message.part_fetched.part)
-                self._decide(
-                    self._parts.fetched(
-                        node, part, message.part_fetched.error, corrupt=message.part_fetched.corrupt, now=now
-                    ),
-                    batch,
-                )
-
-    def _on_rank_report(self, node: NodeName, message: pb.RankReport, now: float, batch: _Batch) -> None:
-        batch.acknowledge[node] = (message.generation, message.sequence)
-        try:
-            report = r.RANK_REPORT.validate_json(message.body)
-        except ValidationError as error:
-            text = f"{node} sent a report that cannot be read: {error.error_count()} faults"
-            self._decide(
-                e.RankFailed(at=now, node=node, generation=message.generation, code="report", message=text, fatal=True),
-                batch,
-            )
-            return
-        generation = message.generation
-        self.board.reported(node, generation, report)
-        self._note_down(node, generation, report, batch)
-        for event in self._events_of(node, generation, report, now):
+        for node in self._hearing.silent(now, heard):
+            self._sessions[node].start_over()
+        for event in (*heard.events, e.Tick(at=now)):
             self._decide(event, batch)
-
-    def _note_down(self, node: NodeName, generation: int, report: r.RankReport, batch: _Batch) -> None:
-        """What the ledger keeps of a report besides the events."""
-        wall = time.time()
-        body = report.model_dump(mode="json", exclude={"op"})
-        match report:
-            case r.StepDone(step=step):
-                batch.steps.append(StepRecord(step=step, generation=generation, node=node, wall=wall, body=body))
-            case r.ReferenceRows(rows=rows):
-                batch.reference += rows
-            case r.Section():
-                pass
-            case _:
-                step = getattr(report, "step", 0) if not isinstance(report, r.Kept) else report.part.step
-                batch.measurements.append(
-                    Measurement(kind=report.op, step=step, generation=generation, node=node, wall=wall, body=body)
-                )
-
-    def _events_of(self, node: NodeName, generation: int, report: r.RankReport, now: float) -> list[e.Event]:
-        match report:
-            case r.Section():
-                return [
-                    e.RankSection(
-                        at=now,
-                        node=node,
-                        generation=generation,
-                        section=report.section,
-                        step=report.step,
-                        patience_seconds=report.patience_seconds,
-                    )
-                ]
-            case r.Loaded(port=port, config=config):
-                self._ports[(generation, node)] = port
-                self._say_what_was_cut(report)
-                return [e.RankLoaded(at=now, node=node, generation=generation, config=config)]
-            case r.Joined():
-                return [e.RankJoined(at=now, node=node, generation=generation)]
-            case r.StepDone():
-                done = e.StepDone(at=now, node=node, generation=generation, step=report.step, seconds=report.seconds)
-                moved = self._shares.step(node, generation, report, now)
-                return [done] if moved is None else [done, moved]
-            case r.Kept(part=part):
-                return [e.PartKept(at=now, node=node, part=part)]
-            case r.NotKept(kind=kind, step=step, reason=reason):
-                self._note(f"{node} could not keep the {kind} of step {step}, training goes on: {reason}", "warning")
-                return []
-            case r.Evaluated(step=step, metrics=metrics):
-                loss = metrics.get("loss")
-                return [] if loss is None else [e.LossMeasured(at=now, generation=generation, step=step, loss=loss)]
-            case r.Diverged(step=step, kl=kl):
-                return [e.KlMeasured(at=now, generation=generation, step=step, kl=kl)]
-            case r.ReferenceRows():
-                return []
-            case r.Ended():
-                return [
-                    e.RankEnded(
-                        at=now,
-                        node=node,
-                        generation=generation,
-                        step=report.step,
-                        complete=report.complete,
-                        reason=report.reason,
-                        digest=report.digest,
-                    )
-                ]
-            case r.Failed():
-                message = self._parts.explain(report)
-                return [
-                    e.RankFailed(
-                        at=now,
-                        node=node,
-                        generation=generation,
-                        code=report.code,
-                        message=f"{node}: {message}",
-                        fatal=report.fatal,
-                    )
-                ]
-            case _:
-                assert_never(report)
-
-    def _say_what_was_cut(self, loaded: r.Loaded) -> None:
-        """Once: it is the same on every rank."""
-        if loaded.truncated_rows and not self._cut_said:
-            self._cut_said = True
-            self._note(
-                f"{loaded.truncated_rows:,} of {loaded.rows:,} training rows were longer than the limit and were cut;"
-                f" of {loaded.empty_rows:,} nothing is left to learn: they are left out",
-                "warning",
-            )
-
-    def _on_rank_exited(self, node: NodeName, exited: pb.RankExited, now: float, batch: _Batch) -> None:
-        if exited.sequence == 0:
-            event: e.Event = e.StartFailed(at=now, node=node, generation=exited.generation, reason=exited.reason)
-        else:
-            batch.acknowledge[node] = (exited.generation, exited.sequence)
-            event = e.RankExited(
-                at=now,
-                node=node,
-                generation=exited.generation,
-                reason=exited.reason,
-                asked=exited.asked,
-                wedged=exited.wedged,
-            )
-        self.board.exited(node, exited.generation, exited.reason, asked=exited.asked, last_lines=exited.last_lines)
-        self._decide(event, batch)
-
-    def _lost(self, node: NodeName, reason: str, now: float, batch: _Batch) -> None:
-        self._note(f"{node} is lost: {reason}", "warning")
-        self.board.lost(node, reason)
-        self._sessions[node].start_over()
-        self._decide(e.NodeLost(at=now, node=node, reason=reason), batch)
+        return batch
 
     def _decide(self, event: e.Event, batch: _Batch) -> None:
         """Also what follows at once from the answer of the planner, which is asked here: it is pure."""
@@ -404,7 +203,7 @@ class TrainEngine:
                 self.board.starting(node, spec)
                 self._sessions[node].start_rank(spec)
             case c.Go(generation=generation, nodes=nodes):
-                addresses = tuple(f"{self._rank_hosts[node]}:{self._ports[(generation, node)]}" for node in nodes)
+                addresses = tuple(f"{self._rank_hosts[node]}:{self._hearing.port(generation, node)}" for node in nodes)
                 reference = self._desk.reference()
                 for node in nodes:
                     for at in range(0, len(reference), REFERENCE_ROWS):

@@ -9,9 +9,10 @@ import contextlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
-from realign_cluster.coordinator.cluster import Cluster
+from realign_cluster.coordinator.cluster import Cluster, NodeLink
 from realign_cluster.coordinator.home import ClusterHome
 from realign_cluster.coordinator.planning import calibration_key, facts_of_model, node_facts, open_calibrations
 from realign_cluster.coordinator.rank_hosts import LOOPBACK, dialled_host
@@ -24,37 +25,61 @@ from realign_cluster.domain.jaccl import NotLinked, with_links
 from realign_cluster.domain.plan import LeftOut
 from realign_cluster.domain.plan_facts import StaleCalibration
 from realign_cluster.domain.report import Calibration
+from realign_cluster.domain.skew import refused, skew
 from realign_cluster.domain.train_links import asked_backend
 from realign_cluster.domain.train_plan import TrainPlan
 from realign_cluster.domain.train_planner import plan_training
 from realign_cluster.domain.train_work import LinkFacts, TrainWork
 from realign_cluster.domain.training import TrainSettings
 from realign_cluster.domain.world import WorldPlan
+from realign_cluster.rpc.pb import common_pb2 as common
+from realign_cluster.rpc.versions import local_versions
 from realign_cluster.store.calibrations import Calibrations
 from realign_cluster.store.model_files import read_config
 
 
 class Planner:
-    """For one sitting. The first plan is of the nodes that answered; later ones of those that recovery has left."""
+    """For one sitting. The first plan is of the nodes that answered; later ones of those that recovery has left, or
+    that came meanwhile.
+    """
 
     def __init__(self, cluster: Cluster, run: TrainRun, request: TrainRequest, *, now: datetime) -> None:
-        self._cluster = cluster
         self._request = request
+        self._now = now
+        self._model_shape = run.job.model.shape
         self._model = facts_of_model(run.job.model, run.model.folder)
         self._config = read_config(run.model.folder)
         self._work = estimate_work(run.data.folder, run.prepared.rows, run.model.folder, request.settings)
+        self._unfit: dict[str, str] = {}  # who came, and is not planned with; why
+        self._take_in(cluster)
+
+    def _take_in(self, cluster: Cluster) -> None:
+        self._cluster = cluster
         self._nodes = [node_facts(node, cluster) for node in cluster.nodes]
         self._training: Mapping[str, Calibration] = {}
         self._forward: Mapping[str, Calibration] = {}
         self._stale: Mapping[str, StaleCalibration] = {}
         with contextlib.closing(open_calibrations(cluster.home)) as store:
             self._links = link_facts(store, cluster)
-            if (
-                not request.settings.reproducible
-            ):  # such a run follows from the machines, not from a measurement's noise
+            # a reproducible run follows from the machines, not from a measurement's noise
+            if not self._request.settings.reproducible:
                 named = [(str(node.name), node.info) for node in cluster.nodes]
-                self._training, self._stale = training_speeds(store, cluster, run.job.model.shape, self._work, now)
-                self._forward = scoring_speeds(store, named, model_hash=run.job.model.shape, now=now)
+                self._training, self._stale = training_speeds(store, cluster, self._model_shape, self._work, self._now)
+                self._forward = scoring_speeds(store, named, model_hash=self._model_shape, now=self._now)
+
+    def welcome(self, name: NodeName, info: common.NodeInfo) -> None:
+        """A node is there: if it was missing when the sitting began, later plans know it."""
+        cluster = self._cluster
+        if (link := late_link(cluster, name, info)) is None:
+            return
+        differences = skew(local_versions(), info.versions, frozenset(self._request.allow_skew))
+        if bad := refused(differences):
+            self._unfit[name] = "; ".join(item.text(name) for item in bad)
+        elif twins := [node.name for node in cluster.nodes if node.info.node_id == info.node_id]:
+            self._unfit[name] = f"it has the same node id as {twins[0]}"
+        else:
+            missing = tuple(node for node in cluster.missing if node.name != name)
+            self._take_in(replace(cluster, nodes=(*cluster.nodes, link), missing=missing))
 
     @property
     def work(self) -> TrainWork:
@@ -66,10 +91,8 @@ class Planner:
 
     def again(self, nodes: Sequence[NodeName]) -> WorldPlan | str:
         """The world of a plan for these nodes, or why there is none."""
-        unknown = set(nodes) - {node.name for node in self._nodes}
-        plan = self._plan(
-            nodes, [LeftOut(name=name, reason="it came after the first plan") for name in sorted(unknown)]
-        )
+        unfit = [LeftOut(name=name, reason=self._unfit[name]) for name in nodes if name in self._unfit]
+        plan = self._plan(nodes, unfit)
         if plan.approach == "refused":
             return f"{plan.refusal}\n  fix: {plan.fix}"
         try:
@@ -97,6 +120,14 @@ class Planner:
             backend=asked_backend(request.backend, hostfile.backend if hostfile is not None else "any"),
             left_out=left_out,
         )
+
+
+def late_link(cluster: Cluster, name: NodeName, info: common.NodeInfo) -> NodeLink | None:
+    """To a node that was missing and says now what it is; how well it is was not asked. None: it was not missing."""
+    for node in cluster.missing:
+        if node.name == name and node.address is not None:
+            return NodeLink(address=node.address, info=info, health=common.Health())
+    return None
 
 
 def training_task(settings: TrainSettings) -> str:

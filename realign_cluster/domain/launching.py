@@ -79,6 +79,7 @@ class Launching:
                 snapshot_every=sitting.options.snapshot_every,
                 learning_rate_factor=memory.learning_rate_factor,
                 beta_factor=memory.beta_factor,
+                schedule_start=memory.go_backs[-1].step if memory.go_backs else 0,
                 limits=sitting.policy.sections,
             )
             sitting.do(StartRank(node=node, spec=spec, reason=f"from {where}"))

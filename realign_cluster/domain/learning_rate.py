@@ -8,15 +8,17 @@ from typing import assert_never
 from realign_cluster.domain.training import OptimizerSettings
 
 
-def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
+def learning_rate(settings: OptimizerSettings, step: int, steps: int, start: int = 0) -> float:
     """For the step that is taken when `step` are done (the first has 0) of `steps` in all.
 
     Warm-up is linear and reaches the full rate with step `warmup_steps`. The schedule begins there and gets to
-    `final_fraction` of the rate when all steps are done, so that the last of them is not wasted on a rate of 0.
+    `final_fraction` of the rate when all steps are done, so that the last of them is not wasted on a rate of 0. Or it
+    begins anew when `start` are done, over the steps that are left.
     """
     if step < settings.warmup_steps:
         return settings.learning_rate * ((step + 1) / settings.warmup_steps)
-    progress = min(1.0, (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps))
+    begin = max(settings.warmup_steps, start)
+    progress = min(1.0, max(0, step - begin) / max(1, steps - begin))
     final = settings.final_fraction
     match settings.schedule:
         case "constant":

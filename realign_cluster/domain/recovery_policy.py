@@ -29,6 +29,7 @@ class RecoveryPolicy:
     relaunches: int = 5  # in a row without one new step
     relaunches_after_losses: int = 20  # the same, where it was nodes that went
     strikes_to_set_aside: int = 3  # generations in a row that ended because of this node's rank alone
+    tries_together: int = 2  # generations in a row without a step for which no single rank is to blame
     forgiving_steps: int = 20  # new steps after which earlier strikes are forgotten
     transfer_attempts: int = 3
     transfer_seconds: float = 1800.0  # without an answer; the transfer's own deadlines are far shorter

@@ -28,6 +28,8 @@ class Relaunch:
         self._reached = 0  # the highest step done
         self._relaunches = 0  # in a row without a new step
         self._losses = 0  # those of them where a node went
+        self._together = 0  # those of them, in a row, where no single rank was to blame
+        self._left_out: list[NodeName] = []  # nodes without which it was tried since
 
     # --- nodes and time
 
@@ -52,7 +54,8 @@ class Relaunch:
     def stepped(self, generation: Generation) -> None:
         if generation.step > self._reached:
             self._reached = generation.step
-            self._relaunches = self._losses = 0
+            self._relaunches = self._losses = self._together = 0
+            self._left_out.clear()
         if generation.step - generation.start_step >= self._sitting.policy.forgiving_steps:
             self._sitting.crew.forgive(generation.ranks)
 
@@ -75,7 +78,8 @@ class Relaunch:
         reason = generation.failure or "its ranks ended before their time"
         if len(generation.culprits) == 1 and not generation.lost:
             self._strike(next(iter(generation.culprits)), reason)
-        self._count(reason, bool(generation.lost))
+        if not self._try_without_one(generation, reason):
+            self._count(reason, bool(generation.lost))
 
     def last_state_lost(self) -> None:
         """All ranks came to the end, and left nothing of it."""
@@ -92,6 +96,31 @@ class Relaunch:
         if not sitting.options.reproducible:
             member.set_aside = f"it failed {member.strikes} times in a row, the last: {reason}"
             sitting.do(Quarantine(node=node, reason=member.set_aside))
+
+    def _try_without_one(self, generation: Generation, reason: str) -> bool:
+        """Ranks that came to no step together, and no single one to blame: some link between them may be cut, though
+        the coordinator hears all of their nodes. They are tried without one node after the other.
+        """
+        sitting = self._sitting
+        together = len(generation.ranks) > 1 and not generation.lost and len(generation.culprits) != 1
+        if not together or generation.step > generation.start_step or sitting.options.reproducible:
+            self._together = 0
+            return False
+        self._together += 1
+        if self._together < sitting.policy.tries_together:
+            return False
+        for node in self._left_out[-1:]:  # it was no better without
+            sitting.crew.member(node).set_aside = ""
+        members = [sitting.crew.member(node) for node in sitting.crew.usable()]
+        suspects = [each.name for each in members if not (each.indispensable or each.name in self._left_out)]
+        if len(members) < 2 or not suspects:
+            return False
+        suspect = min(reversed(suspects), key=lambda node: node in generation.ranks and generation.ranks[node].joined)
+        self._left_out.append(suspect)
+        why = f"{self._together} times ranks came to no step together, perhaps without it; the last: {reason}"
+        sitting.crew.member(suspect).set_aside = why
+        sitting.do(Quarantine(node=suspect, reason=why))
+        return True
 
     def _count(self, reason: str, lost: bool) -> None:
         self._losses += lost

@@ -97,7 +97,8 @@ class RankSpec(Strict):
     start: tuple[StatePart, ...] = ()
     snapshot_every: int = 1
     learning_rate_factor: float = 1.0  # halved when the KL budget was exceeded
-    beta_factor: float = 1.0
+    beta_factor: float = 1.0  # doubled at the same time
+    schedule_start: int = 0  # steps that were done where the run went back to: a doubled beta needs a rate to act with
     limits: SectionLimits = SectionLimits()
 
 

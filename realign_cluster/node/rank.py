@@ -28,7 +28,7 @@ log = structlog.get_logger()
 DRAIN_SECONDS = 0.3  # an end is known half a second after it
 GRACE_SECONDS = 10.0  # for a rank that is asked to end
 TERM_SECONDS = 1.0  # from SIGTERM to SIGKILL
-STOPPED_SECONDS = 4.5  # that a rank may be stopped by a signal: nothing in it can notice that
+STOPPED_SECONDS = 4.0  # that a rank may be stopped by a signal: nothing in it can notice that
 STOPPED_LOOK_SECONDS = 0.5
 WIRED_SECONDS = 5.0  # that the system may take to give wired memory back
 WIRED_LOOK_SECONDS = 0.25
@@ -114,10 +114,11 @@ class Rank:
         worker.kill()
 
     async def _kill_if_stopped(self, worker: WorkerProcess) -> None:
-        looks = 0
+        looks, ran = 0, 0
         while looks * STOPPED_LOOK_SECONDS < STOPPED_SECONDS:
             await asyncio.sleep(STOPPED_LOOK_SECONDS)
-            looks = looks + 1 if _is_stopped(worker.pid) else 0
+            before, ran = ran, _switches_when_stopped(worker.pid)
+            looks = looks + 1 if ran and ran == before else 0
         self.fault = f"it was stopped by a signal for {STOPPED_SECONDS:g} s"
         worker.kill()
 
@@ -138,11 +139,15 @@ class Rank:
         self._hear(self, body)
 
 
-def _is_stopped(pid: int) -> bool:
+def _switches_when_stopped(pid: int) -> int:
+    """How often a process that is stopped had been scheduled: the same number again if it did not run in between; 0: it
+    is not stopped.
+    """
     try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+        process = psutil.Process(pid)
+        return sum(process.num_ctx_switches()) if process.status() == psutil.STATUS_STOPPED else 0
     except psutil.Error:
-        return False
+        return 0
 
 
 def wired_bytes() -> int | None:

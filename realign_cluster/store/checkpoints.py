@@ -156,6 +156,14 @@ class CheckpointStore:
             skipped.append(found)
         return Intact(None, tuple(skipped))
 
+    def to_start_from(self) -> tuple[list[CheckpointManifest], tuple[Corrupt, ...]]:
+        """The newest that is intact and all that are older, newest first, and what was skipped. Of the older ones only
+        the manifests are read: whoever is sent their parts checks them.
+        """
+        manifest, skipped = self.newest_intact()
+        newest = manifest.step if manifest is not None else -1
+        return [one for one in self.manifests() if one.step <= newest], skipped
+
     def verify(self, manifest: CheckpointManifest) -> CheckpointManifest | Corrupt:
         """Reads every byte of a checkpoint."""
         for part in manifest.parts:

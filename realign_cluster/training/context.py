@@ -51,6 +51,11 @@ class RankContext:
     watch: Watchdog
     config: str
 
+    @property
+    def replicas(self) -> mx.distributed.Group | None:
+        """Ranks that each hold all of the model; None: there are no others, or they hold parts of it."""
+        return self.group if self.orders.spec.world.parallel == "data" else None
+
     def all_sum(self, value: mx.array) -> mx.array:
         """Over ranks that each computed their own rows; what all computed together is not added up."""
         if self.group is None or self.division.together:

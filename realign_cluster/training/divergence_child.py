@@ -61,7 +61,7 @@ def measure(order: DivergenceOrder) -> dict[str, Any]:
             stop=getattr(tokenizer, "eos_token_ids", ()),
             seed=order.seed,
             step=0,
-            progress=lambda: None,
+            progress=lambda pieces: None,
         )
         require_finite({"divergence": total}, f"on prompt {number + 1}", 0)
         found.append([total, tokens])

@@ -27,6 +27,7 @@ from realign_cluster.training.micro_batches import micro_batches
 from realign_cluster.training.objectives import GlobalCounts, make_objective, mean_metrics, metric_names
 from realign_cluster.training.optimizer import MasterOptimizer, NotFiniteError
 from realign_cluster.training.pace import SnapshotPace
+from realign_cluster.training.replicas import aligned, of_first
 from realign_cluster.training.state import Standing, digest_of, restore, state_of
 
 
@@ -73,6 +74,7 @@ class Training:
             agreed = self._agree()
             reason = self._enough() or ("stopped as asked" if agreed.stop else "")
             if reason or best or measured or step == job.steps or step % job.checkpoint_every == 0:
+                self._align()
                 self._keep("checkpoint", step)
             elif agreed.snapshot_ready and self._pace.due(step, agreed.snapshot_every):
                 self._keep("snapshot", step)
@@ -108,9 +110,14 @@ class Training:
         counts = GlobalCounts(tokens=sum(learned), pairs=len(rows))
         objective = make_objective(job, counts, context.orders.spec.beta_factor)
         sums = context.strategy.gradients(batches, objective, len(metric_names(job.method)))
-        norm = math.sqrt(float(np.array(context.strategy.norm_squared(sums.gradients))))
+        squared = context.strategy.norm_squared(sums.gradients)
+        if context.replicas is not None:  # or one may clip where another does not
+            squared = of_first(squared, context.replicas)
+        norm = math.sqrt(float(np.array(squared)))
         metrics = mean_metrics(job.method, np.array(sums.metrics).tolist())
-        rate = learning_rate(job.optimizer, step, job.steps) * context.orders.spec.learning_rate_factor
+        spec = context.orders.spec
+        start = spec.schedule_start if job.needs_reference else 0  # without a beta only a lower rate helps
+        rate = learning_rate(job.optimizer, step, job.steps, start) * spec.learning_rate_factor
         require_finite(metrics, f"step {step + 1}", step, rows)
         try:
             self._optimizer.step(sums.gradients, norm=norm, learning_rate=rate)
@@ -169,6 +176,15 @@ class Training:
         require_finite({f"validation {name}": value for name, value in found.items()}, f"after step {step}", step)
         self._context.say(Evaluated(step=step, metrics=found, seconds=time.perf_counter() - started))
         return step > 0 and "loss" in found and self._standing.judge(found["loss"], step)
+
+    def _align(self) -> None:
+        """Every replica goes on from the same weights."""
+        if self._context.replicas is None:
+            return
+        state = aligned(self._optimizer.state(), self._context.replicas)
+        if state is not None:
+            self._optimizer.restore(state)
+            self._context.strategy.update(self._optimizer.weights)
 
     def _keep(self, kind: StateKind, step: int) -> None:
         context = self._context

@@ -17,12 +17,12 @@ from tests.cluster.train_kit import (
     STEPS,
     Outcome,
     TrainCommands,
+    held,
     history_of,
     ledger_of,
     lives,
     outcome,
     steps_lost,
-    stopped,
 )
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
@@ -39,7 +39,7 @@ def test_a_rank_is_killed_and_the_next_ones_port_is_taken(
     os.kill(commands.rank("alpha"), signal.SIGKILL)
     run.wait_for(lambda: run.generation == 2, "another generation")
     beta = run.wait_for(lambda: commands.cluster.daemons["beta"].rank_pids(), "its rank on beta")[0]
-    with stopped(beta):  # Go cannot be said before it has loaded too
+    with held(beta):  # Go cannot be said before it has loaded too
 
         def port_of_alpha() -> int | None:
             with ledger_of(out) as ledger:

@@ -29,10 +29,10 @@ from tests.cluster.train_kit import (
     Outcome,
     TrainCommands,
     damage,
+    held,
     history_of,
     ledger_of,
     outcome,
-    stopped,
 )
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
@@ -80,7 +80,7 @@ def test_a_node_goes_and_joins_again_at_a_checkpoint(
     run.reach(5)
     beta.kill()
     run.wait_for(lambda: run.generation == 2, "a generation without beta")
-    with stopped(commands.rank("alpha")):
+    with held(commands.rank("alpha")):
         beta.start()
         run.wait_for(lambda: "beta is there and joins after the next checkpoint" in run.notes(), "beta to be heard of")
     run.finish()
@@ -95,6 +95,27 @@ def test_a_node_goes_and_joins_again_at_a_checkpoint(
         for loss, expected in zip(outcome(out).losses, calm_training.losses, strict=True)
     )
     assert summary(out)["steps_lost"] <= 1
+
+
+@pytest.mark.soak
+def test_a_node_that_was_missing_at_the_start_joins_at_a_checkpoint(
+    commands: TrainCommands, train_rows: Path, calm_training: Outcome, tmp_path: Path
+) -> None:
+    out, beta = tmp_path / "run", commands.cluster.daemons["beta"]
+    beta.kill()
+    run = commands.start(commands.command(train_rows, out, *TRAINING, "--min-nodes", "1"), out)
+    run.reach(2)
+    with held(commands.rank("alpha")):
+        beta.start()
+        run.wait_for(lambda: "beta is there and joins after the next checkpoint" in run.notes(), "beta to be heard of")
+    run.finish()
+    alone, both = history_of(out).generations
+    assert (alone.nodes, set(both.nodes)) == (("alpha",), {"alpha", "beta"})
+    assert both.start_step == alone.last_step
+    assert all(
+        math.isclose(loss, expected, rel_tol=5e-3)
+        for loss, expected in zip(outcome(out).losses, calm_training.losses, strict=True)
+    )
 
 
 def test_a_nodes_disk_is_full(

@@ -14,6 +14,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -222,15 +223,24 @@ def lives(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    """Within this the process does not run: SIGSTOP, and SIGCONT if it is still there."""
-    os.kill(pid, signal.SIGSTOP)
+def held(pid: int, seconds: float = 1.5) -> Iterator[None]:
+    """Within this the process gets nowhere. It runs for a moment now and then: its daemon kills what stands still."""
+    over = threading.Event()
+
+    def hold() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            while not over.wait(0.005):
+                os.kill(pid, signal.SIGSTOP)
+                over.wait(seconds)
+                os.kill(pid, signal.SIGCONT)
+
+    holding = threading.Thread(target=hold)
+    holding.start()
     try:
-        wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, 10, "the stop")
         yield
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
+        over.set()
+        holding.join()
 
 
 def states_of(run: Path, node_folder: Path) -> dict[int, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,12 +10,14 @@ from typing import Any, cast
 
 import pytest
 
-from realign_cluster.coordinator.cluster import Cluster, NodeLink
+from realign_cluster.coordinator.cluster import Cluster, MissingNode, NodeLink
 from realign_cluster.coordinator.home import ClusterHome
 from realign_cluster.coordinator.train_planning import Planner, learn_speeds
 from realign_cluster.coordinator.train_request import TrainRequest
+from realign_cluster.domain.ids import NodeName
 from realign_cluster.domain.training import TrainSettings
 from realign_cluster.rpc.pb import common_pb2 as common
+from realign_cluster.rpc.versions import local_versions
 from realign_cluster.store.model_files import describe_model
 from realign_cluster.store.training_data import prepare_training_data
 
@@ -73,6 +76,36 @@ def test_a_reproducible_run_is_planned_from_the_machines_alone(tmp_path: Path) -
     learn_speeds(cluster.home, cluster, planner.first(), describe_model(TINY).shape, settings, measured)
     again = planner_for(tmp_path, cluster, reproducible=True)[0].first()
     assert again.shares() == {"alpha": 0.5, "beta": 0.5}
+
+
+def late(folder: Path) -> tuple[Planner, common.NodeInfo]:
+    """A planner of alpha, and what beta will say of itself."""
+    cluster = cluster_at(folder)
+    alpha, beta = cluster.nodes
+    missing = MissingNode(name=beta.name, reason="it does not answer", address=beta.address)
+    planner = planner_for(folder, replace(cluster, nodes=(alpha,), missing=(missing,)))[0]
+    return planner, beta.info
+
+
+def test_a_node_that_was_missing_is_planned_with_once_it_is_there(tmp_path: Path) -> None:
+    planner, info = late(tmp_path)
+    assert planner.first().world().nodes == ("alpha",)
+    info.versions.CopyFrom(local_versions())
+    planner.welcome(NodeName("alpha"), info)  # it was never missing
+    planner.welcome(NodeName("beta"), info)
+    world = planner.again((NodeName("alpha"), NodeName("beta")))
+    assert not isinstance(world, str)
+    assert (world.parallel, world.nodes) == ("data", ("alpha", "beta"))
+
+
+def test_a_late_node_of_other_versions_is_left_out(tmp_path: Path) -> None:
+    planner, info = late(tmp_path)
+    info.versions.CopyFrom(local_versions())
+    info.versions.mlx = "0.1.0"
+    planner.welcome(NodeName("beta"), info)
+    world = planner.again((NodeName("alpha"), NodeName("beta")))
+    assert not isinstance(world, str)
+    assert world.nodes == ("alpha",)
 
 
 def test_fewer_nodes_are_planned_anew(tmp_path: Path) -> None:

@@ -35,6 +35,15 @@ def test_cosine_is_half_way_down_in_the_middle() -> None:
     assert found[3] == pytest.approx(2.0 * (0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2))
 
 
+def test_gone_back_near_its_end_a_schedule_begins_anew_over_the_steps_that_are_left() -> None:
+    settings = OptimizerSettings(learning_rate=1.0, schedule="cosine", warmup_steps=2)
+    assert learning_rate(settings, 90, 100) < 0.03
+    assert learning_rate(settings, 90, 100, start=90) == 1.0
+    assert learning_rate(settings, 95, 100, start=90) == pytest.approx(0.5)
+    assert learning_rate(settings, 100, 100, start=90) == pytest.approx(0.0)
+    assert learning_rate(settings, 1, 100, start=1) == learning_rate(settings, 1, 100)  # the warm-up stays
+
+
 @given(
     steps=st.integers(1, 200),
     warmup=st.integers(0, 250),

@@ -767,6 +767,7 @@ def test_over_its_kl_budget_a_run_goes_back_to_where_it_was_within() -> None:
     run.obeys("ab")
     spec = run.starts[0].spec
     assert (spec.start_step, spec.learning_rate_factor, spec.beta_factor) == (2, 0.5, 2.0)
+    assert spec.schedule_start == 2
 
 
 def test_over_its_kl_budget_from_the_beginning_a_run_begins_again() -> None:

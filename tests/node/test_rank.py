@@ -25,6 +25,7 @@ from realign_cluster.node.worker_process import Launch
 from realign_cluster.rpc.pb import node_pb2 as pb
 from realign_cluster.rpc.pb.common_pb2 import WorkerState
 from realign_cluster.training.orders import Orders
+from tests.cluster.train_kit import held
 from tests.cluster_kit import DaemonProcess, TestCluster, wait_until
 from tests.node.stream import dialled, hello
 from tests.node.training_stream import JOB, RANK_DAEMON, gone, spec, training
@@ -417,6 +418,20 @@ async def test_a_rank_that_is_stopped_by_a_signal_is_killed_whatever_it_was_doin
     exited = await heard.exited()
     assert exited.reason == "it was stopped by a signal for 0.5 s (killed by signal 9)"
     assert not exited.asked
+
+
+async def test_a_rank_that_is_stopped_now_and_then_is_left_alone(
+    tmp_path: Path, keeper: RankKeeper, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_module, "STOPPED_SECONDS", 0.5)
+    monkeypatch.setattr(rank_module, "STOPPED_LOOK_SECONDS", 0.1)
+    keeper.start(start_of(1, tmp_path))
+    await heard.report("here")
+    with held(keeper.pid, 0.3):
+        await asyncio.sleep(1.5)
+    assert keeper.running
+    keeper.tell({"op": "say", "first": 1, "count": 1})
+    await heard.report("step")
 
 
 async def test_bytes_of_reports_are_bounded_too(

@@ -193,6 +193,20 @@ def test_every_damage_to_a_manifest_is_noticed(store, nodes):
     assert store.manifests() == [newer, older]
 
 
+def test_only_the_newest_intact_checkpoint_is_read_before_a_start(store, nodes, monkeypatch):
+    manifests = [kept(store, nodes, step) for step in (10, 20, 30, 40)]
+    for step in (10, 40):
+        path = data_path(store.path(step), manifests[step // 10 - 1].parts[0])
+        path.write_bytes(path.read_bytes()[:-1])
+    read = []
+    verify = store.verify
+    monkeypatch.setattr(store, "verify", lambda manifest: read.append(manifest.step) or verify(manifest))
+    found, skipped = store.to_start_from()
+    assert found == manifests[2::-1]  # that step 10 is damaged is seen by who is sent it
+    assert [corrupt.path.parent.name for corrupt in skipped] == ["step-00000040"]
+    assert read == [40, 30]
+
+
 def test_retention(store, nodes):
     for step, loss in ((10, 3.0), (20, 2.0), (30, 2.5), (40, 2.6), (50, 2.7)):
         kept(store, nodes, step, validation_loss=loss, validation_step=step)

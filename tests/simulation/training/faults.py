@@ -50,6 +50,8 @@ def strike_node(world: World, fault: Fault, node: Node) -> None:
         case "cut":
             node.cut_until = max(node.cut_until, until)
             _silence(world, node, node.cut_until)
+        case "unlink":
+            node.unlinked_until = max(node.unlinked_until, until)
         case "mute":
             node.mute_until = max(node.mute_until, until)
         case "freeze":

@@ -57,7 +57,8 @@ class Group:
         for rank in self.ranks:
             if not rank.alive or rank.hung:
                 return
-            later = max(later, rank.frozen_until, rank.node.frozen_until, rank.node.cut_until * (self.size > 1))
+            apart = max(rank.node.cut_until, rank.node.unlinked_until) * (self.size > 1)
+            later = max(later, rank.frozen_until, rank.node.frozen_until, apart)
         if later > self.world.clock.now:
             self.world.clock.at(later, self._try, then)
         else:

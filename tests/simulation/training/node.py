@@ -150,6 +150,7 @@ class Node:
         self.boots = 0
         self.wedged = False  # since it was booted
         self.cut_until = 0.0  # by the network
+        self.unlinked_until = 0.0  # its rank and those of other nodes do not reach each other
         self.mute_until = 0.0  # the same, but it hears
         self.frozen_until = 0.0  # the machine sleeps
         self.full_until = 0.0  # the disk

@@ -90,7 +90,7 @@ def policy_of(script: Script) -> RecoveryPolicy:
 
 RANK_FAULTS = ("crash rank", "crash rank", "hang rank", "stop rank", "wedge rank")
 NODE_FAULTS = (
-    "cut", "cut", "mute", "mute", "reset", "kill node", "power off", "freeze", "restart daemon", "leave",
+    "cut", "cut", "unlink", "mute", "mute", "reset", "kill node", "power off", "freeze", "restart daemon", "leave",
     "refuse to start", "bar",
 )  # fmt: skip
 DISK_FAULTS = ("corrupt", "corrupt", "corrupt stored", "disk full")
@@ -101,7 +101,7 @@ def _seconds(rng: Random, kind: str) -> float:
     match kind:
         case "stop rank":
             return rng.choice((1.0, 4.0, 30.0))
-        case "cut" | "mute" | "freeze":
+        case "cut" | "unlink" | "mute" | "freeze":
             return rng.choice((0.5, 2.0, 5.0, 9.0, 30.0, 200.0))
         case "kill node" | "power off":
             return rng.choice((2.0, 8.0, 25.0, 200.0))

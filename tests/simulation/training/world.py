@@ -164,7 +164,7 @@ class World:
             node.wedged = False
             node.start()
             node.cut_until = node.mute_until = node.frozen_until = self.clock.now
-            node.full_until = node.gone_until = node.refuses_until = self.clock.now
+            node.unlinked_until = node.full_until = node.gone_until = node.refuses_until = self.clock.now
 
     # --- the network
 
