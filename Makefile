@@ -14,7 +14,7 @@ DEMO_TRAIN_OUT ?= runs/demo-train-$(shell date +%Y%m%d-%H%M%S)
 DEMO_TRAIN_HOSTFILE ?= hostfiles/local.json
 SLOW := cluster or testbed
 BENCHMARKS ?= scoring_speed generate_speed noop_throughput coordinator_memory resume_million store_rows state_parts train_one_node \
-  verifier_quality retrieval_quality cluster_efficiency
+  train_state_overhead train_recovery train_two_hosts gate_errors verifier_quality retrieval_quality cluster_efficiency
 
 .PHONY: help setup demo demo-train test check format protos locks bench soak clean
 

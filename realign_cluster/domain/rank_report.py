@@ -73,12 +73,15 @@ class StepDone(Loose):
 
 
 class Kept(Loose):
-    """A part is whole and verified on this node's disk or in its page cache. `seconds` it took beside the training."""
+    """A part is whole and verified on this node's disk or in its page cache. `seconds` it took beside the training,
+    `cpu_seconds` of them on a processor.
+    """
 
     op: Literal["kept"] = "kept"
     part: StatePart
     seconds: float
     blocked_seconds: float  # that the step had to wait
+    cpu_seconds: float | None = None  # None: written before this was measured
 
 
 class NotKept(Loose):

@@ -90,7 +90,8 @@ class Keeper:
             self._say(NotKept(kind=header.kind, step=header.step, reason=str(error)))
             return
         self._cpu_seconds = time.thread_time() - used
-        self._say(Kept(part=part, seconds=time.perf_counter() - started, blocked_seconds=blocked))
+        seconds = time.perf_counter() - started
+        self._say(Kept(part=part, seconds=seconds, blocked_seconds=blocked, cpu_seconds=self._cpu_seconds))
 
 
 def _view(value: mx.array) -> tuple[str, tuple[int, ...], Any]:

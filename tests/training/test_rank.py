@@ -69,6 +69,32 @@ class TestTrajectory:
             own = sum(step.own_tokens for step in done[0]) / sum(step.tokens for step in done[0])
             assert own == pytest.approx(asked, abs=0.1)
 
+    @pytest.mark.soak
+    @pytest.mark.timeout(3600)
+    def test_three_hundred_steps_do_not_depend_on_ranks_and_shares(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """At a rate at which much is learned: differences of summation order have every chance to grow."""
+        job = prepared_job(
+            tmp_path, INSTRUCTIONS, steps=300, global_batch=16, optimizer={"learning_rate": 1e-3, "warmup_steps": 20}
+        )
+        losses = {}
+        for shares in ((1,), (65, 35), (50, 30, 20)):
+            world = single() if len(shares) == 1 else replicas(*shares)
+            with Crew(tmp_path / str(len(shares)), job, world, data=tmp_path / "data") as crew:
+                crew.go()
+                for rank in crew.ranks:
+                    rank.until(Ended, seconds=1200.0)
+                losses[shares] = crew.losses()
+        alone = losses.pop((1,))
+        assert len(alone) == 300
+        assert sum(alone[-20:]) < 0.8 * sum(alone[:20])
+        for shares, found in losses.items():
+            furthest = max(abs(one - other) for one, other in zip(alone, found, strict=True))
+            with capsys.disabled():
+                print(f"\n{shares}: losses within {furthest:.1e} over 300 steps, {alone[0]:.2f} to {alone[-1]:.2f}")
+            assert furthest < 5e-3, shares
+
     def test_pipelines_of_unequal_stages_train_the_same(self, tmp_path: Path, alone: list[float]) -> None:
         job = prepared_job(tmp_path, INSTRUCTIONS, steps=3, global_batch=16, optimizer={"schedule": "constant"})
         losses = {}
