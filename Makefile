@@ -14,7 +14,7 @@ DEMO_TRAIN_OUT ?= runs/demo-train-$(shell date +%Y%m%d-%H%M%S)
 DEMO_TRAIN_HOSTFILE ?= hostfiles/local.json
 SLOW := cluster or testbed
 BENCHMARKS ?= scoring_speed noop_throughput coordinator_memory resume_million store_rows state_parts train_one_node \
-  cluster_efficiency
+  gate_errors cluster_efficiency
 
 .PHONY: help setup demo demo-train test check format protos locks bench soak clean
 
