@@ -195,13 +195,15 @@ class Generator:
         if len(prompts) > 1:
             chunk = max(1, min(chunk, self._shape.batch_tokens // len(prompts)))
         for start in range(0, longest, chunk):
-            with self._split.kernels() if self._on_cpu else nullcontext():  # of no use for a token at a time
+            with self._split.kernels() if self._on_cpu else nullcontext():
                 self._split.hidden(mx.array(tokens[:, start : start + chunk]), cache)
                 mx.eval([layer.state for layer in cache])
             progress()
 
     def _step(self, tokens: Any, cache: list[Any], active: Sequence[_Sequence], at: int) -> Drawn:
-        hidden = self._split.hidden(mx.array(tokens)[:, None], cache)
+        alone = len(active) == 1  # then our kernels cost more than they save
+        with self._split.kernels() if self._on_cpu and not alone else nullcontext():
+            hidden = self._split.hidden(mx.array(tokens)[:, None], cache)
         logits = self._split.logits(hidden[:, -1])
         numbers = np.array([sequence.numbers[at] for sequence in active], dtype=np.float32)
         if self._on_cpu:
