@@ -1,5 +1,5 @@
-"""What each rank of a model in parts holds at most, as real rank processes measured it, beside the whole model on one
-rank and beside the plan's arithmetic.
+"""What each rank of a model in parts holds at most, as real rank processes measured it: less than the whole model on one
+rank. Printed beside it is the plan's arithmetic, which is checked for whole models only (test_train_memory.py).
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ CONFIG = COMMON | {
 }
 SETTINGS = {"steps": 3, "global_batch": 8, "micro_batch_tokens": 1024, "snapshot_every": 1, "adapter": {"layers": -1}}
 SEQUENCE = 256  # padded tokens of every row
-TOLERANCE = 0.15
 TEXT = "the ledger knows what was done before and nothing is lost when a node stops"
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(300)]
@@ -89,7 +88,7 @@ def parts_of(world: WorldPlan) -> list[RankPart]:
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 @pytest.mark.parametrize("parallel", WORLDS)
-def test_a_rank_holds_less_than_the_whole_and_what_was_planned(
+def test_a_rank_holds_less_than_the_whole(
     tmp_path: Path, rows: Path, model: Path, parallel: str, kind: FineTune
 ) -> None:
     [(whole, _, _)] = peaks(tmp_path / "whole", rows, model, single(), kind)
@@ -105,6 +104,4 @@ def test_a_rank_holds_less_than_the_whole_and_what_was_planned(
         need = train_need(facts, settings, batch, part, backend="cpu")
         planned = need.total - need.process
         print(f"{parallel}, {kind}: {peak >> 10} KiB of {whole >> 10}, planned {planned / peak:.3f}: {need.text()}")
-        print(padded, targets)
         assert peak < whole
-        assert planned == pytest.approx(peak, rel=TOLERANCE)
