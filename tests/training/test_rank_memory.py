@@ -1,5 +1,6 @@
-"""What each rank of a model in parts holds at most, as real rank processes measured it: less than the whole model on one
-rank. Printed beside it is the plan's arithmetic, which is checked for whole models only (test_train_memory.py).
+"""What each rank of a model in parts holds at most, as real rank processes measured it: less than the whole on one rank.
+
+Printed beside it is the plan's arithmetic, which is checked for whole models only (test_train_memory.py).
 """
 
 from __future__ import annotations
