@@ -1,4 +1,4 @@
-"""What each rank of a model in parts holds at most, as real rank processes measured it: less than the whole on one rank.
+"""What each rank of a model in parts holds at most, as rank processes measured it: less than the whole on one rank.
 
 Printed beside it is the plan's arithmetic, which is checked for whole models only (test_train_memory.py).
 """
