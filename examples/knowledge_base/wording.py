@@ -74,17 +74,18 @@ def _copying_long(rng: random.Random, names: Sequence[str]) -> Exchange:
 
 
 def reordering(rng: random.Random, names: Sequence[str]) -> Exchange:
-    """Short pieces, some with a marker at their end, told again in another order.
+    """Short pieces, some with a marker at their end, told again three times, each time in another order.
 
     Which piece is next cannot be known; how it goes on can, from where its last word stood and not from how far back.
     """
-    pieces = rng.randint(3, 8)
+    pieces = rng.randint(2, 5)
     words = rng.sample([*all_words(), *rng.sample(names, 40)], 3 * pieces)
     told = []
     for place in range(pieces):
         piece = words[3 * place : 3 * place + rng.randint(1, 3)]
         told.append(" ".join([*piece, f"[{rng.randint(1, 3)}]"] if rng.random() < 0.6 or len(piece) == 1 else piece))
-    return f"tell again: {' '.join(told)} answer:", " " + " ".join(rng.sample(told, pieces))
+    again = [each for _ in range(3) for each in rng.sample(told, pieces)]
+    return f"tell again: {' '.join(told)} answer:", f" {' '.join(again)}"
 
 
 def closed_book(tie: str, word: str) -> Exchange:
