@@ -44,6 +44,7 @@ def intervals(slots: Sequence[str], estimates: Sequence[Estimate], *, label: str
     near = {each.threshold for each in shown if each.threshold is not None}
     far = {value for value in near if not min(seen) - room <= value <= max(seen) + room}
     low, high = value_range([*seen, *(near - far)])
+    low = max(low, 0.0) if min(seen) >= 0 else low
     slot = min(MOST_SLOT, (WIDTH - LEFT - RIGHT) / max(1, len(slots)))
     floor = HEIGHT - BOTTOM
     y = scale(low, high, floor, TOP)

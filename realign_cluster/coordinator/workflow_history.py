@@ -5,7 +5,7 @@ Read-only: of a run that is going on, was killed, or is over. Knows nothing of H
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -184,36 +184,57 @@ class WorkflowHistory:
             model = maker.request["inputs_by_role"]["model"]
         return found
 
-    def answered_by(self, answers: str | None) -> str | None:
-        """The identity of the model that gave the answers of an artifact."""
-        at = answers
-        while (maker := self.maker(at)) is not None:
-            roles = maker.request["inputs_by_role"]
-            if maker.request["what"] == "score":
-                return str(roles["model"])
-            at = roles.get("generated")
-        return None
+    def makers(self, artifact: str) -> list[JobRecord]:
+        """Every job that ended with it, in the order in which they were begun: equal content is one artifact."""
+        return [job for job in self.jobs if job.result is not None and artifact in job.result["outputs"].values()]
+
+    def maker_for(self, attempt: Attempt, artifact: str) -> JobRecord | None:
+        """The one that an attempt has it from: of those that were begun by its end its own, else the last."""
+        ended = attempt.record.ended
+        found = [job for job in self.makers(artifact) if ended is None or job.begun <= ended]
+        own = [job for job in found if job in attempt.jobs]
+        return (own or found)[-1] if found else None
+
+    def answered_by(self, answers: str) -> list[str]:
+        """The identities of the models that gave the answers of an artifact; more than one where they gave the same."""
+        found: dict[str, None] = {}
+        for maker in self.makers(answers):
+            job: JobRecord | None = maker
+            while job is not None and job.request["what"] != "score":
+                job = self.maker(job.request["inputs_by_role"].get("generated"))
+            if job is not None:
+                found.setdefault(str(job.request["inputs_by_role"]["model"]))
+        return list(found)
 
     # --- measurements ---
 
-    def measured(self, metric: str, summary: Mapping[str, Any]) -> Measured | None:
-        """The items behind a measurement that the ledger has the sum of; none where a body computed it from others."""
-        return self._measured.get(_identity(metric, summary["dataset"], summary["verifier"], summary["items"],
-                                            summary["undefined"], summary["value"]))  # fmt: skip
+    def measured(self, attempt: Attempt, metric: str) -> Measured | None:
+        """The items behind a measure of an attempt, of which the ledger has the sum; none where a body computed it from
+        others. What the attempt says it ended with comes first: two models may have equal sums.
+        """
+        summary = attempt.measurements[metric]
+        made = [self.maker_for(attempt, artifact) for artifact in attempt.artifacts.values()]
+        ended = attempt.record.ended
+        before = [job for job in self.jobs if ended is None or job.begun <= ended]
+        for job in dict.fromkeys(each.key for each in (*made, *reversed(attempt.jobs), *reversed(before)) if each):
+            row = self._measured.get(job, {}).get(metric)
+            if row is not None and _is_sum_of(summary, row):
+                found = self._job_by_key[job]
+                return Measured(row=row, artifact=str((found.result or {})["outputs"]["measurements"]), job=found)
+        return None
 
     @cached_property
     def _job_by_key(self) -> dict[str, JobRecord]:
         return {job.key: job for job in self.jobs}
 
     @cached_property
-    def _measured(self) -> dict[tuple[Any, ...], Measured]:
-        return {_identity_of(each.row): each for each in self._all_measured()}
-
-    def _all_measured(self) -> Iterator[Measured]:
-        for job in self.jobs:
-            artifact = ((job.result or {}).get("outputs") or {}).get("measurements")
-            for row in self.rows(artifact):
-                yield Measured(row=row, artifact=str(artifact), job=job)
+    def _measured(self) -> dict[str, dict[str, Row]]:
+        """Job -> metric -> its row."""
+        return {
+            job.key: {row["metric"]: row for row in self.rows(job.result["outputs"]["measurements"])}
+            for job in self.jobs
+            if job.result is not None and "measurements" in job.result["outputs"]
+        }
 
 
 def read_workflow_history(run: Path) -> WorkflowHistory:
@@ -273,9 +294,6 @@ def _state(end: Mapping[str, Any], attempts: Sequence[Attempt], holder: str) -> 
     return "interrupted", f"stopped {where}; the same command goes on from there"
 
 
-def _identity(metric: str, dataset: str, verifier: str, items: int, undefined: int, value: float | None) -> Any:
-    return metric, dataset, verifier, items, undefined, value
-
-
-def _identity_of(row: Row) -> Any:
-    return _identity(row["metric"], row["dataset"], row["verifier"], len(row["items"]), row["undefined"], row["value"])
+def _is_sum_of(summary: Mapping[str, Any], row: Row) -> bool:
+    same = all(summary[name] == row[name] for name in ("value", "undefined", "verifier", "dataset"))
+    return same and summary["items"] == len(row["items"])

@@ -141,7 +141,7 @@ def _figures(history: WorkflowHistory) -> str:
         (f"{counts['FAIL']}", "verdicts FAIL"),
         (f"{counts['INSUFFICIENT']}", "verdicts INSUFFICIENT"),
         (f"{len(history.notes_of('override'))}", "overrides"),
-        (duration_text(seconds), f"of jobs, in {len(history.notes_of('sitting'))} sittings"),
+        (duration_text(seconds), f"of jobs; {_counted(len(history.notes_of('sitting')), 'sitting')}"),
         (f"{len(nodes)}", f"nodes: {', '.join(sorted(nodes))}" if nodes else "nodes"),
     ]
     return (
@@ -149,6 +149,10 @@ def _figures(history: WorkflowHistory) -> str:
         + "".join(f'<div class="figure"><b>{value}</b><span>{escape(label)}</span></div>' for value, label in cards)
         + "</div>"
     )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _banner(history: WorkflowHistory) -> str:
@@ -168,7 +172,7 @@ def _checklists(history: WorkflowHistory) -> str:
             [
                 '<b class="good">✓</b>' if each.done else '<b class="bad">✗</b>',
                 escape(each.text),
-                escape(each.by) or ("not signed" if each.text in _signed_texts() and not each.done else "from facts"),
+                escape(each.by) or ("not signed" if each.text in _signed_texts() and not each.done else "facts"),
             ]
             for each in ticked
             if each.phase == phase
@@ -210,11 +214,7 @@ def _answers(history: WorkflowHistory, behind: Behind) -> str:
     for artifact, items in behind.answers.items():
         rows, verdicts = behind.answer_rows(artifact), behind.verdicts(artifact)
         whose = dict.fromkeys(attempt.label for attempt in history.attempts if attempt.answers == artifact)
-        model = history.answered_by(artifact) or ""
-        trained = ", ".join(
-            f'<a href="#t-{job.key[:12]}">{escape(job.request["title"])}</a>' for job in history.training_of(model)
-        )
-        of = f"trained by {trained}" if trained else "as it was given"
+        models = "; ".join(_whose(history, model) for model in history.answered_by(artifact))
         blocks = "".join(
             f"<details><summary>{escape(item)}: {escape(question_of(rows[item], 110))}</summary>"
             f'<div class="example" id="{behind.answer(artifact, item)}"><p class="question">'
@@ -225,10 +225,19 @@ def _answers(history: WorkflowHistory, behind: Behind) -> str:
         title = f"Stage {', '.join(whose)}" if whose else "Within a stage"
         parts.append(
             f"<details><summary>{escape(title)}: {len(items):,} of {len(rows):,} answers</summary>"
-            f'<p class="note">By the model {file_link(history, model)}, {of}. All of them: '
+            f'<p class="note">By {models}. All of them: '
             f"{file_link(history, artifact)}.</p>{blocks}</details>"
         )
     return "".join(parts)
+
+
+def _whose(history: WorkflowHistory, model: str) -> str:
+    """A model with the trainings that lead to the rows that it was trained on."""
+    trained = ", ".join(
+        f'<a href="#t-{job.key[:12]}">{escape(job.request["title"])}</a>' for job in history.training_of(model)
+    )
+    of = f"trained by {trained}" if trained else "as it was given"
+    return f"the model {file_link(history, model)}, {of}"
 
 
 def _how(history: WorkflowHistory) -> str:

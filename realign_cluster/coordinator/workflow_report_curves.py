@@ -58,7 +58,12 @@ def measures_body(history: WorkflowHistory, behind: Behind) -> str:
     """Each measure that a gate asks for, over the attempts in the order in which they were begun."""
     attempts = [attempt for attempt in history.attempts if attempt.ended]
     slots = [f"{each.stage}" if each.number == 1 else f"{each.stage}/{each.number}" for each in attempts]
-    names = dict.fromkeys(verdict.body["metric"] for each in attempts for verdict in each.verdicts)
+    names = dict.fromkeys(
+        verdict.body["metric"]
+        for each in attempts
+        for verdict in each.verdicts
+        if verdict.body["alpha_each"]  # what is only counted is counted in one stage
+    )
     titles = {verdict.body["metric"]: verdict.body["title"] for each in attempts for verdict in each.verdicts}
     cards = []
     for name in [*names, *(each for each in ALSO_DRAWN if each not in names)]:
@@ -138,13 +143,14 @@ def _judged(slot: int, attempt: Attempt, verdict: VerdictRecord, href: str) -> E
 
 def _rounds(attempt: Attempt, rounds: Sequence[Mapping[str, Any]], history: WorkflowHistory) -> str:
     primary = history.workflow.primary
-    values = [each["value"] for each in rounds if each.get("value") is not None]
+    entered = _entered(attempt, history)
+    values = [("entered", entered), *((f"round {each['round']}", each.get("value")) for each in rounds)]
     drawn = intervals(
-        [f"round {each['round']}" for each in rounds],
+        [name for name, _ in values],
         [
-            Estimate(slot=at, value=each["value"], title=f"round {each['round']}: {number(each['value'])}")
-            for at, each in enumerate(rounds)
-            if each.get("value") is not None
+            Estimate(slot=at, value=value, title=f"{name}: {number(value)}")
+            for at, (name, value) in enumerate(values)
+            if value is not None
         ],
         label=f"{primary} over the rounds",
     )
@@ -161,11 +167,22 @@ def _rounds(attempt: Attempt, rounds: Sequence[Mapping[str, Any]], history: Work
     gaps = [[escape(group), *(_gap(each, group) for each in rounds)] for group in groups]
     headings = ["group of questions", *(f"before round {each['round']}" for each in rounds)]
     chosen = note(f"{attempt.label}. The best within every limit: {attempt.facts.get('best', '-')}.")
-    card = f"<div><h3>{escape(primary.replace('_', ' '))}</h3>{drawn}</div>" if values else ""
+    card = f"<div><h3>{escape(primary.replace('_', ' '))}</h3>{drawn}</div>" if drawn else ""
     return (
         f'{chosen}<div class="pair">{card}<div>{table(["round", ">value", "trend", "why"], table_rows)}</div></div>'
         f"<h3>Gaps, and the targeted rows made for them</h3>{table(headings, gaps)}"
     )
+
+
+def _entered(attempt: Attempt, history: WorkflowHistory) -> float | None:
+    """The first measure of the model that the rounds began with, as the stage before measured it."""
+    before = [
+        each for each in history.attempts if each.stage < attempt.stage and each.record.begun < attempt.record.begun
+    ]
+    found = [
+        each.measurements[history.workflow.primary] for each in before if history.workflow.primary in each.measurements
+    ]
+    return found[-1]["value"] if found else None
 
 
 def _gap(each: Mapping[str, Any], group: str) -> str:

@@ -4,7 +4,7 @@ the model that came out is from.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, Final
 
@@ -18,8 +18,10 @@ from realign_cluster.coordinator.workflow_report_curves import trainings
 from realign_cluster.coordinator.workflow_report_items import Behind
 from realign_cluster.coordinator.workflow_report_stages import file_link, short
 from realign_cluster.store.workflow_ledger import JobRecord
+from realign_cluster.workflows.training_data import EVALUATION
 
 ROWS_SHOWN: Final = 3  # of what was trained on: the first
+HELD_AGAINST: Final = (*EVALUATION, "model", "verdicts")  # roles of what decides which rows, and is not in them
 STATUS_STYLES: Final = {"passed": "good", "failed": "bad", "undefined": "warn"}
 
 
@@ -122,7 +124,7 @@ def _retrieval(history: WorkflowHistory, behind: Behind) -> str:
             rows.append([escape(name), f'<a href="#{anchor}">{number(each["value"])}</a>', f"{each['items']:,}"])
     bm25 = ", ".join(f"{name} {value}" for name, value in (attempt.facts.get("bm25") or {}).items())
     said = note(f"BM25 with {bm25}." if bm25 else "")
-    return f"<h3>Retrieval</h3>{said}{table(['measure', '>value', '>queries'], rows)}"
+    return f"<h3>Retrieval</h3>{said}{_slim(['measure', '>value', '>queries'], rows)}"
 
 
 def _spread(history: WorkflowHistory) -> str:
@@ -137,7 +139,7 @@ def _spread(history: WorkflowHistory) -> str:
     ]
     said = note(f"Of the sources that the practice questions come with. The largest share of a type is "
                 f"{facts['largest_share_of_a_type']:.1%}; {facts['types_missing']} types missing.")  # fmt: skip
-    return f"<h3>Types of sources</h3>{said}{table(['type', '>pairs', '>share'], rows)}"
+    return f"<h3>Types of sources</h3>{said}{_slim(['type', '>pairs', '>share'], rows)}"
 
 
 def _cleaning(history: WorkflowHistory) -> str:
@@ -157,7 +159,7 @@ def _pairs(history: WorkflowHistory) -> str:
     if attempt is None:
         return ""
     found = attempt.facts["pairs"]
-    taken = table(
+    taken = _slim(
         ["reason", ">taken", ">possible"],
         [[escape(name), f"{found['taken'].get(name, 0):,}", f"{count:,}"] for name, count in found["possible"].items()],
     )
@@ -183,7 +185,7 @@ def _verifier(history: WorkflowHistory, behind: Behind) -> str:
         return ""
     found = attempt.facts["verifier"]
     said = dict.fromkeys(answer for row in found["confusion"].values() for answer in row)
-    confusion = table(
+    confusion = _slim(
         ["people say", *(f">verifier says {answer}" for answer in said)],
         [[escape(label), *(f"{row.get(each, 0):,}" for each in said)] for label, row in found["confusion"].items()],
     )
@@ -203,6 +205,10 @@ def _verifier(history: WorkflowHistory, behind: Behind) -> str:
     )
 
 
+def _slim(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return f'<div class="slim">{table(headings, rows)}</div>'
+
+
 def _rate(rate: Mapping[str, Any]) -> str:
     if rate["value"] is None:
         return "undefined"
@@ -220,13 +226,18 @@ def _mix_of(history: WorkflowHistory, data: str) -> str:
 
 
 def _origin(history: WorkflowHistory, data: str) -> str:
-    """The user's files that rows were made from."""
-    inputs = [
-        record.name
-        for each in history.lineage(data)
-        if (record := history.artifacts.get(each)) is not None and record.made_by.startswith("input: ")
-    ]
-    return escape(", ".join(dict.fromkeys(inputs))) or "nothing that is known"
+    """The user's files that rows were made from; those that rows were only held against are not among them."""
+    found: dict[str, None] = {}
+    stack = [data]
+    while stack:
+        current = stack.pop()
+        record, maker = history.artifacts.get(current), history.maker(current)
+        if record is not None and record.made_by.startswith("input: "):
+            found.setdefault(record.name)
+        elif maker is not None:
+            roles = maker.request["inputs_by_role"]
+            stack += [str(each) for role, each in roles.items() if role not in HELD_AGAINST]
+    return escape(", ".join(sorted(found))) or "nothing that is known"
 
 
 def _provenance(history: WorkflowHistory, identity: str) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def before_and_after(history: WorkflowHistory) -> BeforeAfter | None:
     ]
     if not later:
         return None
-    final = [each for each in later if history.answered_by(each.answers) == wanted]
+    final = [each for each in later if each.answers and wanted in history.answered_by(each.answers)]
     chosen: Attempt = (final or later)[-1]
     assert chosen.answers is not None
     return BeforeAfter(

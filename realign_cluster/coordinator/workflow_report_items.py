@@ -47,7 +47,7 @@ class Items:
     worst: tuple[tuple[str, float, str], ...]
     count: int
     undefined: int
-    files: tuple[str, ...]
+    files: Mapping[str, str]  # by what they are
     used_by: list[str] = field(default_factory=list)
 
 
@@ -76,10 +76,10 @@ class Behind:
         name = {"progress": self.history.workflow.primary, **PAIRED}.get(metric, metric)
         if name not in attempt.measurements:
             return ""
-        found = self.history.measured(name, attempt.measurements[name])
+        found = self.history.measured(attempt, name)
         if found is None:
             return ""
-        anchor = f"m-{content_hash([found.artifact, name])[:12]}"
+        anchor = f"m-{content_hash([found.job.key, name])[:12]}"
         if anchor not in self.items:
             self.items[anchor] = self._items(anchor, found)
         if attempt.label not in self.items[anchor].used_by:
@@ -106,7 +106,6 @@ class Behind:
         sign = -1.0 if self.worst_first(row["metric"]) else 1.0
         values.sort(key=lambda each: (sign * each[1], -each[2], each[0]))
         describe = self._describer(found)
-        inputs = found.job.request["inputs_by_role"]
         return Items(
             anchor=anchor,
             metric=row["metric"],
@@ -114,10 +113,12 @@ class Behind:
             worst=tuple((item, value, describe(item)) for item, value, _ in values[:SHOWN]),
             count=len(values),
             undefined=row["undefined"],
-            files=tuple(
-                path
-                for artifact in (found.artifact, *found.job.result["outputs"].values(), *inputs.values())  # type: ignore[index]
-                if (path := self.history.path_of(str(artifact)))
+            files=self._files(
+                {
+                    "measurements": found.artifact,
+                    **(found.job.result or {})["outputs"],
+                    **found.job.request["inputs_by_role"],
+                }
             ),
         )
 
@@ -135,7 +136,7 @@ class Behind:
                 for artifact in (before_id, after_id)
             ]
             changes = sorted((scores[1][item] - scores[0][item], item) for item in scores[0] if item in scores[1])
-            maker = self.history.maker(after_id)
+            maker = self.history.maker_for(attempt, after_id)
             questions = self._benchmark_rows(maker.request["inputs_by_role"] if maker else {}, benchmark)
             self.items[anchor] = Items(
                 anchor=anchor,
@@ -144,11 +145,14 @@ class Behind:
                 worst=tuple((item, change, questions.get(item, "")) for change, item in changes[:SHOWN]),
                 count=len(changes),
                 undefined=0,
-                files=tuple(path for artifact in (before_id, after_id) if (path := self.history.path_of(artifact))),
+                files=self._files({"before": before_id, "after": after_id}),
             )
         if attempt.label not in self.items[anchor].used_by:
             self.items[anchor].used_by.append(attempt.label)
         return anchor
+
+    def _files(self, artifacts: Mapping[str, str]) -> dict[str, str]:
+        return {name: path for name, each in artifacts.items() if (path := self.history.path_of(str(each)))}
 
     # --- what an item is ---
 
@@ -226,7 +230,7 @@ def items_section(behind: Behind) -> str:
         )
         title = f"{each.metric} on {each.dataset}: {', '.join(each.used_by)}"
         rows = [[f"<code>{escape(item)}</code>", number(value), said] for item, value, said in each.worst]
-        files = ", ".join(f'<a href="{escape(path)}">{escape(path)}</a>' for path in dict.fromkeys(each.files))
+        files = ", ".join(f'<a href="{escape(path)}">{escape(name)}</a>' for name, path in each.files.items())
         undefined = f", undefined on {each.undefined:,} more" if each.undefined else ""
         body = note(f"The worst first: {shown}{undefined}.") + table(["item", ">value", "what it is"], rows)
         parts.append(

@@ -118,4 +118,4 @@ def _attempt(attempt: Attempt, history: WorkflowHistory, behind: Behind) -> dict
 def _file(behind: Behind, anchor: str) -> str:
     """Of the artifact that has every item of a measurement."""
     items = behind.items.get(anchor)
-    return items.files[0] if items is not None and items.files else ""
+    return next(iter(items.files.values()), "") if items is not None else ""

@@ -93,19 +93,23 @@ def _gates(attempt: Attempt, history: WorkflowHistory, behind: Behind) -> str:
     if not attempt.verdicts:
         return note(f"No gate was judged: {attempt.record.body['failed']}") if attempt.record.body.get("failed") else ""
     rows = [_gate(attempt, verdict, history, behind) for verdict in attempt.verdicts]
-    headings = ["gate", "verdict", ">value", ">bound", ">other bound", "threshold", ">n", ">undefined", ">alpha",
-                "verifier", "dataset", "reason"]  # fmt: skip
+    headings = [
+        *("gate", "verdict", ">value", ">bound", ">other bound", "threshold", ">n", ">undefined", ">alpha"),
+        "verifier, dataset",
+    ]
     return table(headings, rows)
 
 
 def _gate(attempt: Attempt, verdict: VerdictRecord, history: WorkflowHistory, behind: Behind) -> list[str]:
     body = verdict.body
     own = history.own_threshold(attempt.stage, verdict.gate)
-    changed = "" if own is None or own == body["threshold"] else f' <span class="dim">(its own: {own:g})</span>'
+    changed = (
+        "" if own is None or own == body["threshold"] else f'<br><span class="dim nowrap">by default {own:g}</span>'
+    )
     guard = ' <span class="tag">guard</span>' if body["guard"] else ""
     overridden = ' <span class="tag">overridden</span>' if body["overridden"] else ""
     return [
-        f"{escape(body['title'])}{guard}",
+        f'<div class="gate">{escape(body["title"])}{guard}<br><span class="dim">{escape(body["reason"])}</span></div>',
         f'<b class="{OUTCOME_STYLES[body["outcome"]]}">{body["outcome"]}</b>{overridden}',
         _linked(figure(body["value"]), behind.link(attempt, body["metric"])),
         figure(body["bound"]),
@@ -114,9 +118,7 @@ def _gate(attempt: Attempt, verdict: VerdictRecord, history: WorkflowHistory, be
         f"{body['items']:,}" if body["items"] else "counted",
         f"{body['undefined']:,}",
         f"{body['alpha_each']:.3g}" if body["alpha_each"] else "-",
-        short(body["verifier"]) if body["verifier"] else "-",
-        escape(body["dataset"]) or "-",
-        f'<span class="dim">{escape(body["reason"])}</span>',
+        ", ".join([*([short(body["verifier"])] if body["verifier"] else []), escape(body["dataset"])]) or "-",
     ]
 
 
