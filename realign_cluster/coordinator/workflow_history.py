@@ -110,6 +110,10 @@ class WorkflowHistory:
     def store(self) -> ArtifactStore:
         return ArtifactStore(self.folder / "artifacts")
 
+    @property
+    def trainings(self) -> list[JobRecord]:
+        return [job for job in self.jobs if job.request["what"] == "train"]
+
     def notes_of(self, kind: str) -> list[NoteRecord]:
         return [note for note in self.notes if note.kind == kind]
 

@@ -26,10 +26,10 @@ from realign_cluster.coordinator.workflow_report_data import (
 from realign_cluster.coordinator.workflow_report_examples import before_and_after, examples_body, final_model
 from realign_cluster.coordinator.workflow_report_items import Behind, items_section
 from realign_cluster.coordinator.workflow_report_json import checklist_of, report_json
-from realign_cluster.coordinator.workflow_report_stages import file_link, short, stages_body
+from realign_cluster.coordinator.workflow_report_stages import file_link, stages_body
 from realign_cluster.store.durable import write_durably
 from realign_cluster.store.run_folder import RunFolder
-from realign_cluster.workflows.checklists import SIGNED_ITEMS
+from realign_cluster.workflows.checklists import CHECKLISTS
 
 PHASES: Final = {"before": "Before training", "during": "During training", "after": "After training"}
 
@@ -165,24 +165,20 @@ def _banner(history: WorkflowHistory) -> str:
 
 
 def _checklists(history: WorkflowHistory) -> str:
-    ticked = checklist_of(history)
+    ticked = list(zip(checklist_of(history), CHECKLISTS[history.workflow.name], strict=True))
     parts = []
     for phase, title in PHASES.items():
         rows = [
             [
                 '<b class="good">✓</b>' if each.done else '<b class="bad">✗</b>',
                 escape(each.text),
-                escape(each.by) or ("not signed" if each.text in _signed_texts() and not each.done else "facts"),
+                escape(each.by) or ("not signed" if item.signed else "facts"),
             ]
-            for each in ticked
+            for each, item in ticked
             if each.phase == phase
         ]
         parts.append(f"<div><h3>{title}</h3>{table(['', 'item', 'by'], rows)}</div>")
     return f'<div class="checklists">{"".join(parts)}</div>'
-
-
-def _signed_texts() -> tuple[str, ...]:
-    return (*SIGNED_ITEMS, "documentation complete (model card, stage pages)")
 
 
 def _decisions(history: WorkflowHistory) -> str:
@@ -245,6 +241,6 @@ def _how(history: WorkflowHistory) -> str:
     config: Mapping[str, object] = history.config.model_dump(mode="json")
     return (
         f"{command}{inputs_table(history)}<details><summary>every setting</summary>{settings(config)}</details>"
-        f"<footer>made again by: realign workflow report {escape(history.folder.name)}; "
-        f"jobs {len(history.jobs)}, ledger {short('ledger.sqlite')}</footer>"
+        f"<footer>{_counted(len(history.jobs), 'job')} in ledger.sqlite; made again by: "
+        f"realign workflow report {escape(history.folder.name)}</footer>"
     )

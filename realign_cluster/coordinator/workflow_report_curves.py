@@ -23,14 +23,10 @@ STYLES: Final = {"PASS": "kept", "FAIL": "failed", "INSUFFICIENT": "tail"}
 ALSO_DRAWN: Final = ("over_abstention", "answers_on_unanswerable", "hallucination_rate", "drift")
 
 
-def trainings(history: WorkflowHistory) -> list[JobRecord]:
-    return [job for job in history.jobs if job.request["what"] == "train"]
-
-
 def losses_body(history: WorkflowHistory) -> str:
     """A drawing for each training, in the order in which they were begun."""
     parts = []
-    for job in trainings(history):
+    for job in history.trainings:
         rows = history.rows(((job.result or {}).get("outputs") or {}).get("metrics"))
         points = [(float(row["step"]), float(row["loss"])) for row in rows]
         validation = [(float(row["step"]), row["validation_loss"]) for row in rows if "validation_loss" in row]

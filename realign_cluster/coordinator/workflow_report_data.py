@@ -14,7 +14,6 @@ from realign_cluster.coordinator.charts import number
 from realign_cluster.coordinator.markup import note, settings, table
 from realign_cluster.coordinator.workflow_history import Attempt, WorkflowHistory
 from realign_cluster.coordinator.workflow_report_answers import clipped
-from realign_cluster.coordinator.workflow_report_curves import trainings
 from realign_cluster.coordinator.workflow_report_items import Behind
 from realign_cluster.coordinator.workflow_report_stages import file_link, short
 from realign_cluster.store.workflow_ledger import JobRecord
@@ -28,7 +27,7 @@ STATUS_STYLES: Final = {"passed": "good", "failed": "bad", "undefined": "warn"}
 def training_data_body(history: WorkflowHistory) -> str:
     """What each training was on: rows, where they are, and what they were made from."""
     parts, shown = [], set[str]()
-    for job in trainings(history):
+    for job in history.trainings:
         data = str(job.request["inputs_by_role"]["data"])
         made = (job.result or {}).get("outputs", {}).get("model")
         mix = _mix_of(history, data)

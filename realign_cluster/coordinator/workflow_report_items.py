@@ -6,7 +6,7 @@ same questions share their items.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any, Final
@@ -91,8 +91,7 @@ class Behind:
         self.answers.setdefault(artifact, {})[item] = None
         return f"a-{content_hash([artifact, item])[:12]}"
 
-    def worst_first(self, metric: str) -> bool:
-        """Whether large values are the bad ones."""
+    def large_is_bad(self, metric: str) -> bool:
         return self._directions.get(metric) == "at most" or metric in LOWER_IS_BETTER
 
     def _items(self, anchor: str, found: Measured) -> Items:
@@ -103,7 +102,7 @@ class Behind:
                 row["items"], row["values"], row["units"] or [1.0] * len(row["items"]), strict=True
             )
         ]
-        sign = -1.0 if self.worst_first(row["metric"]) else 1.0
+        sign = -1.0 if self.large_is_bad(row["metric"]) else 1.0
         values.sort(key=lambda each: (sign * each[1], -each[2], each[0]))
         describe = self._describer(found)
         return Items(
@@ -156,7 +155,7 @@ class Behind:
 
     # --- what an item is ---
 
-    def _describer(self, found: Measured) -> Any:
+    def _describer(self, found: Measured) -> Callable[[str], str]:
         """A function from an item's name to HTML, by what measured it."""
         job = found.job
         outputs, roles = (job.result or {})["outputs"], job.request["inputs_by_role"]
