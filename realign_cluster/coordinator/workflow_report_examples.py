@@ -108,10 +108,11 @@ def _side_by_side(item: str, found: BeforeAfter, before: Row, after: Row, behind
         f"{answer_text(row)}{claims_table(row, verdicts)}</div>"
         for name, artifact, row in (("stage 1", found.before, before), ("after", found.after, after))
     )
+    both = {**after, **{name: [*before[name], *after[name]] for name in ("sentences", "claims")}}
     answerable = "" if after["answerable"] else ' <span class="tag">no answer in its sources</span>'
     return (
         f'<div class="example"><p class="question"><code>{escape(item)}</code> {escape(question_of(after, 400))}'
-        f'{answerable}</p><div class="pair">{columns}</div>{sources_list(after, verdicts)}</div>'
+        f'{answerable}</p><div class="pair">{columns}</div>{sources_list(both, verdicts)}</div>'
     )
 
 
