@@ -15,7 +15,7 @@ from realign_cluster.coordinator.markup import note, settings, table
 from realign_cluster.coordinator.workflow_history import Attempt, WorkflowHistory
 from realign_cluster.coordinator.workflow_report_answers import clipped
 from realign_cluster.coordinator.workflow_report_items import Behind
-from realign_cluster.coordinator.workflow_report_stages import file_link, short
+from realign_cluster.coordinator.workflow_report_stages import file_link, linked, short
 from realign_cluster.store.workflow_ledger import JobRecord
 from realign_cluster.workflows.training_data import EVALUATION
 
@@ -119,8 +119,8 @@ def _retrieval(history: WorkflowHistory, behind: Behind) -> str:
     rows = []
     for name, each in attempt.measurements.items():
         if name.startswith("retrieval_") and each["value"] is not None:
-            anchor = behind.link(attempt, name)
-            rows.append([escape(name), f'<a href="#{anchor}">{number(each["value"])}</a>', f"{each['items']:,}"])
+            value = linked(number(each["value"]), behind.link(attempt, name))
+            rows.append([escape(name), value, f"{each['items']:,}"])
     bm25 = ", ".join(f"{name} {value}" for name, value in (attempt.facts.get("bm25") or {}).items())
     said = note(f"BM25 with {bm25}." if bm25 else "")
     return f"<h3>Retrieval</h3>{said}{_slim(['measure', '>value', '>queries'], rows)}"

@@ -61,7 +61,7 @@ def _attempt(attempt: Attempt, history: WorkflowHistory, behind: Behind, *, seve
     return (
         f'<div class="attempt">{title}{_followed(attempt, history)}{_reruns(attempt, history)}'
         f"{_gates(attempt, history, behind)}{_model(attempt, history)}{_measurements(attempt, behind)}"
-        f"{_jobs(attempt, history)}{_facts(attempt)}</div>"
+        f"{_jobs(attempt, history)}{_facts(attempt)}{_artifacts(attempt, history)}</div>"
     )
 
 
@@ -111,7 +111,7 @@ def _gate(attempt: Attempt, verdict: VerdictRecord, history: WorkflowHistory, be
     return [
         f'<div class="gate">{escape(body["title"])}{guard}<br><span class="dim">{escape(body["reason"])}</span></div>',
         f'<b class="{OUTCOME_STYLES[body["outcome"]]}">{body["outcome"]}</b>{overridden}',
-        _linked(figure(body["value"]), behind.link(attempt, body["metric"])),
+        linked(figure(body["value"]), behind.link(attempt, body["metric"])),
         figure(body["bound"]),
         figure(body["opposite_bound"]),
         unbroken(f"{body['direction']} {body['threshold']:g}") + changed,
@@ -122,7 +122,7 @@ def _gate(attempt: Attempt, verdict: VerdictRecord, history: WorkflowHistory, be
     ]
 
 
-def _linked(text: str, anchor: str) -> str:
+def linked(text: str, anchor: str) -> str:
     return f'<a href="#{anchor}">{text}</a>' if anchor else text
 
 
@@ -150,7 +150,7 @@ def _measurements(attempt: Attempt, behind: Behind) -> str:
     rows = [
         [
             escape(name),
-            _linked(figure(each["value"]), behind.link(attempt, name)),
+            linked(figure(each["value"]), behind.link(attempt, name)),
             f"{each['items']:,}",
             f"{each['undefined']:,}",
             escape(each["dataset"]),
@@ -197,6 +197,11 @@ def _facts(attempt: Attempt) -> str:
         f"<details><summary>what else it found</summary>"
         f'<div id="facts-{attempt.stage}-{attempt.number}">{settings(_flat(attempt.facts))}</div></details>'
     )
+
+
+def _artifacts(attempt: Attempt, history: WorkflowHistory) -> str:
+    links = ", ".join(f"{escape(name)} {file_link(history, each)}" for name, each in attempt.artifacts.items())
+    return f'<p class="dim note">It left: {links}.</p>' if links else ""
 
 
 def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:

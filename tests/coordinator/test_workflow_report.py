@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from html import escape
@@ -273,6 +274,16 @@ def test_the_model_card_names_data_trainings_figures_and_limits(complete: Path, 
 def test_the_page_is_the_same_each_time_it_is_made(complete: Path, page: Page):
     history = read_workflow_history(complete)
     assert render_workflow_report(history, Behind(history)) == page.source
+
+
+def test_where_artifacts_are_gone_the_ledger_still_has_verdicts_and_sums(complete: Path, tmp_path: Path):
+    run = tmp_path / "moved"
+    shutil.copytree(complete, run)
+    for artifact in (run / "artifacts").glob("*.jsonl"):
+        artifact.unlink()
+    page = page_of(run)
+    assert page.part("stages").count(">PASS<") == 22
+    assert "Answers" not in page.text
 
 
 def test_a_run_that_was_killed_says_where(home: Path, tmp_path: Path):
