@@ -41,7 +41,14 @@ def main() -> int:
         primer = options.out / "primer"
         _do(
             [*launch, "train", "--config", str(KNOWLEDGE / "recipes" / "primer.toml"), *seed]
-            + ["--model", str(options.out / "random"), "--data", str(made / "data" / "primer.jsonl"), "--out", str(primer)]
+            + [
+                "--model",
+                str(options.out / "random"),
+                "--data",
+                str(made / "data" / "primer.jsonl"),
+                "--out",
+                str(primer),
+            ]
         )
         model = made / "model"
         if not model.exists():
@@ -50,7 +57,7 @@ def main() -> int:
         code = _do([*workflow, "--out", str(run)], allowed=JUDGED)
     finally:
         _do([*launch, "down"])
-    _do([sys.executable, str(KNOWLEDGE / "recompute.py"), str(run)])
+    _do([sys.executable, str(KNOWLEDGE / "recompute_run.py"), str(run)])
     summary = json.loads((run / "summary.json").read_bytes())
     print(f"\n{summary['state']}: {summary['reason']}")
     print(f"{time.monotonic() - started:.0f} s in all (exit status of the workflow: {code})")

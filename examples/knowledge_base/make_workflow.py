@@ -91,7 +91,13 @@ def held_out(seed: str, split: str, sources: Sequence[Any], answerable: int, una
         gold = row["gold"]
         group = row["kind"] if gold is None else gold["relation"]
         kept = [{name: source[name] for name in ("id", "text", "type")} for source in row["sources"]]
-        yield {"id": row["id"], "prompt": row["prompt"], "sources": kept, "answerable": gold is not None, "group": group}
+        yield {
+            "id": row["id"],
+            "prompt": row["prompt"],
+            "sources": kept,
+            "answerable": gold is not None,
+            "group": group,
+        }
 
 
 def practice(seed: str, names: Sequence[str], unanswerable: float, count: int) -> Iterator[Row]:
