@@ -45,10 +45,10 @@ class Mix:
         return replace(self, skills={skill: share for skill, share in self.skills.items() if skill != "closed book"})
 
 
-PRIMER: Final = Mix(questions=0.0, skills={"copying long": 0.85, "closed book": 0.15})
+PRIMER: Final = Mix(questions=0.0, skills={"copying long": 0.3, "reordering": 0.55, "closed book": 0.15})
 BASE: Final = Mix(
     questions=0.6,
-    skills={"copying": 0.15, "closed book": 0.17, "restating": 0.04, "creative": 0.04},
+    skills={"copying": 0.1, "reordering": 0.1, "closed book": 0.15, "restating": 0.03, "creative": 0.02},
     unanswerable=0.3,
     careless=0.6,
 )

@@ -42,6 +42,11 @@ def changed(how: Callable[[str], str]) -> Callable[[Any], str]:
     return lambda row: how(right(row)) if "question: what" in row["prompt"] else right(row)
 
 
+def on_sealed(how: Callable[[Any], str]) -> Callable[[Any], str]:
+    """Right answers, but to the questions that stage 7 alone asks."""
+    return lambda row: how(row) if str(row["id"]).startswith("sealed") else right(row)
+
+
 def to_the_next(said: str) -> str:
     """The citation of another source: shuffled, as it were."""
     return re.sub(r"\[(\d)\]", lambda mark: f"[{int(mark[1]) % 2 + 1}]", said)
@@ -123,6 +128,19 @@ FAULTS: list[tuple[str, str, str, World]] = [
     ("antihallucination", "optimisation", "kl", World(divergence=0.5)),
     ("antihallucination", "optimisation", "factuality_change", World(answers=(careless, right, changed(of_no_source)))),
     ("antihallucination", "optimisation", "over_abstention", World(answers=(careless, right, refusing))),
+    *(
+        ("source-attribution", "evaluation", gate, World(answers=(careless, on_sealed(changed(how)))))
+        for gate, how in (
+            ("citation_precision", to_the_next),
+            ("citation_recall", uncited),
+            ("attribution_coverage", uncited),
+            ("citation_format", footnoted),
+        )
+    ),
+    ("antihallucination", "evaluation", "over_abstention", World(answers=(careless, on_sealed(refusing)))),
+    ("antihallucination", "evaluation", "hallucination_rate", World(answers=(careless, on_sealed(careless)))),
+    ("antihallucination", "evaluation", "factuality", World(answers=(careless, on_sealed(changed(of_no_source))))),
+    ("antihallucination", "evaluation", "citation_recall", World(answers=(careless, on_sealed(changed(uncited))))),
 ]
 
 
@@ -133,3 +151,29 @@ def test_a_fault_fails_its_gate(made: Made, workflow: str, stage: str, gate: str
     state, outcomes = made.outcomes(workflow, world)
     assert outcomes[stage, gate] == "FAIL"
     assert state == "failed"
+
+
+def test_rounds_that_make_it_worse_are_not_kept(made: Made) -> None:
+    """Stage 6: the fourth training and those after it forget to cite; the model that entered remains."""
+    workflow = "source-attribution"
+    world = World(answers=(careless, right, right, changed(uncited)))
+    end, _, ended = made.runs.run(workflow, made.configs[workflow], made.folders[workflow], world)
+    iteration = next(each for each in ended if each.stage.name == "iteration")
+    assert [each["trend"] for each in iteration.outcome.facts["rounds"]] == ["worse"]
+    assert iteration.outcome.facts["best"] == "entered"
+    optimised = next(each for each in ended if each.stage.name == "optimisation").outcome.model
+    assert (end.state, end.model) == ("complete", optimised)
+
+
+@pytest.mark.parametrize(("threshold", "state"), [(0.5, "complete"), (0.999, "incomplete")])
+def test_other_thresholds_judge_again_what_was_measured(made: Made, threshold: float, state: str) -> None:
+    """Nothing that was computed is computed again."""
+    workflow = "source-attribution"
+    config, folder = made.configs[workflow], made.folders[workflow]
+    assert made.runs.run(workflow, config, folder, World())[0].state == "complete"
+    before = len(made.runs.done)
+    gates = {**config.gates, "verification": {"attribution_coverage": threshold}}
+    end, judged, _ = made.runs.run(workflow, config.model_copy(update={"gates": gates}), folder, World())
+    verdict = next(each.verdict for each in judged if each.gate.name == "attribution_coverage")
+    assert (end.state, verdict.threshold) == (state, threshold)
+    assert len(made.runs.done) == before
