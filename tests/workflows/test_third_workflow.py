@@ -5,7 +5,6 @@ Derivations, gates and the course are the real ones; only what models say and ho
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,10 +12,7 @@ from typing import Any
 
 import pytest
 
-from realign_cluster.coordinator.dashboard import make_dashboard
-from realign_cluster.coordinator.home import ClusterHome
-from realign_cluster.coordinator.stop import Stop
-from realign_cluster.coordinator.workflow_jobs import JobRunner, Where
+from realign_cluster.coordinator.workflow_jobs import derive_here
 from realign_cluster.store.artifacts import ArtifactStore
 from realign_cluster.workflows.course import Begun, Decisions, End, Ended, Judged, course
 from realign_cluster.workflows.derive import REGISTRY
@@ -27,7 +23,7 @@ from tests.workflows.made import config
 
 PAGE = Path(__file__).parents[2] / "docs" / "workflows" / "adding-a-workflow.md"
 HARBOURS = 70
-ASKED = config(model={"path": "none", "max_tokens": 24}, generation={"most_claims": 1})
+ASKED = config(generation={"most_claims": 1})
 Says = Callable[[dict[str, Any]], str]
 
 
@@ -79,9 +75,7 @@ class _Cluster:
 
     def __init__(self, folder: Path, says: Says) -> None:
         self.artifacts = ArtifactStore(folder / "artifacts")
-        self._runner = JobRunner(
-            folder, self.artifacts, Where(), ClusterHome(folder / "home"), make_dashboard(json_lines=True), Stop()
-        )
+        self._scratch = folder / "scratch"
         self._says = says
         self._done: dict[str, JobResult] = {}
         self.scored: list[Score] = []
@@ -98,11 +92,12 @@ class _Cluster:
     def result(self, job: Score | Derive) -> JobResult:
         key = job_key(job)
         if key not in self._done:
-            self._done[key] = self._score(job) if isinstance(job, Score) else self._derived(job)
+            match job:
+                case Score():
+                    self._done[key] = self._score(job)
+                case Derive():
+                    self._done[key] = derive_here(job, self.artifacts, self._scratch)
         return self._done[key]
-
-    def _derived(self, job: Derive) -> JobResult:
-        return asyncio.run(self._runner.run(job, reproducible=False)).result
 
     def _score(self, job: Score) -> JobResult:
         self.scored.append(job)
