@@ -15,7 +15,8 @@ from realign_cluster.workflows.checking import CHECKS, EXAMPLES
 from realign_cluster.workflows.diagnosis import JudgedGate, Measured, RunRecord, diagnose
 from realign_cluster.workflows.measured import from_row
 
-MEASUREMENTS = ("measurements", "baseline measurements", "verifier measurements", CHECKS)  # artifacts that hold a stage's, item by item
+# artifacts that hold a stage's measurements, item by item
+MEASUREMENTS = ("measurements", "baseline measurements", "verifier measurements", CHECKS)
 SHOWN_ROWS = 2  # examples of a finding, for people; JSON has them all
 WIDTH = 110
 

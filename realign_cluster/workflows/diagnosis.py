@@ -178,6 +178,7 @@ SYMPTOMS: Final[Mapping[str, Issue]] = {
 RETENTION: Final = "retention_"
 CUT_OFF: Final = "answers_cut_off"
 CUT_TOLERATED: Final = 0.10
+FIRST_TRAINED: Final = 3  # the stage that trains on the data: a base model need not end its answers
 CUT_SHORTER: Final = 0.9  # of the completions' mean length: a cut answer that is shorter was not given the room
 MISSED_SUPPORT: Final = "support_missed"  # by the verifier, of the claims that people say are supported
 
@@ -253,7 +254,7 @@ def _verifier_misses(run: RunRecord) -> float:
 
 
 def _cut_answers(run: RunRecord) -> Iterator[Finding]:
-    """Of the newest answers: cut off short of what is taught, or never ending."""
+    """Of the newest answers: cut off short of what is taught; or never ending, by a model that was taught to end."""
     cut = _newest(run, CUT_OFF)
     if cut is None or (lower := cut.rate_bounds()[0]) <= CUT_TOLERATED:
         return
@@ -277,6 +278,8 @@ def _cut_answers(run: RunRecord) -> Iterator[Finding]:
     if taught:
         evidence.append(Evidence(what="mean characters of the completions", where="data", value=max(taught)))
     short = bool(taught) and length is not None and length < CUT_SHORTER * max(taught)
+    if not short and cut.stage < FIRST_TRAINED:
+        return
     issue: Issue = "truncated answers" if short else "unending answers"
     yield Finding(
         issue=issue,

@@ -21,7 +21,7 @@ from tests.workflows.small_world import Row
 
 BASE_STEPS = 1400
 BASE_ROWS = 24000
-COUNTS = {"items": 160, "sealed": 160, "practice": 400, "citation": 2400, "valid": 64, "labels": 120, "queries": 96}
+COUNTS = {"items": 160, "sealed": 160, "practice": 400, "citation": 2400, "valid": 240, "labels": 120, "queries": 96}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,7 +54,7 @@ def healthy(seed: int, name: str = "source-attribution") -> SmallWorkflow:
         world.questions(rng, COUNTS["items"] + COUNTS["sealed"] + COUNTS["practice"], unanswerable=0.3, facts=facts)
     )
     items, sealed, practice = _cut(drawn, (COUNTS["items"], COUNTS["sealed"], COUNTS["practice"]))
-    trained = list(world.questions(rng, COUNTS["citation"] + COUNTS["valid"], unanswerable=0.3))
+    trained = list(world.questions(rng, COUNTS["citation"] + COUNTS["valid"], unanswerable=0.3, other_than=drawn))
     citation, valid = _cut(trained, (COUNTS["citation"], COUNTS["valid"]))
     data: dict[str, list[Row]] = {
         "sources": [world.source_row(fact) for fact in facts],
@@ -146,7 +146,7 @@ def _configuration(seed: int, data: dict[str, list[Row]]) -> dict[str, Any]:
         "seed": seed,
         "mode": "permissive",
         "attempts": 1,
-        "model": {"path": "base", "max_tokens": 128},
+        "model": {"path": "base", "max_tokens": 48},
         "data": {name: f"{name}.jsonl" for name in data if name != "hearts"},
         "benchmarks": {"hearts": "hearts.jsonl"},
         "generation": {"max_new_tokens": 16, "most_claims": 2},

@@ -100,14 +100,23 @@ def draw_question(rng: random.Random, *, answerable: bool, facts: Sequence[Fact]
     return Question(sources=sources, people=people, relation=sources[at][1], place=at + 1 if answerable else None)
 
 
-def questions(rng: random.Random, count: int, *, unanswerable: float, facts: Sequence[Fact] = ()) -> Iterator[Question]:
-    """All different."""
-    seen: set[str] = set()
-    while len(seen) < count:
-        question = draw_question(rng, answerable=rng.random() >= unanswerable, facts=facts)
-        if (prompt := prompt_of(question)) not in seen:
-            seen.add(prompt)
-            yield question
+def questions(
+    rng: random.Random,
+    count: int,
+    *,
+    unanswerable: float,
+    facts: Sequence[Fact] = (),
+    other_than: Sequence[Question] = (),
+) -> Iterator[Question]:
+    """All different, and other than those."""
+    seen = {prompt_of(each) for each in other_than}
+    for _ in range(count):
+        while (
+            prompt := prompt_of(question := draw_question(rng, answerable=rng.random() >= unanswerable, facts=facts))
+        ) in seen:
+            pass
+        seen.add(prompt)
+        yield question
 
 
 def world(rng: random.Random) -> list[Fact]:

@@ -124,7 +124,7 @@ def test_texts_that_are_no_sentences_are_not_said_to_be_cut() -> None:
     [
         ("[1] One is here.\n[2] Two is there.\n\nWhere is two?", {"1": "One is here.", "2": "Two is there."}),
         ("1. One is here.\n2. Two is there.\nWhere?", {"1": "One is here.", "2": "Two is there."}),
-        ("sources: the ana grow flax [1]. the bor mine tin [2]. what?", {"1": "sources: the ana grow flax.", "2": "the bor mine tin."}),
+        ("it says: the ana grow [1]. the bor mine [2]. what?", {"1": "it says: the ana grow.", "2": "the bor mine."}),
         ("the ana grow flax [1]. the ana mine tin [1]. what?", {"1": "the ana grow flax. the ana mine tin."}),
         ("Where is two?", {}),
     ],
