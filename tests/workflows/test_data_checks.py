@@ -173,7 +173,7 @@ def test_copies_are_measured_by_set_with_the_row() -> None:
     other = {**item, "id": "q2", "prompt": "How many cranes does the harbour of Ostrel have these days?"}
     row = {"prompt": f"Now: {QUESTION}", "completion": "The masons [1]."}
     found = leak_checks.leak_measurements(
-        Inputs({"citation": [row], "practice": [], "items": [item, other], "sealed": [other]}),  # type: ignore[arg-type]
+        Inputs({"citation": [row], "practice": [], "items": [item, other], "sealed": [other]}),
         {},
     )
     assert [(each["dataset"], each["values"]) for each in found.rows["measurements"]] == [

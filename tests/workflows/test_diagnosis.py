@@ -32,7 +32,14 @@ def measured(metric: str, values: tuple[float, ...], *, dataset: str = "items", 
 
 
 def gate(name: str, outcome: str = "FAIL", *, stage: int = 3, **more: Any) -> JudgedGate:
-    fields = {"title": name, "threshold": 0.9, "value": 0.5, "opposite": 0.6, "items": 100, "dataset": "items"}
+    fields: dict[str, Any] = {
+        "title": name,
+        "threshold": 0.9,
+        "value": 0.5,
+        "opposite": 0.6,
+        "items": 100,
+        "dataset": "items",
+    }
     return JudgedGate(stage=stage, attempt=0, gate=name, outcome=outcome, **(fields | more))
 
 
