@@ -1,6 +1,6 @@
 """Two unequal hosts that train one LoRA: `realign-launch ... train` against mlx_lm.lora under mlx.launch, in turn.
 
-    python benchmarks/train_two_hosts.py [--steps 12] [--turns 2] [--rows 32] [--hidden 256] [--blocks 4] [--json]
+    python benchmarks/train_two_hosts.py [--steps 9] [--turns 1] [--rows 32] [--hidden 512] [--blocks 4] [--json]
 
 On the test bed, hosts of 65.5 % and 34.5 % of one CPU: a split by speed can be 1.449 times as fast as an equal one, if
 nothing but shares differs. Both train the same made llama on the same rows of mixed lengths, with the same adapters,
@@ -291,12 +291,12 @@ def _spread(values: Iterable[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=12, help="of each training, a multiple of 3")
-    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=9, help="of each training, a multiple of 3")
+    parser.add_argument("--turns", type=int, default=1)
     parser.add_argument("--rows", type=int, default=32, help="of one step, over both hosts")
     parser.add_argument("--words", type=int, default=30, help="median of a completion")
     parser.add_argument("--json", action="store_true", help="the figures as JSON on standard output")
-    add_model_options(parser, hidden=256, blocks=4)
+    add_model_options(parser, hidden=512, blocks=4)
     options = parser.parse_args()
     found = measure(options)
     print(json.dumps(found, indent=1) if options.json else table(found))

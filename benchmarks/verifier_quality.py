@@ -156,12 +156,12 @@ def lexical_part(folder: Path) -> None:
     show_report(report)
 
 
-def judge_part(folder: Path, model: Path, characters: int) -> None:
+def judge_part(folder: Path, model: Path, characters: int, claims: int | None) -> None:
     from scoring_speed import cut_units, make_scorer
 
     from realign_cluster.store.model_files import describe_model
 
-    pairs, labels = wice(folder)
+    pairs, labels = (column[:claims] for column in wice(folder))
     job = ScoreJob(kinds=("judge",), model=describe_model(model), chat="plain", max_tokens=8192)
     scorer = make_scorer(model, "judge")
     work = {"rows": 0, "tokens": 0}
@@ -324,6 +324,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=EXAMPLES / "tiny-model")
     parser.add_argument("--parts", default="lexical,judge,intervals")
     parser.add_argument("--characters", type=int, default=3000, help="of a chunk of evidence")
+    parser.add_argument("--claims", type=int, help="judge only so many of the first")
     parser.add_argument("--resamples", type=int, default=4000)
     options = parser.parse_args()
     if not (options.data / "wice_claim_dev.jsonl").is_file():
@@ -337,7 +338,7 @@ def main() -> None:
     if "lexical" in parts:
         lexical_part(options.data)
     if "judge" in parts:
-        judge_part(options.data, options.model, options.characters)
+        judge_part(options.data, options.model, options.characters, options.claims)
     if "intervals" in parts:
         intervals_part(options.data, options.resamples)
 

@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 HELD_OUT_ANSWERABLE: Final = 480
 HELD_OUT_UNANSWERABLE: Final = 480
-BENCHMARK_ROWS: Final = 200
+BENCHMARK_ROWS: Final = 420
 CHOICES: Final = 4
 
 
@@ -199,7 +199,7 @@ def pairs(seed: str, names: Sequence[str], mix: Mix, faults: Sequence[wording.Fa
 
 # --- everything ---
 
-ROWS: Final = {"primer": 12000, "base": 16000, "citation": 8000, "grounding": 12000, "pairs": 2400, "validation": 256}
+ROWS: Final = {"primer": 12800, "base": 25600, "citation": 12800, "grounding": 16000, "pairs": 2400, "validation": 256}
 
 
 def write_knowledge_base(out: Path, seed: int = 0, rows: Mapping[str, int] = ROWS) -> None:

@@ -70,7 +70,7 @@ def copying(rng: random.Random, names: Sequence[str], words: tuple[int, int] = C
 
 
 def _copying_long(rng: random.Random, names: Sequence[str]) -> Exchange:
-    return copying(rng, names, words=(16, 24))
+    return copying(rng, names, words=(6, 24))
 
 
 def closed_book(tie: str, word: str) -> Exchange:

@@ -191,20 +191,24 @@ class JobRunner:
         )
 
     def _derive(self, job: Derive) -> Done:
-        registered = REGISTRY[job.function]
-        scratch = self._folder / "jobs" / f"{job_key(job)}.making"
-        shutil.rmtree(scratch, ignore_errors=True)
-        derived: Derived = registered.function(_Reader(self._artifacts, job, scratch), job.parameters)
-        outputs = {name: ArtifactId(self._artifacts.put_rows(rows)) for name, rows in derived.rows.items()}
-        outputs |= {name: ArtifactId(self._artifacts.put_folder(path)) for name, path in derived.folders.items()}
-        shutil.rmtree(scratch, ignore_errors=True)
-        return Done(result=JobResult(outputs=outputs, value=derived.value), nodes={}, versions={}, folder="")
+        result = derive_here(job, self._artifacts, self._folder / "jobs" / f"{job_key(job)}.making")
+        return Done(result=result, nodes={}, versions={}, folder="")
 
     def _job_folder(self, job: Job) -> Path:
         return self._folder / "jobs" / job_key(job)
 
     def _quiet(self, job: Job) -> Dashboard:
         return _PartOf(self._dashboard, job.title)
+
+
+def derive_here(job: Derive, artifacts: ArtifactStore, scratch: Path) -> JobResult:
+    """Computes a derivation; `scratch` is a folder of its own for the time."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    derived: Derived = REGISTRY[job.function].function(_Reader(artifacts, job, scratch), job.parameters)
+    outputs = {name: ArtifactId(artifacts.put_rows(rows)) for name, rows in derived.rows.items()}
+    outputs |= {name: ArtifactId(artifacts.put_folder(path)) for name, path in derived.folders.items()}
+    shutil.rmtree(scratch, ignore_errors=True)
+    return JobResult(outputs=outputs, value=derived.value)
 
 
 def pinned(path: str) -> ModelRef:

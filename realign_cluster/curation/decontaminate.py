@@ -172,7 +172,8 @@ class ContaminationIndex:
                     for number in self._exact.get(words, ()):
                         yield number, " ".join(words)
             case "13-gram":
-                for length in sorted(self._long_lengths, reverse=True):
+                lengths = self._long_lengths if starts else ()  # who shares so many words shares eight of them
+                for length in sorted(lengths, reverse=True):
                     for gram in grams(whole, length):
                         for number in self._long.get(gram, ()):
                             yield number, gram

@@ -11,9 +11,9 @@ bands are compared here, each text with the first that has the same band.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -94,11 +94,10 @@ def deduplicate(texts: Sequence[str], *, near: bool = True, seed: int = 1) -> De
 
 def _families(texts: Sequence[str], seed: int) -> dict[int, tuple[int, float]]:
     """Each text that is not the first of its family -> (the first, their estimated similarity)."""
-    shingled = [(index, shingles) for index, text in enumerate(texts) if (shingles := shingles_of(text))]
-    if len(shingled) < 2:
+    places = np.array([index for index, text in enumerate(texts) if words_of(text)], dtype=np.int64)
+    if len(places) < 2:
         return {}
-    places = np.array([index for index, _ in shingled])
-    sketches = sketch([shingles for _, shingles in shingled], seed=seed)
+    sketches = sketch([texts[index] for index in places], seed=seed)
     heads = _first_of_family(sketches)
     members = np.flatnonzero(heads != np.arange(len(heads)))
     alike = (sketches[members] == sketches[heads[members]]).mean(axis=1)
@@ -114,17 +113,16 @@ def shingles_of(text: str) -> list[str]:
     return grams(words, min(GRAM_WORDS, len(words))) if words else []
 
 
-def sketch(shingles: Sequence[Sequence[str]], *, seed: int) -> Sketches:
-    """MinHash of each of the sets; equal sets have equal sketches whatever the order of their members."""
+def sketch(texts: Sequence[str], *, seed: int) -> Sketches:
+    """MinHash of the shingles of each text; each has some. It does not depend on their order, nor on repetitions."""
     pieces = [
-        np.array(RMinHash.digests_from_token_sets(chunk, BANDS * BAND_ROWS, seed), dtype=np.uint32)
-        for chunk in _chunks(shingles)
+        np.array(
+            RMinHash.digests_from_token_sets(map(shingles_of, texts[at : at + SKETCH_TEXTS]), BANDS * BAND_ROWS, seed),
+            dtype=np.uint32,
+        )
+        for at in range(0, len(texts), SKETCH_TEXTS)
     ]
     return np.concatenate(pieces)
-
-
-def _chunks(items: Sequence[Any]) -> Iterator[list[Any]]:
-    return (list(items[at : at + SKETCH_TEXTS]) for at in range(0, len(items), SKETCH_TEXTS))
 
 
 def _first_of_family(sketches: Sketches) -> npt.NDArray[np.int64]:

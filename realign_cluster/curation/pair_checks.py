@@ -52,12 +52,14 @@ def check_pairs(
     limits: PairLimits = LIMITS,
 ) -> PairReport:
     """`rows` hold prompt, chosen and rejected, in TRL's forms. `gaps`: of each row score chosen - score rejected, None
-    where it is undefined, by `scorer`. `other_splits`: what must share no prompt and no group with these rows.
+    where it is undefined, by `scorer`; those of rows that are no pairs do not count. `other_splits`: what must share no
+    prompt and no group with these rows.
     """
     read = _read(rows)
     numbers = list(read.texts)
-    gap = _gap(gaps, scorer)
-    length = _length_bias(read, gaps)
+    scored = None if gaps is None else {row: gaps[row - 1] for row in numbers}
+    gap = _gap(scored, scorer)
+    length = _length_bias(read, scored)
     duplicates = deduplicate(["\n".join(read.texts[row]) for row in numbers])
     found = decontaminate([read.texts[row] for row in numbers], evaluation_sets) if evaluation_sets else None
     leaks = None if other_splits is None else find_leaks(rows, other_splits, group_field)
@@ -68,7 +70,7 @@ def check_pairs(
         judge_none_of("identical", dict.fromkeys(read.identical, ""), "rows choose the answer that they reject"),
         judge_duplicates(duplicates, numbers, limits.near_duplicate_fraction),
         _contradictions(read),
-        judge_gap(gap, gaps, limits.gap),
+        judge_gap(gap, scored, limits.gap),
         judge_length_bias(length, limits.length_bias),
         judge_contamination(found, numbers, limits.clean_fraction),
         judge_leakage(leaks),
@@ -120,8 +122,8 @@ def _contradictions(read: _Read) -> Check:
     return judge_none_of("contradictions", faulty, "pairs are there in both directions")
 
 
-def _gap(gaps: Sequence[float | None] | None, scorer: str) -> Gap | None:
-    known = [gap for gap in gaps or () if gap is not None]
+def _gap(gaps: Mapping[int, float | None] | None, scorer: str) -> Gap | None:
+    known = [gap for gap in (gaps or {}).values() if gap is not None]
     if not known:
         return None
     return Gap(
@@ -133,14 +135,14 @@ def _gap(gaps: Sequence[float | None] | None, scorer: str) -> Gap | None:
     )
 
 
-def _length_bias(read: _Read, gaps: Sequence[float | None] | None) -> LengthBias | None:
+def _length_bias(read: _Read, gaps: Mapping[int, float | None] | None) -> LengthBias | None:
     lengths = {row: (len(words_of(chosen)), len(words_of(other))) for row, (_, chosen, other) in read.texts.items()}
     if not lengths:
         return None
     unequal = [chosen > rejected for chosen, rejected in lengths.values() if chosen != rejected]
     longer = sum(unequal)
     right = max(longer, len(unequal) - longer)
-    scored = [(row, gap) for row in lengths if gaps is not None and (gap := gaps[row - 1]) is not None]
+    scored = [(row, gap) for row, gap in (gaps or {}).items() if gap is not None]
     differences = [lengths[row][0] - lengths[row][1] for row, _ in scored]
     varied = len(set(differences)) > 1 and len({gap for _, gap in scored}) > 1
     return LengthBias(

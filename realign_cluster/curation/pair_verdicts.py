@@ -51,11 +51,11 @@ def judge_duplicates(found: Deduplicated, numbers: Sequence[int], largest_near: 
     )
 
 
-def judge_gap(gap: Gap | None, gaps: Sequence[float | None] | None, least: float) -> Check:
+def judge_gap(gap: Gap | None, gaps: Mapping[int, float | None] | None, least: float) -> Check:
     if gap is None:
         reason = "no scorer was named" if gaps is None else "no pair has a score"
         return Check(name="gap", status="undefined", reason=reason, threshold=least)
-    without = [row for row, each in enumerate(gaps or (), start=1) if each is None]
+    without = [row for row, each in (gaps or {}).items() if each is None]
     about = "" if gap.standard_error is None else f" (standard error {gap.standard_error:.3f})"
     missing = f"; {len(without):,} pairs have no score" if without else ""
     return Check(

@@ -17,7 +17,7 @@ UNIT_COST = 2048.0  # token equivalents (row_cost) a unit aims at
 UNIT_ROWS = 256
 UNIT_BYTES = 4 * 1024 * 1024  # raw row bytes; a unit travels in one message
 NOOP_TOKENS_PER_BYTE = 1 / 32  # what a score without a model does to a byte, in a model's tokens: it parses it
-# What a drawn token costs in tokens that are read. benchmarks/generate_speed.py prints it for a model and a machine;
+# What a drawn token costs in tokens that are read. benchmarks/generate_speed.py prints it (7 to 9 there);
 # all that depends on it is how long prompts weigh against long answers.
 DRAWN_TOKEN = 8.0
 UNIT_SEQUENCES = 32  # answers that a unit aims at, so that a worker draws for many at once

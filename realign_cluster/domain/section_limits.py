@@ -19,7 +19,7 @@ class SectionLimits(Strict):
     least_seconds: float = 5.0  # for a piece of computing
     factor: float = 3.0  # times the slowest piece of its section
     first_piece_seconds: float = 600.0  # of each section of a generation: kernels are compiled
-    load_seconds: float = 120.0  # a file or a block of the model, some rows
+    load_seconds: float = 300.0  # a file or a block of the model, some rows
     write_seconds: float = 300.0  # a tensor, or the sync of all of a state
     join_seconds: float = 60.0
     wait_seconds: float = 3600.0  # for others; the coordinator sees who it is that is waited for

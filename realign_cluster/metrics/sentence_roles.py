@@ -61,7 +61,8 @@ QUOTED_QUESTION: Final = re.compile(r"^[\"“'‘].*\?[\"”'’]$")  # alone; a
 OPINION: Final = re.compile(r"^(?:i|we) (?:think|believe|feel|guess|suppose|recommend|suggest|would)\b", re.IGNORECASE)
 WORD: Final = re.compile(r"[^\W_]+(?:['’.-][^\W_]+)*")
 LEAST_WORDS: Final = 3
-MARKER: Final = re.compile(r"^(?:[-*+•‣–>]|\(?(?:\d{1,3}|[a-zA-Z])[.)])\s+")
+MARKER: Final = re.compile(r"^(?:[-*+•‣–>]|\(?(?:\d{1,3}[.)]|[a-zA-Z]\)))\s+")  # "A. Smith" is a name
+EMPHASIS: Final = re.compile(r"(\*\*|__)(.{1,200}?)\1")
 
 
 class Role(StrEnum):
@@ -100,5 +101,5 @@ def role_of(sentence: str) -> Role:
 
 
 def bare_text(sentence: str) -> str:
-    """Without citations, list marker and emphasis around it."""
-    return MARKER.sub("", strip_citations(sentence)).strip().lstrip("*_#> ").strip()
+    """Without citations, list marker and emphasis."""
+    return EMPHASIS.sub(r"\2", MARKER.sub("", strip_citations(sentence))).strip().lstrip("*_#> ").strip()

@@ -76,15 +76,14 @@ class Generator:
     def run(self, drafts: Sequence[Draft], work: Work, progress: Callable[[], None]) -> list[list[Sample]]:
         """The samples of each draft, in order. `progress` is called after each token of a batch."""
         found: list[list[Sample]] = [[] for _ in drafts]
-        with self._split.kernels() if self._on_cpu else nullcontext():
-            for batch in self._batches(drafts):
-                waiting = [
-                    (at, _Sequence(prompt=drafts[at].prompt, numbers=self._numbers(drafts[at], sample)))
-                    for at, sample in batch
-                ]
-                self._run_batch([sequence for _, sequence in waiting], work, progress)
-                for at, sequence in waiting:
-                    found[at].append(self._sample(sequence))
+        for batch in self._batches(drafts):
+            waiting = [
+                (at, _Sequence(prompt=drafts[at].prompt, numbers=self._numbers(drafts[at], sample)))
+                for at, sample in batch
+            ]
+            self._run_batch([sequence for _, sequence in waiting], work, progress)
+            for at, sequence in waiting:
+                found[at].append(self._sample(sequence))
         return found
 
     def replay(self, answers: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Floats]:
@@ -94,15 +93,14 @@ class Generator:
         longest = max(len(answer) for _, answer in answers)
         found = np.zeros((longest, len(answers)), dtype=np.float32)
         rows = np.arange(len(answers), dtype=np.int32)
-        with self._split.kernels() if self._on_cpu else nullcontext():
-            cache = self._prefill([tuple(prompt) for prompt, _ in answers], Work(), lambda: None)
-            tokens = mx.array([prompt[-1] for prompt, _ in answers], dtype=mx.int32)
-            for at in range(longest):
-                logits = self._split.logits(self._split.hidden(tokens[:, None], cache)[:, -1])
-                given = np.array([answer[at] if at < len(answer) else 0 for _, answer in answers], dtype=np.int32)
-                valuation = LOG_PROBABILITIES.on_cpu if self._on_cpu else LOG_PROBABILITIES.on_device
-                found[at] = np.array(valuation(logits, rows, given))
-                tokens = mx.array(given)
+        cache = self._prefill([tuple(prompt) for prompt, _ in answers], Work(), lambda: None)
+        tokens = mx.array([prompt[-1] for prompt, _ in answers], dtype=mx.int32)
+        for at in range(longest):
+            logits = self._split.logits(self._split.hidden(tokens[:, None], cache)[:, -1])
+            given = np.array([answer[at] if at < len(answer) else 0 for _, answer in answers], dtype=np.int32)
+            valuation = LOG_PROBABILITIES.on_cpu if self._on_cpu else LOG_PROBABILITIES.on_device
+            found[at] = np.array(valuation(logits, rows, given))
+            tokens = mx.array(given)
         return [found[: len(answer), row] for row, (_, answer) in enumerate(answers)]
 
     def _numbers(self, draft: Draft, sample: int) -> Floats:
@@ -128,7 +126,7 @@ class Generator:
 
     def _run_batch(self, active: list[_Sequence], work: Work, progress: Callable[[], None]) -> None:
         prompts = list(dict.fromkeys(sequence.prompt for sequence in active))
-        cache = self._prefill(prompts, work, progress)
+        cache = self._prefill(prompts, work, progress, alone=len(active) == 1)
         place = {prompt: at for at, prompt in enumerate(prompts)}
         if len(active) > len(prompts):
             _keep(cache, [place[sequence.prompt] for sequence in active])
@@ -156,9 +154,16 @@ class Generator:
                 following = None if following is None else _rows(following, going)
             drawn = following or self._step(drawn.tokens, cache, active, at)
 
-    def _prefill(self, prompts: Sequence[tuple[int, ...]], work: Work, progress: Callable[[], None]) -> list[Any]:
-        """Caches of all tokens of the prompts but the last, one row each."""
+    def _prefill(
+        self, prompts: Sequence[tuple[int, ...]], work: Work, progress: Callable[[], None], *, alone: bool = False
+    ) -> list[Any]:
+        """Caches of all tokens of the prompts but the last, one row each. `alone`: of one prompt for one sequence, a
+        plain cache, which needs no mask.
+        """
         layers = [self._split.make_cache() for _ in prompts]
+        if alone:
+            self._fill(layers[0], [prompts[0][:-1]], work, progress)
+            return layers[0]
         if not all(type(layer) in TAKE_PADDING for layer in layers[0]):
             for prompt, own in zip(prompts, layers, strict=True):
                 self._fill(own, [prompt[:-1]], work, progress)
@@ -180,9 +185,9 @@ class Generator:
     ) -> None:
         """Runs the prompts through the model, zeros at the end of the shorter ones."""
         longest = max(map(len, prompts))
+        work.shapes[len(prompts), longest + 1] += 1
         work.tokens += sum(map(len, prompts))
         work.padded += len(prompts) * longest
-        work.shapes[len(prompts), longest + 1] += 1
         tokens = np.zeros((len(prompts), longest), dtype=np.int32)
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)] = prompt
@@ -190,12 +195,15 @@ class Generator:
         if len(prompts) > 1:
             chunk = max(1, min(chunk, self._shape.batch_tokens // len(prompts)))
         for start in range(0, longest, chunk):
-            self._split.hidden(mx.array(tokens[:, start : start + chunk]), cache)
-            mx.eval([layer.state for layer in cache])
+            with self._split.kernels() if self._on_cpu else nullcontext():
+                self._split.hidden(mx.array(tokens[:, start : start + chunk]), cache)
+                mx.eval([layer.state for layer in cache])
             progress()
 
     def _step(self, tokens: Any, cache: list[Any], active: Sequence[_Sequence], at: int) -> Drawn:
-        hidden = self._split.hidden(mx.array(tokens)[:, None], cache)
+        alone = len(active) == 1  # then our kernels cost more than they save
+        with self._split.kernels() if self._on_cpu and not alone else nullcontext():
+            hidden = self._split.hidden(mx.array(tokens)[:, None], cache)
         logits = self._split.logits(hidden[:, -1])
         numbers = np.array([sequence.numbers[at] for sequence in active], dtype=np.float32)
         if self._on_cpu:

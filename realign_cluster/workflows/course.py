@@ -208,6 +208,8 @@ def judge_stage_gate(gate: StageGate, stage: Stage, outcome: Outcome, config: Wo
         case Gate():
             nothing = Measurement(metric=rule.metric, items=(), values=(), verifier="", dataset="")
             measured = outcome.measurements.get(rule.metric, nothing)
+            if gate.units_given and measured.units:
+                rule = replace(rule, most_units=max(measured.units))
             return judge_gate(rule, measured, minutes_per_item=outcome.minutes_per_item)
         case Retained():
             pair = outcome.benchmarks.get(rule.benchmark) or BenchmarkPair(

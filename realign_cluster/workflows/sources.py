@@ -22,8 +22,8 @@ from realign_cluster.workflows.derive import Derived, Inputs, derivation
 from realign_cluster.workflows.measured import measurement_of, to_row
 
 DEPTH: Final = 10
-# of BM25: the default, then those that suit short passages, then long ones
-RETRIEVAL_ATTEMPTS: Final = ({"k1": 1.5, "b": 0.75}, {"k1": 0.9, "b": 0.4}, {"k1": 2.0, "b": 1.0})
+# of BM25: the default, then those that suit longer passages
+RETRIEVAL_ATTEMPTS: Final = ({"k1": 0.9, "b": 0.4}, {"k1": 1.5, "b": 0.75}, {"k1": 2.0, "b": 1.0})
 UNTYPED: Final = "untyped"
 
 

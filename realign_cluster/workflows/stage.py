@@ -79,12 +79,17 @@ Rule = Gate | Counted | Retained
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageGate:
-    """A gate of a stage. `guard`: watched where it is not the purpose: FAIL counts, INSUFFICIENT does not stop."""
+    """A gate of a stage. `guard`: watched where it is not the purpose: FAIL counts, INSUFFICIENT does not stop.
+
+    `units_given`: of a ratio whose units are the data's and not the model's (tokens of given texts): the largest is
+    known before anything is measured, and bounds it.
+    """
 
     name: str
     title: str
     rule: Rule
     guard: bool = False
+    units_given: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -131,7 +131,7 @@ def _preparation(config: WorkflowConfig) -> Stage:
         title="SFT preparation",
         body=bodies.preparation,
         gates=(
-            gate.perplexity(config.model.max_tokens),
+            gate.perplexity(),
             gate.counted("baseline_recorded", "baseline of every metric recorded", "at least", 1.0),
         ),
         remedy="trained again with another order of the data",

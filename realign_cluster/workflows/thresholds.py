@@ -27,12 +27,10 @@ def _gate(name: str, title: str, direction: Direction, threshold: float, evidenc
     return StageGate(name=name, title=title, rule=gate)
 
 
-def perplexity(most_tokens: int) -> StageGate:
-    """Pooled over completion tokens, of rows of at most `most_tokens`."""
-    return _gate(
-        "perplexity", "validation perplexity", "at most", 20.0, "ratio",
-        highest=LARGEST_NATS, scale="exp", most_units=float(most_tokens),
-    )  # fmt: skip
+def perplexity() -> StageGate:
+    """Pooled over completion tokens; how many a row has is the data's."""
+    gate = _gate("perplexity", "validation perplexity", "at most", 20.0, "ratio", highest=LARGEST_NATS, scale="exp")
+    return replace(gate, units_given=True)
 
 
 def divergence(most_tokens: int) -> StageGate:

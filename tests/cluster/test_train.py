@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from realign_cluster.cli.main import run as realign_command
 from realign_cluster.node.blas import find_openblas
 from tests.cluster.kit import TINY_MODEL, CurateCluster, summary, write_rows
 
@@ -124,12 +125,21 @@ def test_pipelines_of_unequal_stages_end_in_the_same_adapters(tmp_path: Path, tr
     ],
 )
 def test_bad_input_costs_nothing(
-    tmp_path: Path, train: Train, rows: list[dict[str, Any]], more: tuple[str, ...], said: str
+    tmp_path: Path,
+    pair: CurateCluster,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    rows: list[dict[str, Any]],
+    more: tuple[str, ...],
+    said: str,
 ) -> None:
-    done = train(tmp_path / "run", *STEPS, *more, data=write_rows(tmp_path / "rows.jsonl", rows))
-    assert done.returncode == 2, done.stderr
-    assert said in done.stderr
-    assert not (tmp_path / "run").exists()
+    """The command as `realign` runs it, in this process."""
+    monkeypatch.setenv("REALIGN_HOME", str(pair.realign_home))
+    data, out = write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "run"
+    command = ["train", *("--hostfile", pair.hostfile()), *("--data", data), *("--model", TINY_MODEL), *("--out", out)]
+    assert realign_command([str(argument) for argument in (*command, *STEPS, *more)]) == 2
+    assert said in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_what_only_a_rank_can_see_is_said_and_may_be_corrected(tmp_path: Path, train: Train) -> None:

@@ -61,6 +61,7 @@ def test_a_rank_is_killed_and_the_next_ones_port_is_taken(
     assert history_of(out).generations[1].start_step >= 4
 
 
+@pytest.mark.soak
 def test_a_daemon_is_killed_and_comes_back(
     commands: TrainCommands, train_rows: Path, calm_training: Outcome, tmp_path: Path
 ) -> None:

@@ -122,6 +122,18 @@ def test_a_gap_that_is_too_small() -> None:
     assert report(good_pairs(), gap=0.1, limits=PairLimits(pairs=200, gap=0.05)).passed
 
 
+def test_a_gap_is_that_of_the_pairs_that_are_pairs() -> None:
+    rows = good_pairs()
+    identical(rows)
+    gaps: list[float | None] = [0.5] * COUNT
+    gaps[2] = gaps[3] = -900.0  # of the identical ones
+    gaps[7] = None
+    found = report(rows, gaps=gaps)
+    assert found.gap is not None
+    assert (found.gap.mean, found.gap.pairs, found.check("gap").rows) == (0.5, COUNT - 3, (8,))
+    assert "1 pairs have no score" in found.check("gap").reason
+
+
 def test_a_gap_is_not_a_length() -> None:
     rows = good_pairs()
     gaps = [float(len(row["chosen"].split()) - len(row["rejected"].split())) for row in rows]

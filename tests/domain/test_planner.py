@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -326,3 +327,24 @@ def test_measured_and_prior_mix(values: list[float | None]) -> None:
     plan = plan_scoring(nodes, small_model(), WORK, known)
     assert sum(plan.shares().values()) == pytest.approx(1.0)
     assert {node.name for node in plan.nodes if node.source == "measured"} == set(known)
+
+
+def test_work_that_needs_the_whole_model_is_never_sharded() -> None:
+    """Answers by a model that no node holds: refused by name, though a group would hold it; and if a group is asked."""
+    large = model("llama-3.1-70b")
+    nodes = [mac("one", "Apple M4 Max", 96), mac("two", "Apple M4 Max", 96), mac("three", "Apple M4 Max", 96)]
+    assert plan_scoring(nodes, large, WORK).group is not None
+    whole = replace(WORK, kinds=("generate",), whole_model_only="generate needs the whole model on a node")
+    refused = plan_scoring(nodes, large, whole)
+    assert refused.approach == "refused"
+    assert "is not sharded: generate needs the whole model on a node" in (refused.refusal or "")
+    asked = plan_scoring(nodes, small_model(), replace(whole, sharding="tensor"))
+    assert "cannot be sharded as asked: generate needs the whole model" in (asked.refusal or "")
+
+
+def test_a_reference_model_needs_room_beside_the_model() -> None:
+    beside = replace(WORK, kinds=("kl",), beside_bytes=127 * GIB)
+    plan = plan_scoring([M4, M3], small_model(), beside)
+    assert [left.name for left in plan.left_out] == ["m4max"]
+    assert "less 130.8 GiB of adapters and reference" in plan.left_out[0].reason
+    assert plan.shares() == {"m3ultra": 1.0}

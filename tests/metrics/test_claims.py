@@ -69,6 +69,8 @@ def claims(text: str) -> list[tuple[str, tuple[str, ...]]]:
          [("The tower was built in 1990", ("1",)), ("it was closed in 1991.", ())]),
         ("She said that it was old, and it was sold [1].", [("She said that it was old, and it was sold.", ("1",))]),
         ("As it was old, and it was ugly, it was sold.", [("As it was old, and it was ugly, it was sold.", ())]),
+        ("- **Pain** occurs in bones[2]", [("Pain occurs in bones", ("2",))]),
+        ("J. Smith was born in Rome.", [("J. Smith was born in Rome.", ())]),
         ("It holds tea, coffee, and the usual things.", [("It holds tea, coffee, and the usual things.", ())]),
         ("I am not sure, but Paris is the capital of France.", [("Paris is the capital of France.", ())]),
         ("# Paris is a head\n```\nParis is code.\n```\nParis is big [1].\n\nReferences\n[1] Paris is a book.",

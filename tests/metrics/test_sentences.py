@@ -27,6 +27,7 @@ def cut(text: str) -> list[str]:
         ["Apple Inc. was founded in 1976.", "He owned Apple Inc.", "However, he sold it."],
         ["Smith et al. (2020) say so; see Fig. 3 and No. 5.", "She said no.", "Vitamin C.", "Plan B."],
         ["It was found c. 1990 by Prof. Lee, Ph.D., of the univ. there.", "Etc."],
+        ["Was it Smith et al?", "Paris says so.", "By J. K?", "Yes."],
         ["What?", "Really!", "Wait... what?", "He paused…", "Then he went.", "Stop!!", "Why?!"],
         ['He said "Stop! Now." and left.', '"Why?"', "She asked.", "“It is so.”", "Yes."],
         ["See https://a.b/c.html?x=1.2 or www.d.org.", "Use `a.b. C` now.", "Read [a. B](http://x.y/z)."],
