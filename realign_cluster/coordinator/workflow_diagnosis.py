@@ -37,6 +37,7 @@ def record_of(run: Path, ledger: WorkflowLedgerReader) -> RunRecord:
         gates=tuple(_gate(each) for each in ledger.verdicts() if known.get(each.stage) == each.attempt),
         settings=ledger.meta("config") or {},
         mixes={stage.stage: _mix(stage.body["facts"]) for stage in stages if _mix(stage.body["facts"])},
+        not_done={stage.stage: stage.body["failed"] for stage in stages if stage.body.get("failed")},
         examples=tuple(
             row
             for stage in stages

@@ -106,9 +106,8 @@ def example_measurements(inputs: Inputs, parameters: Mapping[str, Any]) -> Deriv
 
 
 def text_checks(name: str, rows: list[Row]) -> Iterator[Found]:
-    """Tokens that a model must not learn to write, and texts that stop in the middle.
-
-    A set of which less than half of the completions end like sentences is not made of sentences: it is not asked.
+    """Tokens that a model must not learn to write, and answers that stop in the middle: of the sets that are there to
+    teach answering, and only where most of their completions end like sentences.
     """
     texts = [(f"{at}", completion_of(row), row) for at, row in enumerate(rows)]
     said = [(at, text, row) for at, text, row in texts if text.strip()]
@@ -118,7 +117,7 @@ def text_checks(name: str, rows: list[Row]) -> Iterator[Found]:
     )
     whole = [(at, text, row) for at, text, row in said if at not in special]
     ended = {at for at, text, _ in whole if END_OF_TEXT.search(text.strip())}
-    if 2 * len(ended) >= len(whole):
+    if name in CITING and 2 * len(ended) >= len(whole):
         yield Found(
             check="cut_short", of=name, rows=tuple((at, at not in ended, _shown(row, text)) for at, text, row in whole)
         )

@@ -64,6 +64,7 @@ class RunRecord:
     settings: Mapping[str, Any] = field(default_factory=dict)
     mixes: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     examples: tuple[Mapping[str, Any], ...] = ()
+    not_done: Mapping[int, str] = field(default_factory=dict)  # stages that could not be measured, with why
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,7 @@ class DataRule:
 
 CITING: Final[tuple[Issue, ...]] = ("low citation accuracy", "low attribution coverage")
 EVERYTHING: Final[tuple[Issue, ...]] = (
-    *CITING, "high hallucination", "over-hedging", "model drift", "capability loss",
+    *CITING, "high hallucination", "over-hedging", "model drift", "capability loss", "stage not done",
 )  # fmt: skip
 # In the order in which they are to be looked at: what makes other checks and measurements wrong comes first.
 # Tolerated is what a careful user's data may have; for what only a verifier says, what verifiers get wrong besides.
@@ -187,7 +188,7 @@ def diagnose(run: RunRecord) -> list[Finding]:
     """The findings, causes first, each symptom with the findings before it that explain it."""
     found: list[Finding] = []
     causes = [*_damaged_base(run), *_data(run), *_cut_answers(run)]
-    for each in [*causes, *_symptoms(run)]:
+    for each in [*causes, *_symptoms(run), *_not_done(run)]:
         before = tuple(dict.fromkeys(other.issue for other in found if each.issue in other.leads_to))
         found.append(replace(each, explained_by=before))
     # what is a consequence of another cause is no first cause, however early it is looked for
@@ -311,6 +312,17 @@ def _symptoms(run: RunRecord) -> Iterator[Finding]:
             evidence=(*map(_of_gate, gates), *_settings_behind(issue, gates[0].stage, run)),
             remedies=REMEDIES[issue],
             leads_to=_brought_by_drift(run, gates[0].stage) if issue == "model drift" else (),
+        )
+
+
+def _not_done(run: RunRecord) -> Iterator[Finding]:
+    for stage, reason in run.not_done.items():
+        yield Finding(
+            issue="stage not done",
+            kind="symptom",
+            title=reason,
+            evidence=(Evidence(what="it ended with", where=f"stage {stage}", text=reason),),
+            remedies=REMEDIES["stage not done"],
         )
 
 

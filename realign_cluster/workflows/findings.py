@@ -31,6 +31,7 @@ Issue = Literal[
     "over-hedging",
     "model drift",
     "capability loss",
+    "stage not done",
 ]
 
 
@@ -130,5 +131,9 @@ REMEDIES: Final[Mapping[Issue, tuple[str, ...]]] = {
     "capability loss": (
         "roll back to the checkpoint before",
         "adjust the data balance: more general data (mix.general)",
+    ),
+    "stage not done": (
+        "see the checks that failed in the report: the data they name are made by this stage from those before",
+        "if a training failed: lower its learning rate, and see its own run below jobs/",
     ),
 }

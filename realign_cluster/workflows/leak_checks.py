@@ -21,7 +21,7 @@ from realign_cluster.workflows.measured import to_row
 RUN_WORDS: Final = 3
 COPIED: Final = 0.75  # of all runs of a prompt: one word in twelve may be another
 ASKED: Final = 0.6  # of its runs outside its passages, which are few: in a question of seven words one may be another
-COMMON: Final = 0.05  # a run that more of the training rows have says nothing of which row was copied
+COMMON_ROWS: Final = 100  # a run that more training rows have says little of which row was copied
 CANDIDATES: Final = 4  # training rows compared in full, for each question
 EVALUATED_ON: Final = ("items", "sealed")
 Row = dict[str, Any]
@@ -50,8 +50,7 @@ class TrainedPrompts:
         for row, runs in enumerate(self._runs):
             for run in runs:
                 by_run[run].append(row)
-        most = max(CANDIDATES, COMMON * len(self._runs))
-        self._telling = {run: rows for run, rows in by_run.items() if len(rows) <= most}
+        self._telling = {run: rows for run, rows in by_run.items() if len(rows) <= COMMON_ROWS}
 
     def nearest(self, prompt: str, passages: Sequence[str]) -> Copy | None:
         """The row that has most of the prompt, if it has nearly all: None where none is a copy."""

@@ -224,7 +224,7 @@ def _answer(item: Row) -> str:
     """The true answer, from the sources."""
     people, relation = re.search(r"what do the (\w+) (\w+)\?", item["prompt"]).groups()  # type: ignore[union-attr]
     for place, source in enumerate(item["sources"], 1):
-        if source["id"] == f"{people}-{relation}":
+        if source["id"].startswith(f"{people}-{relation}-"):
             return f" {source['text'][:-1]} [{place}]."
     return f" the sources do not say what the {people} {relation}."
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from realign_cluster.domain.training import OptimizerSettings, TrainSettings
@@ -21,7 +22,16 @@ from tests.workflows.small_world import Row
 
 BASE_STEPS = 1400
 BASE_ROWS = 24000
-COUNTS = {"items": 160, "sealed": 160, "practice": 400, "citation": 2400, "valid": 240, "labels": 120, "queries": 96}
+COUNTS = {
+    "items": 160,
+    "sealed": 160,
+    "practice": 400,
+    "citation": 2400,
+    "valid": 240,
+    "labels": 200,
+    "queries": 96,
+    "pairs": 96,
+}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,16 +56,16 @@ class SmallWorkflow:
         return path
 
 
-def healthy(seed: int, name: str = "source-attribution") -> SmallWorkflow:
-    """Everything drawn by the seed."""
+def healthy(
+    seed: int, name: str = "source-attribution", counts: Mapping[str, int] = MappingProxyType(COUNTS)
+) -> SmallWorkflow:
+    """Everything drawn by the seed; so many rows of each set."""
     rng = random.Random(f"small workflow {seed}")
-    facts = world.world(rng)
-    drawn = list(
-        world.questions(rng, COUNTS["items"] + COUNTS["sealed"] + COUNTS["practice"], unanswerable=0.3, facts=facts)
-    )
-    items, sealed, practice = _cut(drawn, (COUNTS["items"], COUNTS["sealed"], COUNTS["practice"]))
-    trained = list(world.questions(rng, COUNTS["citation"] + COUNTS["valid"], unanswerable=0.3, other_than=drawn))
-    citation, valid = _cut(trained, (COUNTS["citation"], COUNTS["valid"]))
+    facts = world.all_facts()
+    drawn = list(world.questions(rng, counts["items"] + counts["sealed"] + counts["practice"], unanswerable=0.3))
+    items, sealed, practice = _cut(drawn, (counts["items"], counts["sealed"], counts["practice"]))
+    trained = list(world.questions(rng, counts["citation"] + counts["valid"], unanswerable=0.3, other_than=drawn))
+    citation, valid = _cut(trained, (counts["citation"], counts["valid"]))
     data: dict[str, list[Row]] = {
         "sources": [world.source_row(fact) for fact in facts],
         "items": [world.item(f"i{at}", each) for at, each in enumerate(items)],
@@ -66,15 +76,17 @@ def healthy(seed: int, name: str = "source-attribution") -> SmallWorkflow:
         "citation": [{"prompt": world.prompt_of(each), "completion": world.answer_of(each)} for each in citation],
         "valid": [{"prompt": world.prompt_of(each), "completion": world.answer_of(each)} for each in valid],
         "general": [world.general_row(word) for word in world.KNOWN] * 8,
-        "labels": _labels(rng, COUNTS["labels"]),
+        "labels": _labels(rng, counts["labels"]),
         "hearts": [
             {"prompt": row["prompt"], "answer": row["completion"]} for row in map(world.general_row, world.KNOWN)
         ],
     }
     if name == "source-attribution":
-        data["queries"] = [{"query": f"{fact[0]} {fact[1]}", "relevant": [f"{fact[0]}-{fact[1]}"]} for fact in facts]
+        asked = rng.sample(facts, counts["queries"])
+        data["queries"] = [{"query": " ".join(fact), "relevant": [world.source_row(fact)["id"]]} for fact in asked]
     else:
-        data["pairs"] = [{"claim": world.sentence(fact), "sources": [world.source_row(fact)]} for fact in facts]
+        asked = rng.sample(facts, counts["pairs"])
+        data["pairs"] = [{"claim": world.sentence(fact), "sources": [world.source_row(fact)]} for fact in asked]
     return SmallWorkflow(name=name, seed=seed, data=data, config=_configuration(seed, data))
 
 

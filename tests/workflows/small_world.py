@@ -1,7 +1,6 @@
 """A world so small that a model learns to read it in a minute: peoples, what they do, questions with numbered sources.
 
-Sources of a training row are drawn anew for it, so that nothing is known by heart; those of questions are of one world.
-Must not know faults, stages or verdicts.
+Sources are drawn anew for every question, so that nothing is known by heart. Must not know faults, stages or verdicts.
 """
 
 from __future__ import annotations
@@ -87,12 +86,11 @@ def invention_of(rng: random.Random, question: Question, place: int) -> str:
     return " " + sentence((question.people, question.relation, rng.choice(VALUES[question.relation])), place)
 
 
-def draw_question(rng: random.Random, *, answerable: bool, facts: Sequence[Fact] = ()) -> Question:
-    """About sources drawn for it alone, or about some of `facts`: no people and no relation twice among them."""
+def draw_question(rng: random.Random, *, answerable: bool) -> Question:
+    """About sources drawn for it alone: no people and no relation twice among them."""
     names, relations = rng.sample(NAMES, SOURCES_ASKED + 1), rng.sample(RELATIONS, SOURCES_ASKED)
-    known = {(fact[0], fact[1]): fact for fact in facts}
     sources = tuple(
-        known.get((name, relation)) or (name, relation, rng.choice(VALUES[relation]))
+        (name, relation, rng.choice(VALUES[relation]))
         for name, relation in zip(names[:SOURCES_ASKED], relations, strict=True)
     )
     at = rng.randrange(SOURCES_ASKED)
@@ -101,33 +99,26 @@ def draw_question(rng: random.Random, *, answerable: bool, facts: Sequence[Fact]
 
 
 def questions(
-    rng: random.Random,
-    count: int,
-    *,
-    unanswerable: float,
-    facts: Sequence[Fact] = (),
-    other_than: Sequence[Question] = (),
+    rng: random.Random, count: int, *, unanswerable: float, other_than: Sequence[Question] = ()
 ) -> Iterator[Question]:
     """All different, and other than those."""
     seen = {prompt_of(each) for each in other_than}
     for _ in range(count):
-        while (
-            prompt := prompt_of(question := draw_question(rng, answerable=rng.random() >= unanswerable, facts=facts))
-        ) in seen:
+        while (prompt := prompt_of(question := draw_question(rng, answerable=rng.random() >= unanswerable))) in seen:
             pass
         seen.add(prompt)
         yield question
 
 
-def world(rng: random.Random) -> list[Fact]:
-    """One value for every people and relation."""
-    return [(name, relation, rng.choice(VALUES[relation])) for name in NAMES for relation in RELATIONS]
+def all_facts() -> list[Fact]:
+    """All that some source says: sources do not agree with each other, those of one question do not meet."""
+    return [(name, relation, value) for name in NAMES for relation in RELATIONS for value in VALUES[relation]]
 
 
 def source_row(fact: Fact) -> Row:
-    people, relation, _ = fact
+    people, relation, value = fact
     return {
-        "id": f"{people}-{relation}",
+        "id": f"{people}-{relation}-{value}",
         "type": TYPES[RELATIONS.index(relation) % len(TYPES)],
         "text": sentence(fact),
     }

@@ -116,7 +116,14 @@ def test_rows_without_sources_are_read_by_the_passages_in_their_prompt() -> None
 
 def test_texts_that_are_no_sentences_are_not_said_to_be_cut() -> None:
     words = [{"prompt": "Name a colour.", "completion": colour} for colour in ("blue", "red", "green.")]
-    assert not [each for each in data_checks.text_checks("general", words) if each.check == "cut_short"]
+    sentences = [{"prompt": "Name a colour.", "completion": colour} for colour in ("blue", "Red.", "It is green.")]
+
+    def asked(name: str, rows: list[Row]) -> bool:
+        return any(each.check == "cut_short" for each in data_checks.text_checks(name, rows))
+
+    assert asked("citation", sentences)
+    assert not asked("citation", words)
+    assert not asked("general", sentences)
 
 
 @pytest.mark.parametrize(

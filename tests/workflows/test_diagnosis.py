@@ -165,3 +165,8 @@ def test_what_the_verifier_does_not_see_is_no_fault_of_the_data() -> None:
 
 def test_every_issue_has_remedies() -> None:
     assert set(REMEDIES) == set(get_args(Issue))
+
+
+def test_a_stage_that_could_not_be_done_is_said_with_its_reason() -> None:
+    (found,) = diagnose(RunRecord(not_done={5: "the training failed: loss is NaN"}))
+    assert (found.issue, found.title) == ("stage not done", "the training failed: loss is NaN")
