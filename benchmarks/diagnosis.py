@@ -1,6 +1,7 @@
 """How often `diagnose` names an injected fault first, and how often it finds something in healthy runs.
 
-    python benchmarks/diagnosis.py --base FOLDER [--seeds unseen|development] [--most 12] [--whole 1]
+    python benchmarks/diagnosis.py --base FOLDER [--seeds unseen|development] [--most 12] [--whole 1] [--out FILE]
+    python benchmarks/diagnosis.py --report FILE ...
 
 Each seed makes a world, its data and a run for each of twelve faults (`tests/workflows/injected_faults.py`) and one
 that is healthy, trained for real where a fault shows only in a model; else the run is stopped before it trains and
@@ -83,13 +84,19 @@ def report(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--base", type=Path)
+    parser.add_argument("--report", type=Path, nargs="+", help="of rows that were made before, and nothing else")
     parser.add_argument("--seeds", choices=SEEDS, default="unseen")
     parser.add_argument("--first", type=int, default=0, help="of the seeds: left out before it")
     parser.add_argument("--most", type=int, default=12)
     parser.add_argument("--whole", type=int, default=1)
     parser.add_argument("--out", type=Path, help="rows are added to it, one JSON object a line")
     options = parser.parse_args()
+    if not options.base and not options.report:
+        parser.error("--base: name a folder")
+    if options.report:
+        report([json.loads(line) for path in options.report for line in path.read_text().splitlines()])
+        return
     base = make_base(options.base)
     rows = []
     for at, seed in enumerate(SEEDS[options.seeds][options.first : options.first + options.most], options.first):
