@@ -186,13 +186,15 @@ MISSED_SUPPORT: Final = "support_missed"  # by the verifier, of the claims that 
 
 def diagnose(run: RunRecord) -> list[Finding]:
     """The findings, causes first, each symptom with the findings before it that explain it."""
-    found: list[Finding] = []
-    causes = [*_damaged_base(run), *_data(run), *_cut_answers(run)]
-    for each in [*causes, *_symptoms(run), *_not_done(run)]:
-        before = tuple(dict.fromkeys(other.issue for other in found if each.issue in other.leads_to))
-        found.append(replace(each, explained_by=before))
-    # what is a consequence of another cause is no first cause, however early it is looked for
-    return sorted(found, key=lambda each: (each.kind == "symptom", bool(each.explained_by) and each.kind != "symptom"))
+    found = [*_damaged_base(run), *_data(run), *_symptoms(run), *_cut_answers(run), *_not_done(run)]
+    found.sort(key=lambda each: each.kind == "symptom")
+    return [
+        replace(
+            each,
+            explained_by=tuple(dict.fromkeys(other.issue for other in found[:at] if each.issue in other.leads_to)),
+        )
+        for at, each in enumerate(found)
+    ]
 
 
 # --- causes ---
@@ -282,9 +284,15 @@ def _cut_answers(run: RunRecord) -> Iterator[Finding]:
     if not short and cut.stage < FIRST_TRAINED:
         return
     issue: Issue = "truncated answers" if short else "unending answers"
+    first = min(
+        (each for each in run.measured if each.measurement.metric == CUT_OFF and each.stage >= FIRST_TRAINED),
+        key=lambda each: each.stage,
+        default=cut,
+    )
+    ended_once = first.rate_bounds()[0] <= CUT_TOLERATED  # a later training undid it
     yield Finding(
         issue=issue,
-        kind="configuration" if short else "weights",
+        kind="configuration" if short else "symptom" if ended_once else "weights",
         title="answers are cut off before they can be complete" if short else "answers do not end by themselves",
         evidence=tuple(evidence),
         remedies=REMEDIES[issue],
@@ -333,7 +341,7 @@ def _issue_of(gate: str) -> Issue | None:
 def _brought_by_drift(run: RunRecord, stage: int) -> tuple[Issue, ...]:
     """What had not failed before the stage in which the model went too far."""
     before = {_issue_of(gate.gate) for gate in run.gates if gate.stage < stage and gate.outcome == "FAIL"}
-    return tuple(issue for issue in EVERYTHING if issue not in before and issue != "model drift")
+    return tuple(issue for issue in (*EVERYTHING, "unending answers") if issue not in before | {"model drift"})
 
 
 def _settings_behind(issue: Issue, stage: int, run: RunRecord) -> Iterator[Evidence]:

@@ -151,6 +151,13 @@ def test_answers_without_room_and_answers_without_end_are_told_apart() -> None:
     assert long.issue == "unending answers"
 
 
+def test_answers_that_a_later_training_left_without_end_follow_from_its_drift() -> None:
+    ended, endless = (measured("answers_cut_off", (share,) * 60, stage=stage) for share, stage in ((0.0, 3), (1.0, 5)))
+    found = diagnose(RunRecord(measured=(ended, endless), gates=(gate("kl", stage=5),)))
+    assert issues(found) == ["model drift", "unending answers"]
+    assert found[1].explained_by == ("model drift",)
+
+
 def test_the_newest_answers_count() -> None:
     old, new = measured("answers_cut_off", (1.0,) * 50, stage=1), measured("answers_cut_off", (0.0,) * 50, stage=3)
     assert diagnose(RunRecord(measured=(old, new))) == []
