@@ -9,6 +9,7 @@ from typing import Any
 from realign_cluster.domain.gate import Measurement, paired_with
 from realign_cluster.domain.training import TrainSettings
 from realign_cluster.workflows import sources, training_data, verify
+from realign_cluster.workflows.checking import check_examples
 from realign_cluster.workflows.derive import derive
 from realign_cluster.workflows.evaluating import Evaluation, divergence, evaluate
 from realign_cluster.workflows.jobs import ArtifactId, Ask, JobResult, Look, ModelRef, Score, Train
@@ -68,9 +69,15 @@ def source_data(context: Context) -> Stage:
         sources.spread_of_sources, "types of sources", inputs={"sources": data["sources"], "practice": data["practice"]}
     )
     clean = yield from _clean(context)
+    checks = yield from check_examples(context, index)
     return Outcome(
-        artifacts={"index": index, "rankings": searched.outputs["rankings"], "citation data": clean.outputs["rows"]},
-        measurements=by_metric(rows.value),
+        artifacts={
+            "index": index,
+            "rankings": searched.outputs["rankings"],
+            "citation data": clean.outputs["rows"],
+            **checks.artifacts,
+        },
+        measurements={**by_metric(rows.value), **checks.measurements},
         facts={**spread.value, "bm25": parameters, "cleaned": clean.value},
     )
 
@@ -89,9 +96,14 @@ def factual_data(context: Context) -> Stage:
     )
     rows = yield Look(rows=measured.outputs["measurements"])
     clean = yield from _clean(context)
+    checks = yield from check_examples(context)
     return Outcome(
-        artifacts={"citation data": clean.outputs["rows"], "unsupported pairs": measured.outputs["unsupported"]},
-        measurements=by_metric(rows.value),
+        artifacts={
+            "citation data": clean.outputs["rows"],
+            "unsupported pairs": measured.outputs["unsupported"],
+            **checks.artifacts,
+        },
+        measurements={**by_metric(rows.value), **checks.measurements},
         facts={"cleaned": clean.value},
     )
 
@@ -132,7 +144,11 @@ def _verification(context: Context, positive: str) -> Stage:
     )
     rows = yield Look(rows=quality.outputs["measurements"])
     outcome = _outcome(found, None, {"verifier": quality.value})
-    return replace(outcome, measurements={**outcome.measurements, **by_metric(rows.value)})
+    return replace(
+        outcome,
+        measurements={**outcome.measurements, **by_metric(rows.value)},
+        artifacts={**outcome.artifacts, "verifier measurements": quality.outputs["measurements"]},
+    )
 
 
 def optimisation(context: Context) -> Stage:

@@ -98,7 +98,7 @@ def label_pairs(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     return Derived(rows={"pairs": [{"pair": key, "claim": p.claim, "evidence": [p.text]} for key, p in pairs.items()]})
 
 
-@derivation(version=1)
+@derivation(version=2)
 def verifier_quality(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     """The verifier held against labels: "measurements" with its false positives, and its report as the value.
 
@@ -131,7 +131,11 @@ def verifier_quality(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
         human=[row["label"] for row in rows],
         supported=[row["label"] == "supported" for row in rows],
     )
-    rates = {"verifier_false_positives": measured.false_positives, "verifier_false_negatives": measured.false_negatives}
+    rates = {
+        "verifier_false_positives": measured.false_positives,
+        "verifier_false_negatives": measured.false_negatives,
+        "support_missed": measured.false_positives if hallucinated else measured.false_negatives,
+    }
     return Derived(
         rows={
             "measurements": [
