@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 import pytest
@@ -19,6 +19,8 @@ from realign_cluster.domain.training import TrainSettings
 from realign_cluster.workflows.checklists import CHECKLISTS
 from realign_cluster.workflows.config import WorkflowConfig
 from realign_cluster.workflows.course import rule_as_judged
+from realign_cluster.workflows.diagnosis import DATA_RULES
+from realign_cluster.workflows.findings import Issue
 from realign_cluster.workflows.sources import RETRIEVAL_ATTEMPTS
 from realign_cluster.workflows.stage import Stage, StageGate, Workflow
 from realign_cluster.workflows.tables import WORKFLOWS, workflow_named
@@ -196,6 +198,16 @@ def test_the_parameters_of_the_index_are_those_that_are_tried() -> None:
     text = page("source-data")
     tried = [re.findall(r"\d\.\d+", part) for part in re.findall(r"\(k1 (.*?)\)", text)[0].split(";")]
     assert [(float(k1), float(b)) for k1, b in tried] == [(each["k1"], each["b"]) for each in RETRIEVAL_ATTEMPTS]
+
+
+def test_every_issue_that_is_diagnosed_is_there_with_what_is_tolerated() -> None:
+    text = page("troubleshooting")
+    rows = {row[0]: row[1:] for part in ("Common issues", "Causes") for row in table_rows(section(text, part))}
+    assert set(get_args(Issue)) == set(rows) - {"issue", "cause", "---"}
+    for rule in DATA_RULES:
+        where, sign, _ = rows[rule.issue]
+        assert where == rule.kind
+        assert f"({100 * rule.tolerated:g} %" in sign, rule.check
 
 
 @pytest.mark.parametrize(("right", "alpha", "items"), [(1.0, 0.05, 91), (1.0, 0.025, 111), (0.75, 0.05, 140)])
