@@ -29,6 +29,16 @@ FORMS: Final[Mapping[str, Form]] = {
     "footnote": Form.FOOTNOTE,
     "author-year": Form.AUTHOR_PARENTHESIS,
 }
+OF_THE_TEXT: Final = frozenset(  # what no verifier has a part in
+    {
+        "citation_format",
+        "attribution_coverage",
+        "coverage_by_answer",
+        "over_abstention",
+        "answers_on_unanswerable",
+        "attribution_consistency",
+    }
+)
 Row = dict[str, Any]
 
 
@@ -119,13 +129,14 @@ def measure_texts(
             for row, text in answers
         ]
     )
+    covered = attribution_coverage([answer for _, answer in read])
+    in_format = format_agreement([(answer.item, answer.text) for _, answer in read], CitationFormat(form=FORMS[form]))
     return {
         "citation_precision": citation.precision,
         "citation_recall": citation.recall,
-        "citation_format": format_agreement(
-            [(answer.item, answer.text) for _, answer in read], CitationFormat(form=FORMS[form])
-        ),
-        "attribution_coverage": attribution_coverage([answer for _, answer in read]),
+        "citation_format": _by_item("citations in the one format", in_format),
+        "attribution_coverage": covered,
+        "coverage_by_answer": _by_item("coverage by answer", covered),
         "factuality": factscore(judged_facts).score,
         "hallucination_rate": hallucinated.rate,
         "contradicted_claims": hallucinated.contradicted,
@@ -137,6 +148,14 @@ def measure_texts(
 
 def abstains(text: str) -> bool:
     return stance(text) in ABSTAINS
+
+
+def _by_item(metric: str, found: PooledRatio) -> MeanOverItems:
+    """The share within each answer: what a gate can judge and pair without knowing how long an answer may be."""
+    shares = (
+        (ratio.item, ratio.numerator / ratio.denominator if ratio.denominator else None) for ratio in found.ratios
+    )
+    return mean_over_items(metric, f"{found.unit}, mean over answers", shares)
 
 
 def read_row(row: Mapping[str, Any], text: str) -> ReadAnswer:

@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from realign_cluster.domain.gate import Measurement, paired_with
+from realign_cluster.domain.judge_error import VerifierLabels
 from realign_cluster.domain.training import TrainSettings
 from realign_cluster.workflows import sources, training_data, verify
 from realign_cluster.workflows.checking import check_examples
 from realign_cluster.workflows.derive import derive
 from realign_cluster.workflows.evaluating import Evaluation, divergence, evaluate
 from realign_cluster.workflows.jobs import ArtifactId, Ask, JobResult, Look, ModelRef, Score, Train
-from realign_cluster.workflows.measured import by_metric
+from realign_cluster.workflows.measured import by_metric, value_of
 from realign_cluster.workflows.stage import Context, Outcome
 from realign_cluster.workflows.verify import verdicts_on, verifier_fingerprint
 
@@ -40,12 +41,14 @@ def preparation(context: Context) -> Stage:
             return Outcome(failed=f"the training failed: {trained.failed}")
         model, facts = trained.model(), {"training": trained.value}
     found = yield from evaluate(context, model, "items", title="baseline", perplexity=True)
-    recorded = [name for name in RECORDED if name in found.measurements]
+    recorded = [name for name in RECORDED if _has_value(found.measurements.get(name))]
+    quality = yield from _verifier_quality(context, positive="supported")
     return Outcome(
         model=model,
         artifacts={f"baseline {name}": each for name, each in found.artifacts.items()},
         measurements=found.measurements,
         facts={**facts, "baseline_recorded": len(recorded) / len(RECORDED)},
+        labels=labels_of(quality.value),
         minutes_per_item=found.minutes_per_item,
     )
 
@@ -132,16 +135,7 @@ def detection(context: Context) -> Stage:
 
 def _verification(context: Context, positive: str) -> Stage:
     found = yield from evaluate(context, context.state.model, "items", title="verification")
-    pairs = yield derive(verify.label_pairs, "labelled pairs", inputs={"labels": context.state.data["labels"]})
-    verdicts = yield from verdicts_on(context, pairs.outputs["pairs"], "labelled pairs")
-    quality = yield derive(
-        verify.verifier_quality,
-        "verifier's own quality",
-        inputs={"labels": context.state.data["labels"], "verdicts": verdicts},
-        supported=context.config.verifier.supported,
-        verifier=verifier_fingerprint(context),
-        positive=positive,
-    )
+    quality = yield from _verifier_quality(context, positive)
     rows = yield Look(rows=quality.outputs["measurements"])
     outcome = _outcome(found, None, {"verifier": quality.value})
     return replace(
@@ -213,6 +207,9 @@ def optimisation(context: Context) -> Stage:
         **outcome.measurements,
         "kl": kl,
         **_change(context, outcome.measurements, "factuality", "factuality_change"),
+        **_change(context, outcome.measurements, "citation_recall", "citation_recall_change"),
+        **_change(context, outcome.measurements, "citation_precision", "citation_precision_change"),
+        **_change(context, outcome.measurements, "coverage_by_answer", "coverage_change"),
     }
     return replace(outcome, measurements=measurements, artifacts={**outcome.artifacts, "pairs": made.outputs["pairs"]})
 
@@ -230,6 +227,39 @@ def evaluation(context: Context) -> Stage:
 
 
 # --- shared ---
+
+
+def _verifier_quality(context: Context, positive: str) -> Generator[Ask, JobResult, JobResult]:
+    """The verifier held against people's labels."""
+    labels = context.state.data["labels"]
+    pairs = yield derive(verify.label_pairs, "labelled pairs", inputs={"labels": labels})
+    verdicts = yield from verdicts_on(context, pairs.outputs["pairs"], "labelled pairs")
+    return (
+        yield derive(
+            verify.verifier_quality,
+            "verifier's own quality",
+            inputs={"labels": labels, "verdicts": verdicts},
+            supported=context.config.verifier.supported,
+            verifier=verifier_fingerprint(context),
+            positive=positive,
+        )
+    )
+
+
+def labels_of(report: Mapping[str, Any]) -> VerifierLabels:
+    """Of a verifier's report, with "supported" as what is counted."""
+    sensitivity, specificity = report["sensitivity"], report["specificity"]
+    return VerifierLabels(
+        verifier=report["verifier"],
+        true_positives=sensitivity["count"],
+        false_negatives=sensitivity["n"] - sensitivity["count"],
+        true_negatives=specificity["count"],
+        false_positives=specificity["n"] - specificity["count"],
+    )
+
+
+def _has_value(measurement: Measurement | None) -> bool:
+    return measurement is not None and value_of(measurement) is not None
 
 
 def entered_optimisation(context: Context) -> ModelRef:

@@ -34,7 +34,7 @@ FEW = {
     "general": 160,
     "practice": 160,
     "queries": 60,
-    "pairs": 60,
+    "pairs": 120,
     "labels": 400,
     "valid": 60,
     "items": 110,
@@ -166,7 +166,7 @@ class Runs:
                 row = {**row, "gold": min(self._gold.get(row["prompt"], {"a story."}))}
                 assert job.sampling is not None
                 texts = [say(row), *(careless(row), right(row), careless(row))][: job.sampling.samples]
-                return {"generate": {"samples": [{"text": text, "tokens": 8} for text in texts]}}
+                return {"generate": {"samples": [{"text": text, "tokens": 8, "finish": "stop"} for text in texts]}}
             case ("loglik",):
                 good = world.chooses_right == (row["response"].strip() in self._gold.get(row["prompt"], ()))
                 return {"loglik": {"sum": -world.loss * 8 if row["set"] == "valid" or good else -80.0, "tokens": 8}}

@@ -61,7 +61,7 @@ def checked(made: SmallWorkflow, folder: Path) -> RunRecord:
     store = ArtifactStore(folder)
     data = {name: ArtifactId(store.put_rows(rows)) for name, rows in made.data.items()}
     config = WorkflowConfig.model_validate(made.config)
-    context = Context(config=config, state=State(data=data, model=ModelRef(path="none")), attempt=0)
+    context = Context(config=config, state=State(data=data, model=ModelRef(path="none")), attempt=0, number=0)
     way, answer = check_examples(context), None
     while True:
         try:
