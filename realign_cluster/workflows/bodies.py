@@ -268,6 +268,12 @@ def entered_optimisation(context: Context) -> ModelRef:
     return models.get("citation") or models.get("preparation") or context.state.model
 
 
+def checkpoints(context: Context) -> dict[str, ArtifactId]:
+    """The capability benchmarks, by name."""
+    found = {name.removeprefix("benchmark "): each for name, each in context.state.data.items()}
+    return {name: found[name] for name in context.config.benchmarks}
+
+
 def softened(settings: TrainSettings, attempt: int) -> TrainSettings:
     """Half the rate and twice the KL penalty for each attempt before."""
     optimizer = settings.optimizer.model_copy(update={"learning_rate": settings.optimizer.learning_rate / 2**attempt})
@@ -292,6 +298,7 @@ def _trained(
         model=model,
         data=mixed.outputs["rows"],
         valid=context.state.data["valid"] if settings.evaluation.every or settings.evaluation.patience else None,
+        benchmarks=checkpoints(context) if settings.evaluation.every else {},
         settings=settings.model_copy(update={"seed": context.seed(name)}),
     )
     value = {**(trained.value or {}), "mix": mixed.value}
