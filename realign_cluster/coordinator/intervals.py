@@ -14,7 +14,7 @@ from realign_cluster.coordinator.charts import BOTTOM, number, scale, svg
 from realign_cluster.coordinator.curves import value_range, value_ticks
 
 WIDTH, LEFT, RIGHT, TOP, HEIGHT = 470.0, 50.0, 8.0, 12.0, 168.0
-FAR = 3.0  # a threshold further away than this many times the spread of the values is said, not drawn
+FAR = 8.0  # a threshold further away than this many times the spread of the values is said, not drawn
 MOST_SLOT = 90.0
 
 

@@ -133,13 +133,15 @@ def _measures(history: WorkflowHistory) -> CardPart:
     for attempt in _last_attempts(history):
         for verdict in attempt.verdicts:
             body = verdict.body
+            own = history.own_threshold(attempt.stage, verdict.gate)
+            changed = "" if own in (None, body["threshold"]) else f" (by default {own:g})"
             rows.append(
                 [
                     f"{attempt.stage} {body['title']}",
                     body["outcome"] + (" (overridden)" if body["overridden"] else ""),
                     _figure(body["value"]),
                     f"{_figure(body['bound'])} / {_figure(body['opposite_bound'])}",
-                    f"{body['direction']} {body['threshold']:g}",
+                    f"{body['direction']} {body['threshold']:g}{changed}",
                     f"{body['items']:,}",
                     f"{body['undefined']:,}",
                     body["dataset"] or "-",

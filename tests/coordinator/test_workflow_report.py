@@ -268,6 +268,7 @@ def test_the_model_card_names_data_trainings_figures_and_limits(complete: Path, 
     assert "signed for by: (not signed)" in card
     assert "Evaluation, retention of basics: INSUFFICIENT" in card
     assert "gone on from without a decision: Evaluation, retention of basics" in card
+    assert "| at least 0.01 (by default 0.9) |" in card
     assert card == card_markdown(history)
 
 
