@@ -132,16 +132,7 @@ def detection(context: Context) -> Stage:
 
 def _verification(context: Context, positive: str) -> Stage:
     found = yield from evaluate(context, context.state.model, "items", title="verification")
-    pairs = yield derive(verify.label_pairs, "labelled pairs", inputs={"labels": context.state.data["labels"]})
-    verdicts = yield from verdicts_on(context, pairs.outputs["pairs"], "labelled pairs")
-    quality = yield derive(
-        verify.verifier_quality,
-        "verifier's own quality",
-        inputs={"labels": context.state.data["labels"], "verdicts": verdicts},
-        supported=context.config.verifier.supported,
-        verifier=verifier_fingerprint(context),
-        positive=positive,
-    )
+    quality = yield from verify.measured_on_labels(context, positive, "verification")
     rows = yield Look(rows=quality.outputs["measurements"])
     outcome = _outcome(found, None, {"verifier": quality.value})
     return replace(
