@@ -30,6 +30,7 @@ from realign_cluster.workflows.diagnosis import SYMPTOMS
 from tests.workflows.injected_faults import DEVELOPMENT_SEEDS, FAULTS, UNSEEN_SEEDS, Fault, run_of
 from tests.workflows.small_workflow import make_base
 
+HEALTHY = "healthy"
 SEEDS = {"unseen": UNSEEN_SEEDS, "development": DEVELOPMENT_SEEDS}
 
 
@@ -49,7 +50,7 @@ def diagnosed(fault: Fault | None, seed: int, base: Path, *, whole: bool) -> dic
         run = run_of(fault, seed, Path(scratch), base, whole=True if whole else None)
         found = diagnosis_of(run)
         return {
-            "fault": fault.name if fault else "healthy",
+            "fault": fault.name if fault else HEALTHY,
             "seed": seed,
             "expected": fault.issue if fault else "none",
             "found": [each["issue"] for each in found],
@@ -59,9 +60,13 @@ def diagnosed(fault: Fault | None, seed: int, base: Path, *, whole: bool) -> dic
         }
 
 
+def rows_of(paths: list[Path]) -> list[dict[str, Any]]:
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+
 def report(rows: list[dict[str, Any]]) -> None:
-    faulty = [row for row in rows if row["fault"] != "healthy"]
-    clean = [row for row in rows if row["fault"] == "healthy"]
+    faulty = [row for row in rows if row["fault"] != HEALTHY]
+    clean = [row for row in rows if row["fault"] == HEALTHY]
     first = [bool(row["found"]) and row["found"][0] == row["expected"] for row in faulty]
     print(f"\n{'fault':32} {'named first':>12} {'among all':>10}   first where another")
     for name in dict.fromkeys(row["fault"] for row in faulty):
@@ -90,17 +95,20 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="of the seeds: left out before it")
     parser.add_argument("--most", type=int, default=12)
     parser.add_argument("--whole", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="rows are added to it, one JSON object a line")
+    parser.add_argument("--out", type=Path, help="rows go to it; what it has is not made again")
     options = parser.parse_args()
     if not options.base and not options.report:
         parser.error("--base: name a folder")
     if options.report:
-        report([json.loads(line) for path in options.report for line in path.read_text().splitlines()])
+        report(rows_of(options.report))
         return
     base = make_base(options.base)
-    rows = []
+    rows = rows_of([options.out]) if options.out and options.out.exists() else []
+    known = {(row["fault"], row["seed"]) for row in rows}
     for at, seed in enumerate(SEEDS[options.seeds][options.first : options.first + options.most], options.first):
         for fault in (*FAULTS, None):
+            if (fault.name if fault else HEALTHY, seed) in known:
+                continue
             row = diagnosed(fault, seed, base, whole=at < options.whole)
             rows.append(row)
             print(json.dumps(row), flush=True)

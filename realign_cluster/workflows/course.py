@@ -264,7 +264,9 @@ def _attempts_left(workflow: Workflow, stage: Stage, tried: Mapping[str, int], c
 def _compare(rule: Counted, value: float | None) -> Verdict:
     """Of a count: there is nothing to infer, so it is its own bound."""
     clear = value is not None and (value >= rule.threshold if rule.direction == "at least" else value <= rule.threshold)
-    said = f"{value} is {'' if clear else 'not '}{rule.direction} {rule.threshold:g}"
+    said = "was not measured" if value is None else f"{value:g} is {rule.direction} {rule.threshold:g}"
+    if value is not None and not clear:
+        said = f"{value:g} is not {rule.direction} {rule.threshold:g}"
     return Verdict(
         metric=rule.fact,
         outcome="INSUFFICIENT" if value is None else "PASS" if clear else "FAIL",
@@ -278,7 +280,7 @@ def _compare(rule: Counted, value: float | None) -> Verdict:
         alpha_each=0.0,
         verifier="",
         dataset="",
-        reason="was not measured" if value is None else said,
+        reason=said,
     )
 
 

@@ -27,7 +27,7 @@ MOST_SHOWN: Final = 5  # rows of each check, as evidence
 MOST_READ: Final = 1000  # of each set, sentence by sentence: shows 2 % of wrong ones where 1 % is tolerated
 END_OF_TEXT: Final = re.compile(r"[.!?:…。！？][\"'”’)\]*_`]*$|[\]}`)|]$")
 Row = dict[str, Any]
-Kind = TypeVar("Kind")
+Item = TypeVar("Item")
 Verdicts = Mapping[str, Row]
 
 
@@ -230,7 +230,7 @@ def _answering(name: str, rows: list[Row], most: int) -> Iterator[Row]:
             }
 
 
-def evenly(rows: list[Kind], most: int) -> list[Kind]:
+def evenly(rows: list[Item], most: int) -> list[Item]:
     """At most so many, from beginning to end."""
     step = max(1.0, len(rows) / most)
     return [rows[int(at * step)] for at in range(min(most, len(rows)))]
@@ -240,8 +240,8 @@ def evenly(rows: list[Kind], most: int) -> list[Kind]:
 
 
 def completion_of(row: Mapping[str, Any]) -> str:
-    """What the row teaches to say: of a conversation its last message."""
-    value = row.get("completion", row.get("response", row.get("messages", row.get("text", ""))))
+    """What the row teaches to say: of a conversation its last message; "" for a plain text, which may be templated."""
+    value = row.get("completion", row.get("response", row.get("messages", "")))
     if isinstance(value, list):
         value = value[-1].get("content", "") if value and isinstance(value[-1], Mapping) else ""
     return str(value)

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from realign_cluster.domain.exact_bounds import clopper_pearson_lower, clopper_pearson_upper
+from realign_cluster.domain.exact_bounds import clopper_pearson_lower
 from realign_cluster.domain.gate import Measurement
-from realign_cluster.workflows.findings import REMEDIES, Evidence, Finding, Issue, Kind
+from realign_cluster.workflows.findings import REMEDIES, Evidence, Finding, Issue
 from realign_cluster.workflows.measured import value_of
 
 ALPHA: Final = 0.05
@@ -31,10 +31,10 @@ class Measured:
     def where(self) -> str:
         return _where(self.stage, self.attempt)
 
-    def rate_bounds(self) -> tuple[float, float]:
-        """Of yes/no items: exact, each at 95 %."""
-        right, items = round(sum(self.measurement.values)), len(self.measurement.values)
-        return clopper_pearson_lower(right, items, ALPHA), clopper_pearson_upper(right, items, ALPHA)
+    def rate_above(self) -> float:
+        """What the rate of yes/no items is at least, at 95 %: exact (Clopper-Pearson)."""
+        there, items = round(sum(self.measurement.values)), len(self.measurement.values)
+        return float(clopper_pearson_lower(there, items, ALPHA))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,14 +69,16 @@ class RunRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataRule:
-    """A check whose rate of faulty rows is a cause when its lower bound is above `tolerated`."""
+    """A check whose rate of faulty rows is a cause when its lower bound is above `tolerated`. `verified`: a verifier
+    says which they are, so that as many as it misses are tolerated too.
+    """
 
     check: str
     issue: Issue
     tolerated: float
     title: str
     leads_to: tuple[Issue, ...]
-    kind: Kind = "data"
+    verified: bool = False
 
 
 CITING: Final[tuple[Issue, ...]] = ("low citation accuracy", "low attribution coverage")
@@ -84,7 +86,7 @@ EVERYTHING: Final[tuple[Issue, ...]] = (
     *CITING, "high hallucination", "over-hedging", "model drift", "capability loss", "stage not done",
 )  # fmt: skip
 # In the order in which they are to be looked at: what makes other checks and measurements wrong comes first.
-# Tolerated is what a careful user's data may have; for what only a verifier says, what verifiers get wrong besides.
+# Tolerated is what a careful user's data may have.
 DATA_RULES: Final = (
     DataRule(
         check="special_tokens",
@@ -113,6 +115,7 @@ DATA_RULES: Final = (
         tolerated=0.05,
         title="completions cite a source that does not say it, and another one does",
         leads_to=CITING,
+        verified=True,
     ),
     DataRule(
         check="answers_unanswerable",
@@ -127,6 +130,7 @@ DATA_RULES: Final = (
         tolerated=0.15,
         title="completions claim what no source says",
         leads_to=("high hallucination", "low citation accuracy"),
+        verified=True,
     ),
     DataRule(
         check="uncited",
@@ -218,7 +222,7 @@ def _data(run: RunRecord) -> Iterator[Finding]:
     misses = _verifier_misses(run)
     found: dict[Issue, Finding] = {}
     for rule in DATA_RULES:
-        tolerated = max(rule.tolerated, misses) if rule.check == "unsupported" else rule.tolerated
+        tolerated = max(rule.tolerated, misses) if rule.verified else rule.tolerated
         evidence = tuple(_above(rule, tolerated, run.measured))
         if not evidence:
             continue
@@ -228,7 +232,7 @@ def _data(run: RunRecord) -> Iterator[Finding]:
             continue
         found[rule.issue] = Finding(
             issue=rule.issue,
-            kind=rule.kind,
+            kind="data",
             title=rule.title,
             evidence=evidence,
             remedies=REMEDIES[rule.issue],
@@ -241,25 +245,21 @@ def _data(run: RunRecord) -> Iterator[Finding]:
 def _above(rule: DataRule, tolerated: float, measured: Iterable[Measured]) -> Iterator[Evidence]:
     for each in measured:
         if each.measurement.metric == f"{rule.check} in {each.measurement.dataset}":
-            lower, _ = each.rate_bounds()
+            lower = each.rate_above()
             if lower > tolerated:
                 yield _rate(each, f"share of rows: {rule.title}", lower, tolerated)
 
 
 def _verifier_misses(run: RunRecord) -> float:
     """How often the verifier does not see support that people see: its own examples may be right that often."""
-    rates = [
-        each.rate_bounds()[1]
-        for each in run.measured
-        if each.measurement.metric == MISSED_SUPPORT and each.measurement.items
-    ]
-    return max(rates, default=0.0)
+    rates = (value_of(each.measurement) for each in run.measured if each.measurement.metric == MISSED_SUPPORT)
+    return max((rate for rate in rates if rate is not None), default=0.0)
 
 
 def _cut_answers(run: RunRecord) -> Iterator[Finding]:
     """Of the newest answers: cut off short of what is taught; or never ending, by a model that was taught to end."""
     cut = _newest(run, CUT_OFF)
-    if cut is None or (lower := cut.rate_bounds()[0]) <= CUT_TOLERATED:
+    if cut is None or (lower := cut.rate_above()) <= CUT_TOLERATED:
         return
     written = [_newest(run, f"completion_characters in {name}") for name in ("practice", "citation")]
     taught = [value for each in written if each is not None and (value := value_of(each.measurement)) is not None]
@@ -289,7 +289,7 @@ def _cut_answers(run: RunRecord) -> Iterator[Finding]:
         key=lambda each: each.stage,
         default=cut,
     )
-    ended_once = first.rate_bounds()[0] <= CUT_TOLERATED  # a later training undid it
+    ended_once = first.rate_above() <= CUT_TOLERATED  # a later training undid it
     yield Finding(
         issue=issue,
         kind="configuration" if short else "symptom" if ended_once else "weights",

@@ -48,6 +48,23 @@ def verdicts_on(context: Context, pairs: ArtifactId, title: str) -> Generator[As
     return done.outputs["verdicts"]
 
 
+def measured_on_labels(context: Context, positive: str, title: str) -> Generator[Ask, JobResult, JobResult]:
+    """The verifier held against the labelled claims: the result of `verifier_quality`."""
+    labels = context.state.data["labels"]
+    pairs = yield derive(label_pairs, f"{title}: labelled pairs", inputs={"labels": labels})
+    verdicts = yield from verdicts_on(context, pairs.outputs["pairs"], f"{title}: labelled pairs")
+    return (
+        yield derive(
+            verifier_quality,
+            f"{title}: verifier's own quality",
+            inputs={"labels": labels, "verdicts": verdicts},
+            supported=context.config.verifier.supported,
+            verifier=verifier_fingerprint(context),
+            positive=positive,
+        )
+    )
+
+
 def verifier_fingerprint(context: Context) -> str:
     """Of everything that verdicts depend on besides the pair."""
     verifier = context.config.verifier

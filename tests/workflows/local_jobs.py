@@ -6,6 +6,7 @@ run_here(request)          as `realign workflow run`, on no cluster
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import shutil
 import tempfile
@@ -17,9 +18,9 @@ from unittest import mock
 import orjson
 
 from realign_cluster.coordinator import workflow as coordinator
+from realign_cluster.coordinator.curate import INTERRUPTED
 from realign_cluster.coordinator.home import ClusterHome
 from realign_cluster.coordinator.progress import Level, ProgressSnapshot
-from realign_cluster.coordinator.stop import StopAsked
 from realign_cluster.coordinator.workflow_jobs import Done, JobRunner
 from realign_cluster.coordinator.workflow_request import WorkflowRequest
 from realign_cluster.domain.job import ScoreJob
@@ -38,12 +39,17 @@ NEVER = 1 << 30
 UNIT_ROWS = 64
 
 
-def run_here(request: WorkflowRequest, home: Path, *, train: bool = True) -> int:
-    """The exit code of a workflow that is run to its end in this process; without `train` it is interrupted where the
-    first model would be trained.
+def run_here(request: WorkflowRequest, home: Path, *, train: bool = True) -> None:
+    """Runs a workflow to its end in this process; without `train` it is left where the first model would be trained,
+    as by a crash. Raises KeyboardInterrupt if it was interrupted.
     """
-    with mock.patch.object(coordinator, "JobRunner", LocalJobs if train else UntrainedJobs):
-        return asyncio.run(coordinator.run_workflow(request, dashboard=Silent(), home=ClusterHome(home)))
+    with (
+        mock.patch.object(coordinator, "JobRunner", LocalJobs if train else UntrainedJobs),
+        contextlib.suppress(Untrained),
+    ):
+        code = asyncio.run(coordinator.run_workflow(request, dashboard=Silent(), home=ClusterHome(home)))
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
 
 
 class LocalJobs(JobRunner):
@@ -103,11 +109,15 @@ class LocalJobs(JobRunner):
         return Done(result=result, nodes={}, versions={}, folder="")
 
 
+class Untrained(Exception):
+    """Nothing is to be trained."""
+
+
 class UntrainedJobs(LocalJobs):
-    """Stops as if interrupted before anything is trained: the run is one that is going on."""
+    """Dies before anything is trained: the run is one that is going on."""
 
     async def _train(self, job: Train) -> Done:
-        raise StopAsked
+        raise Untrained
 
 
 def train_here(

@@ -114,6 +114,18 @@ def test_rows_without_sources_are_read_by_the_passages_in_their_prompt() -> None
     assert found["unknown_ids in citation"] == [0.0, 1.0, 0.0]
 
 
+def test_a_plain_text_may_hold_the_tokens_of_its_template() -> None:
+    (found, *_) = data_checks.text_checks("general", [{"text": "<|im_start|>user\nHello<|im_end|>"}])
+    assert (found.check, found.rows) == ("special_tokens", ())
+
+
+def test_of_a_conversation_its_last_message_is_the_completion() -> None:
+    row = {"messages": [{"role": "user", "content": "[PAD]?"}, {"role": "assistant", "content": "No. [PAD]"}]}
+    (found, *_) = data_checks.text_checks("general", [row])
+    assert [wrong for _, wrong, _ in found.rows] == [True]
+    assert (data_checks.prompt_of(row), data_checks.completion_of(row)) == ("[PAD]?", "No. [PAD]")
+
+
 def test_texts_that_are_no_sentences_are_not_said_to_be_cut() -> None:
     words = [{"prompt": "Name a colour.", "completion": colour} for colour in ("blue", "red", "green.")]
     sentences = [{"prompt": "Name a colour.", "completion": colour} for colour in ("blue", "Red.", "It is green.")]
