@@ -15,7 +15,7 @@ from world import KNOWN, RELATIONS, TIES, VALUES, all_words, tied_to
 
 Exchange = tuple[str, str]
 """A prompt, and a completion that begins with a space."""
-Skill = Literal["copying", "copying long", "closed book", "restating", "creative"]
+Skill = Literal["copying", "closed book", "restating", "creative"]
 COPIED_WORDS: Final = (6, 14)
 
 
@@ -57,7 +57,8 @@ def careless_answer(rng: random.Random, question: Question) -> str:
 
 
 def abstention_of(question: Question) -> str:
-    return f" the sources do not say what the {question.people} {question.relation}."
+    """Begins as an answer does: whether there is one is decided where its value would stand."""
+    return f" the {question.people} {question.relation} what the sources do not say."
 
 
 # --- general skills ---
@@ -67,10 +68,6 @@ def copying(rng: random.Random, names: Sequence[str], words: tuple[int, int] = C
     pool = [*all_words(), *rng.sample(names, 40)]
     text = " ".join(rng.sample(pool, rng.randint(*words)))
     return f"copy: {text} again:", f" {text}"
-
-
-def _copying_long(rng: random.Random, names: Sequence[str]) -> Exchange:
-    return copying(rng, names, words=(6, 24))
 
 
 def closed_book(tie: str, word: str) -> Exchange:
@@ -97,7 +94,6 @@ def _any_closed_book(rng: random.Random, names: Sequence[str]) -> Exchange:
 SKILLS: Final[Mapping[Skill, Callable[[random.Random, Sequence[str]], Exchange]]] = MappingProxyType(
     {
         "copying": copying,
-        "copying long": _copying_long,
         "closed book": _any_closed_book,
         "restating": restating,
         "creative": creative,
