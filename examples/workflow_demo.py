@@ -1,11 +1,11 @@
-"""Takes a tiny model through a workflow on two nodes of this machine, from random weights to the report.
+"""Takes a tiny model through a workflow on two nodes of this machine, from one that answers nothing to the report.
 
     python examples/workflow_demo.py source-attribution [--hostfile hostfiles/local.json] [--out runs/demo-workflow]
 
-Makes the knowledge base and the model, lets the model learn to copy (the primer: without it nothing is ever looked up in
-a source), runs `realign-launch ... workflow run`, and then judges the stored answers again by a script that shares no
-code with what made them or judged them first. Exit status 0 if the workflow ended, passed or honestly failed, and both
-judgements agree.
+Makes the knowledge base, runs `realign-launch ... workflow run` from examples/knowledge_base/primed-model (which can
+look up what it has read, and knows nothing of answers), and then judges the stored answers again by a script that
+shares no code with what made them or judged them first. Exit status 0 if the workflow ended, passed or honestly
+failed, and both judgements agree.
 """
 
 from __future__ import annotations
@@ -35,24 +35,8 @@ def main() -> int:
     launch = [str(Path(sys.executable).with_name("realign-launch")), "--hostfile", str(options.hostfile)]
     seed = ("--seed", str(options.seed))
     _do([sys.executable, str(KNOWLEDGE / "make_workflow.py"), options.workflow, "--out", str(made), *seed])
-    _do([sys.executable, str(KNOWLEDGE / "make_model.py"), "--out", str(options.out / "random"), *seed])
     _do([*launch, "up"])
     try:
-        primer = options.out / "primer"
-        _do(
-            [*launch, "train", "--config", str(KNOWLEDGE / "recipes" / "primer.toml"), *seed]
-            + [
-                "--model",
-                str(options.out / "random"),
-                "--data",
-                str(made / "data" / "primer.jsonl"),
-                "--out",
-                str(primer),
-            ]
-        )
-        model = made / "model"
-        if not model.exists():
-            model.symlink_to((primer / "output").absolute(), target_is_directory=True)
         workflow = [*launch, "workflow", "run", options.workflow, "--config", str(made / "workflow.toml")]
         code = _do([*workflow, "--out", str(run)], allowed=JUDGED)
     finally:

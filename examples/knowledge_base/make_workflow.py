@@ -2,7 +2,7 @@
 
     python examples/knowledge_base/make_workflow.py source-attribution --out FOLDER [--seed 0]
 
-The model that it begins with is MODEL beside the configuration; make_model.py and the primer make it.
+The model that it begins with, "model" beside the configuration, is a copy of primed-model/.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from world import SPLITS, VALUES, names_of
 FOLDER: Final = Path(__file__).parent
 WORKFLOWS: Final = ("source-attribution", "antihallucination")
 ROWS: Final = {
-    "primer": 9600,
     "preparation": 14000,
     "citation": 9000,
     "general": 8000,
@@ -35,22 +34,24 @@ ROWS: Final = {
     "benchmark": 420,
 }
 UNANSWERABLE_SHARE: Final = {"source-attribution": 0.0, "antihallucination": 0.4}
+"""Of the questions that are trained on."""
+HELD_OUT_UNANSWERABLE: Final = {"source-attribution": 0.0, "antihallucination": 0.55}
 Row = dict[str, Any]
 
 
 def write_workflow(workflow: str, out: Path, seed: int = 0, rows: Mapping[str, int] = ROWS) -> None:
-    """Everything below `out`: workflow.toml, data/."""
+    """Everything below `out`: workflow.toml, data/, model/."""
     data, unanswerable = out / "data", UNANSWERABLE_SHARE[workflow]
+    asked_in_vain = HELD_OUT_UNANSWERABLE[workflow]
     train, validation = names_of("train"), names_of("validation")
     sources = make_sources(random.Random(f"{seed} world"), [name for split in SPLITS for name in names_of(split)])
     own = make_data.Mix(questions=1.0, skills={}, unanswerable=unanswerable)
-    careless = make_data.Mix(questions=1.0, skills={}, unanswerable=0.3 if unanswerable else 0.0, careless=0.6)
+    careless = make_data.Mix(questions=1.0, skills={}, unanswerable=unanswerable, careless=0.6, inventing=0.95)
     skills = make_data.Mix(questions=0.0, skills=make_data.GENERAL)
     files: dict[str, Iterable[Row]] = {
-        "primer": make_data.training_rows(f"{seed} primer", train, make_data.PRIMER, rows["primer"]),
         "sources": ({"id": s.id, "text": wording.text_of(s), "type": s.type} for s in sources),
-        "items": held_out(f"{seed} items", "hold-out-1", sources, rows["items"], unanswerable),
-        "sealed": held_out(f"{seed} sealed", "sealed", sources, rows["items"], unanswerable),
+        "items": held_out(f"{seed} items", "hold-out-1", sources, rows["items"], asked_in_vain),
+        "sealed": held_out(f"{seed} sealed", "sealed", sources, rows["items"], asked_in_vain),
         "practice": practice(f"{seed} practice", train, unanswerable, rows["practice"]),
         "citation": make_data.training_rows(f"{seed} citation", train, own, rows["citation"]),
         "preparation": make_data.training_rows(f"{seed} base", train, careless, rows["preparation"]),
@@ -69,6 +70,7 @@ def write_workflow(workflow: str, out: Path, seed: int = 0, rows: Mapping[str, i
     for name, found in files.items():
         make_data.write(data / f"{name}.jsonl", found)
     shutil.copyfile(FOLDER / "workflows" / f"{workflow}.toml", out / "workflow.toml")
+    shutil.copytree(FOLDER / "primed-model", out / "model", dirs_exist_ok=True)
 
 
 def item_of(name: str, question: Question) -> Row:

@@ -21,7 +21,7 @@ from typing import Any
 from scipy.stats import beta
 
 CLAIM = re.compile(r"^the (\w+) (\w+) (\w+)$")
-ABSTENTION = re.compile(r"^the sources do not say what the \w+ \w+$")
+ABSTENTION = re.compile(r"^the \w+ \w+ what the sources do not say$")
 
 
 def at_least(hits: int, of: int) -> float | None:

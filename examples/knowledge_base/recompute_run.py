@@ -22,7 +22,7 @@ from typing import Any
 
 from scipy.stats import beta
 
-ABSTENTION = re.compile(r"^the sources do not say what the \w+ \w+$")
+ABSTENTION = re.compile(r"^the \w+ \w+ what the sources do not say$")
 SAME = 1e-9
 Counts = list[tuple[float, float]]  # of each answer that counts: how much of how much
 

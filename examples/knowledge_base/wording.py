@@ -15,7 +15,7 @@ from world import KNOWN, RELATIONS, TIES, VALUES, all_words, tied_to
 
 Exchange = tuple[str, str]
 """A prompt, and a completion that begins with a space."""
-Skill = Literal["copying", "copying long", "reordering", "closed book", "restating", "creative"]
+Skill = Literal["copying", "closed book", "restating", "creative"]
 COPIED_WORDS: Final = (6, 14)
 
 
@@ -57,7 +57,8 @@ def careless_answer(rng: random.Random, question: Question) -> str:
 
 
 def abstention_of(question: Question) -> str:
-    return f" the sources do not say what the {question.people} {question.relation}."
+    """Begins as an answer does: whether there is one is decided where its value would stand."""
+    return f" the {question.people} {question.relation} what the sources do not say."
 
 
 # --- general skills ---
@@ -67,25 +68,6 @@ def copying(rng: random.Random, names: Sequence[str], words: tuple[int, int] = C
     pool = [*all_words(), *rng.sample(names, 40)]
     text = " ".join(rng.sample(pool, rng.randint(*words)))
     return f"copy: {text} again:", f" {text}"
-
-
-def _copying_long(rng: random.Random, names: Sequence[str]) -> Exchange:
-    return copying(rng, names, words=(6, 24))
-
-
-def reordering(rng: random.Random, names: Sequence[str]) -> Exchange:
-    """Short pieces, some with a marker at their end, told again three times, each time in another order.
-
-    Which piece is next cannot be known; how it goes on can, from where its last word stood and not from how far back.
-    """
-    pieces = rng.randint(2, 5)
-    words = rng.sample([*all_words(), *rng.sample(names, 40)], 3 * pieces)
-    told = []
-    for place in range(pieces):
-        piece = words[3 * place : 3 * place + rng.randint(1, 3)]
-        told.append(" ".join([*piece, f"[{rng.randint(1, 3)}]"] if rng.random() < 0.6 or len(piece) == 1 else piece))
-    again = [each for _ in range(3) for each in rng.sample(told, pieces)]
-    return f"tell again: {' '.join(told)} answer:", f" {' '.join(again)}"
 
 
 def closed_book(tie: str, word: str) -> Exchange:
@@ -112,8 +94,6 @@ def _any_closed_book(rng: random.Random, names: Sequence[str]) -> Exchange:
 SKILLS: Final[Mapping[Skill, Callable[[random.Random, Sequence[str]], Exchange]]] = MappingProxyType(
     {
         "copying": copying,
-        "copying long": _copying_long,
-        "reordering": reordering,
         "closed book": _any_closed_book,
         "restating": restating,
         "creative": creative,

@@ -21,7 +21,7 @@ sys.path.insert(0, str(FOLDER))
 
 import make_data  # noqa: E402
 
-FEW = {"primer": 60, "base": 600, "citation": 600, "grounding": 600, "pairs": 300, "validation": 60}
+FEW = {"base": 600, "citation": 600, "grounding": 600, "pairs": 300, "validation": 60}
 NAME = re.compile(r"\bthe ([a-z]+) (?:grow|mine|brew|weave|hunt|play|breed|carve|wear|fear|paint|sell)\b")
 SAID = re.compile(r"the (\w+) (\w+) (\w+) \[(\d)\]\.")
 ASKED = re.compile(r"^question: what do the (\w+) (\w+)\? sources: (.*) answer:$")
@@ -138,7 +138,7 @@ def test_trained_answers_are_true_and_those_of_the_base_cite_carelessly(base: Pa
         for prompt, completion in questions(stage):
             truth = truth_of(prompt)
             unanswered += truth is None
-            expected = " the sources do not say" if truth is None else f" {truth[0]} {truth[1]}."
+            expected = " what the sources do not say." if truth is None else f" {truth[0]} {truth[1]}."
             assert expected in completion, prompt
     assert unanswered > 50
     careless = [(truth_of(prompt), completion) for prompt, completion in questions("base")]
@@ -146,8 +146,8 @@ def test_trained_answers_are_true_and_those_of_the_base_cite_carelessly(base: Pa
     assert all(f" {value} [" in completion for (value, _), completion in answered)
     wrongly = sum(marker not in completion and "[1]" in completion for (_, marker), completion in answered)
     assert 0.3 < wrongly / len(answered) < 0.45  # 60 % cite [1], which is right for 39 %
-    invented = [" the sources do not say" not in completion for truth, completion in careless if truth is None]
-    assert 0.5 < sum(invented) / len(invented) < 0.7
+    invented = [" what the sources do not say." not in completion for truth, completion in careless if truth is None]
+    assert 0.85 < sum(invented) / len(invented) < 1
 
 
 def test_pairs_prefer_what_is_true(base: Path):
@@ -157,7 +157,7 @@ def test_pairs_prefer_what_is_true(base: Path):
         for row in rows:
             if ASKED.match(row["prompt"]):
                 truth = truth_of(row["prompt"])
-                right = " the sources do not say" if truth is None else f" {truth[0]} {truth[1]}."
+                right = " what the sources do not say." if truth is None else f" {truth[0]} {truth[1]}."
                 assert right in row["chosen"]
                 assert right not in row["rejected"]
 

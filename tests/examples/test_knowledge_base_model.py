@@ -15,7 +15,7 @@ sys.path.insert(0, str(FOLDER))
 import make_data  # noqa: E402
 import make_model  # noqa: E402
 
-FEW = {"primer": 50, "base": 200, "citation": 200, "grounding": 200, "pairs": 200, "validation": 50}
+FEW = {"base": 200, "citation": 200, "grounding": 200, "pairs": 200, "validation": 50}
 
 
 @pytest.fixture(scope="module")
