@@ -89,9 +89,20 @@ def of_one_type(rows: Rows) -> Rows:
     return [{**row, "sources": [{**source, "type": "letter"} for source in row["sources"]]} for row in rows]
 
 
-def labels_turned(rows: Rows) -> Rows:
-    turned = {"supported": "unverifiable", "contradicted": "supported", "unverifiable": "supported"}
-    return [{**row, "label": turned[row["label"]]} for row in rows]
+def labels_doubted(rows: Rows) -> Rows:
+    """People did not find supported what one in seven sources says word for word: for them the verifier is credulous."""
+    return [
+        {**row, "label": "unverifiable"} if row["label"] == "supported" and at % 7 == 0 else row
+        for at, row in enumerate(rows)
+    ]
+
+
+def labels_blurred(rows: Rows) -> Rows:
+    """What is not supported is called supported by one in seven: for them a detector cries wolf."""
+    return [
+        {**row, "label": "supported"} if row["label"] != "supported" and at % 7 == 0 else row
+        for at, row in enumerate(rows)
+    ]
 
 
 def claims_moved(rows: Rows) -> Rows:
@@ -116,7 +127,7 @@ FAULTS: list[tuple[str, str, str, World]] = [
     ("source-attribution", "citation", "citation_format", World(answers=(careless, changed(footnoted)))),
     ("source-attribution", "citation", "retention_closed-book", World(answers=(right, forgetful))),
     ("source-attribution", "citation", "retention_copying", World(answers=(right, forgetful))),
-    ("source-attribution", "verification", "verifier_false_positives", World(data={"labels": labels_turned})),
+    ("source-attribution", "verification", "verifier_false_positives", World(data={"labels": labels_doubted})),
     ("source-attribution", "optimisation", "kl", World(divergence=0.5)),
     ("source-attribution", "optimisation", "citation_recall", World(answers=(careless, right, changed(uncited)))),
     ("source-attribution", "optimisation", "attribution_coverage", World(answers=(careless, right, changed(uncited)))),
@@ -124,7 +135,7 @@ FAULTS: list[tuple[str, str, str, World]] = [
     ("antihallucination", "facts", "pairs_supported", World(data={"pairs": claims_moved})),
     ("antihallucination", "citation", "factuality", World(answers=(careless, careless))),
     ("antihallucination", "citation", "over_abstention", World(answers=(careless, refusing))),
-    ("antihallucination", "detection", "verifier_false_positives", World(data={"labels": labels_turned})),
+    ("antihallucination", "detection", "verifier_false_positives", World(data={"labels": labels_blurred})),
     ("antihallucination", "optimisation", "kl", World(divergence=0.5)),
     ("antihallucination", "optimisation", "factuality_change", World(answers=(careless, right, changed(of_no_source)))),
     ("antihallucination", "optimisation", "over_abstention", World(answers=(careless, right, refusing))),
