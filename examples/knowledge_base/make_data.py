@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 HELD_OUT_ANSWERABLE: Final = 480
 HELD_OUT_UNANSWERABLE: Final = 480
-BENCHMARK_ROWS: Final = 200
+BENCHMARK_ROWS: Final = 420
 CHOICES: Final = 4
 
 

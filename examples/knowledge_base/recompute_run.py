@@ -153,7 +153,7 @@ def judge_again(run: Path) -> Iterator[tuple[bool, str]]:
         said = (
             f"stage {stage} attempt {attempt + 1} {gate}: {shown}, exact bounds {lower:.4f} and {upper:.4f}, the run "
         )
-        said += f"says {verdict['outcome']} with {verdict['value'] if verdict['value'] is None else round(verdict['value'], 4)}"
+        said += f"says {verdict['outcome']}"
         yield same and follows, said
 
 

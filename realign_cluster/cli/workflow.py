@@ -52,6 +52,7 @@ def run(
     reproducible: Annotated[
         bool, typer.Option("--reproducible", help="The same bytes on like hardware; slower.")
     ] = False,
+    track: Annotated[str, typer.Option(help="Also follow the trainings with: none, wandb or tensorboard.")] = "none",
     hostfile: options.HostfileOption = None,
     discover: options.Discover = False,
     min_nodes: options.MinNodes = None,
@@ -71,6 +72,7 @@ def run(
         out=out,
         mode=options.one_of(mode, ("strict", "permissive"), "--mode") if mode else None,  # type: ignore[arg-type]
         reproducible=reproducible,
+        track=options.one_of(track, ("none", "wandb", "tensorboard"), "--track"),  # type: ignore[arg-type]
         where=Where(
             hostfile=hostfile,
             discover=discover,

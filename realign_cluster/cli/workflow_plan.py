@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from realign_cluster.coordinator.cluster_plan import plan_on_cluster
 from realign_cluster.coordinator.request import CurateRequest
 from realign_cluster.coordinator.workflow_record import data_files, model_path
 from realign_cluster.domain.gate import Gate
-from realign_cluster.domain.gate_plan import plan_gate
+from realign_cluster.domain.gate_plan import GatePlan, plan_gate
 from realign_cluster.domain.job import Sampling
+from realign_cluster.domain.multiplicity import split_alpha
+from realign_cluster.domain.retention import BenchmarkPair, judge_benchmark
 from realign_cluster.domain.training import TrainSettings
 from realign_cluster.workflows.config import TrainingConfig, WorkflowConfig, read_config
 from realign_cluster.workflows.course import rule_as_judged
@@ -36,9 +39,13 @@ ITEMS_OF: Mapping[str, tuple[str, str]] = {
     "factuality_change": ("items", "answerable"),
     "hallucination_rate": ("items", "all"),
     "over_abstention": ("items", "answerable"),
+    "citation_precision_change": ("items", "answerable"),
+    "citation_recall_change": ("items", "answerable"),
+    "coverage_change": ("items", "answerable"),
     "progress": ("items", "answerable"),
 }
 MINUTE = 60.0
+MOST_ITEMS = 5_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +74,8 @@ async def plan_workflow(name: str, path: Path, hostfile: Path | None, *, discove
         for gate in stage.gates:
             rule = rule_as_judged(gate, stage, config)
             found = {"stage": stage.name, "gate": gate.name, "title": gate.title, "guard": gate.guard}
-            gates.append(found | _decidable(rule, stage.name, config, files, per_item))
+            attempts = config.attempts if stage.repeats else 1
+            gates.append(found | _decidable(rule, stage.name, attempts, config, files, per_item))
     return {
         "workflow": name,
         "gates": gates,
@@ -100,6 +108,7 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
 def _decidable(
     rule: Gate | Counted | Retained,
     stage: str,
+    attempts: int,
     config: WorkflowConfig,
     files: Mapping[str, Path],
     per_item: float | None,
@@ -111,33 +120,57 @@ def _decidable(
                 "text": f"{rule.fact} {rule.direction} {rule.threshold:g}: a count, compared as it is",
             }
         case Retained():
-            count = _count(files, f"benchmark {rule.benchmark}", "all")
-            change = Gate(
-                metric=f"retention of {rule.benchmark}",
-                direction="at least",
-                threshold=rule.threshold - 1.0,
-                evidence="scores",
-                lowest=-1.0,
-                alpha=config.alpha,
-            )
-            perfect = plan_gate(change, count, deviation=0.0).items_if_perfect
-            enough = "can" if perfect is not None and count >= perfect else "cannot"
-            said = (
-                f"{count:,} items {enough} show that {rule.threshold:.0%} is kept if nothing is lost ({perfect} needed)"
-            )
-            return {"items": count, "text": said}
+            return _retention(rule, attempts, config, files)
         case Gate():
             count = _items(rule.metric, stage, config, files)
-            found = plan_gate(rule, count, minutes_per_item=per_item if rule.metric in ITEMS_OF else None)
+            found = _planned(rule, count)
+            minutes = None if per_item is None or rule.metric not in ITEMS_OF else per_item * count
             return {
                 "items": count,
                 "can_pass": found.can_pass,
                 "items_if_perfect": found.items_if_perfect,
                 "passes_from": found.passes_from,
                 "fails_from": found.fails_from,
-                "minutes": found.minutes,
+                "minutes": minutes,
                 "text": found.text,
             }
+
+
+@cache
+def _planned(rule: Gate, count: int) -> GatePlan:
+    """Several stages have gates alike, and each takes a while to look through."""
+    return plan_gate(rule, count, units_per_item=_usual_units(rule))
+
+
+def _usual_units(rule: Gate) -> float | None:
+    """Of a ratio: an answer of one claim, a completion half as long as it may be; of given texts, as long as any."""
+    if rule.evidence != "ratio" or rule.scale == "exp":
+        return None
+    return rule.most_units / 2 if rule.metric == "kl" else 1.0
+
+
+def _retention(rule: Retained, attempts: int, config: WorkflowConfig, files: Mapping[str, Path]) -> dict[str, Any]:
+    rows = [row for _, row in read_rows(f"benchmark {rule.benchmark}", files[f"benchmark {rule.benchmark}"])]
+    chance = sum(1 / len(row["choices"]) if "choices" in row else 0.0 for row in rows) / len(rows)
+    needed = _needed(rule.threshold, chance, split_alpha(config.alpha, attempts))
+    enough = needed is not None and len(rows) >= needed
+    said = f"{len(rows):,} items {'can' if enough else 'cannot'} show that {rule.threshold:.0%} is kept"
+    wanted = "no number of items can" if needed is None else f"{needed:,} can, if all was right and nothing is lost"
+    return {"items": len(rows), "can_pass": enough, "items_if_perfect": needed, "text": f"{said}; {wanted}"}
+
+
+@cache
+def _needed(threshold: float, chance: float, alpha: float) -> int | None:
+    """The fewest items (by steps of a tenth) on which a model that was right on all and still is passes."""
+    items = 20
+    while items <= MOST_ITEMS:
+        all_right = (1.0,) * items
+        names = tuple(map(str, range(items)))
+        pair = BenchmarkPair(benchmark="", items=names, before=all_right, after=all_right, chance=chance)
+        if judge_benchmark(pair, threshold=threshold, alpha=alpha).outcome == "PASS":
+            return items
+        items += max(1, items // 10)
+    return None
 
 
 def _items(metric: str, stage: str, config: WorkflowConfig, files: Mapping[str, Path]) -> int:

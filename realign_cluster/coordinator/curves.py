@@ -78,11 +78,11 @@ def curves(
     first, last = (0.0, max(last, until)) if until or first <= 1 < last else (first, last)
     values = [value for _, value in finite] + ([bound[0]] if bound is not None else [])
     logarithmic = logarithmic and min(values) > 0 and max(values) > MANY_TIMES * min(values)
-    low, high = _log_range(values) if logarithmic else _range(values)
+    low, high = _log_range(values) if logarithmic else value_range(values)
     top = TOP + (HEAD if marks else 0.0)
     x = scale(first, last if last > first else first + 1, LEFT, WIDTH - RIGHT)
     y = _log_scale(low, high, height - BOTTOM, top) if logarithmic else scale(low, high, height - BOTTOM, top)
-    ticks = _log_ticks(low, high) if logarithmic else _ticks(low, high)
+    ticks = _log_ticks(low, high) if logarithmic else value_ticks(low, high)
     parts = [*_grid(ticks, y, f"{unit}, logarithmic" if logarithmic else unit, top), *_axis(first, last, x, height)]
     if bound is not None:
         at = y(bound[0])
@@ -180,14 +180,15 @@ def _thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, flo
     return [*points[::stride], points[-1]] if stride > 1 else points
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
+def value_range(values: Sequence[float]) -> tuple[float, float]:
     """From 0 where the values come near it, else with a little room below."""
     low, high = min(values), max(values)
     room = (high - low) * 0.08 or abs(high) * 0.1 or 1.0
     return (0.0 if 0 <= low < 0.35 * high else low - room), high + room
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def value_ticks(low: float, high: float) -> list[float]:
+    """About four round values between."""
     step = nice_ticks(high - low, 4)[1]
     begin = math.ceil(low / step)
     return [step * at for at in range(begin, math.floor(high / step) + 1)]

@@ -11,8 +11,10 @@ from html import escape
 from typing import Any
 
 
-def section(title: str, body: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{body}</section>\n"
+def section(title: str, body: str, anchor: str = "") -> str:
+    """`anchor`: where a link to it leads."""
+    place = f' id="{escape(anchor)}"' if anchor else ""
+    return f"<section{place}><h2>{escape(title)}</h2>{body}</section>\n"
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -18,6 +18,7 @@ from realign_cluster.coordinator.progress import Dashboard
 from realign_cluster.coordinator.stop import Stop, StopAsked, signals
 from realign_cluster.coordinator.workflow_finish import finish_workflow
 from realign_cluster.coordinator.workflow_jobs import Done, JobRunner
+from realign_cluster.coordinator.workflow_metrics import METRICS_NAME, write_metrics
 from realign_cluster.coordinator.workflow_record import WorkflowRun, open_workflow_run
 from realign_cluster.coordinator.workflow_request import WorkflowRequest
 from realign_cluster.domain.errors import RealignError
@@ -70,7 +71,7 @@ class _Sitting:
         self._request = request
         self._run = run
         self._dashboard = dashboard
-        self._jobs = JobRunner(run.folder.path, run.artifacts, request.where, home, dashboard, stop)
+        self._jobs = JobRunner(run.folder.path, run.artifacts, request.where, home, dashboard, stop, request.track)
         self._stage, self._attempt = 0, 0
 
     async def run(self) -> int:
@@ -158,6 +159,7 @@ class _Sitting:
                 ledger.put_verdict(event.stage.number, event.attempt, event.gate.name, wall, verdict)
                 said = event.verdict.outcome + (" (overridden)" if event.overridden else "")
                 self._dashboard.note(f"  {event.gate.title}: {said}; {event.verdict.reason}", "info")
+                write_metrics(ledger, self._run.folder.path / METRICS_NAME)
                 self._dashboard.event(
                     "verdict",
                     {"stage": event.stage.number, "attempt": event.attempt, "gate": event.gate.name, **verdict},

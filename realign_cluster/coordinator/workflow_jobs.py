@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from realign_cluster.coordinator.progress import Dashboard, Level, ProgressSnaps
 from realign_cluster.coordinator.request import CurateRequest
 from realign_cluster.coordinator.stop import Stop, StopAsked
 from realign_cluster.coordinator.train import train
-from realign_cluster.coordinator.train_request import TrainRequest
+from realign_cluster.coordinator.train_request import Track, TrainRequest
 from realign_cluster.domain.errors import NodesMissing, RunFailed
 from realign_cluster.store.artifacts import ArtifactStore
 from realign_cluster.store.model_files import describe_model
@@ -60,8 +60,16 @@ class JobRunner:
     """
 
     def __init__(
-        self, folder: Path, artifacts: ArtifactStore, where: Where, home: ClusterHome, dashboard: Dashboard, stop: Stop
+        self,
+        folder: Path,
+        artifacts: ArtifactStore,
+        where: Where,
+        home: ClusterHome,
+        dashboard: Dashboard,
+        stop: Stop,
+        track: Track = "none",
     ) -> None:
+        self._track: Track = track
         self._folder = folder
         self._artifacts = artifacts
         self._where = where
@@ -126,9 +134,11 @@ class JobRunner:
         request = TrainRequest(
             data=(str(self._artifacts.rows_path(job.data)),),
             valid=(str(self._artifacts.rows_path(job.valid)),) if job.valid else (),
+            benchmarks=tuple(await asyncio.to_thread(self._benchmarks, job, folder)),
             model=self.model_path(job.model),
             out=folder,
             settings=job.settings,
+            track=self._track,
             **self._where.model_dump(),
         )
         sitting = train(request, dashboard=self._quiet(job), home=self._home, stop=self._stop)
@@ -149,6 +159,15 @@ class JobRunner:
             {"model": ArtifactId(model), "metrics": ArtifactId(metrics)},
             value=_course_of(summary),
         )
+
+    def _benchmarks(self, job: Train, folder: Path) -> Iterator[str]:
+        """The benchmarks' rows under their names: a training calls them by the names of their files."""
+        for name, artifact in job.benchmarks.items():
+            path = folder.with_name(f"{folder.name}.benchmarks") / f"{name}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                path.symlink_to(self._artifacts.rows_path(artifact).absolute())
+            yield str(path)
 
     async def _fuse(self, model: str, adapters: Path, out: Path) -> None:
         """A short-lived process: the coordinator never imports MLX."""
@@ -191,20 +210,24 @@ class JobRunner:
         )
 
     def _derive(self, job: Derive) -> Done:
-        registered = REGISTRY[job.function]
-        scratch = self._folder / "jobs" / f"{job_key(job)}.making"
-        shutil.rmtree(scratch, ignore_errors=True)
-        derived: Derived = registered.function(_Reader(self._artifacts, job, scratch), job.parameters)
-        outputs = {name: ArtifactId(self._artifacts.put_rows(rows)) for name, rows in derived.rows.items()}
-        outputs |= {name: ArtifactId(self._artifacts.put_folder(path)) for name, path in derived.folders.items()}
-        shutil.rmtree(scratch, ignore_errors=True)
-        return Done(result=JobResult(outputs=outputs, value=derived.value), nodes={}, versions={}, folder="")
+        result = derive_here(job, self._artifacts, self._folder / "jobs" / f"{job_key(job)}.making")
+        return Done(result=result, nodes={}, versions={}, folder="")
 
     def _job_folder(self, job: Job) -> Path:
         return self._folder / "jobs" / job_key(job)
 
     def _quiet(self, job: Job) -> Dashboard:
         return _PartOf(self._dashboard, job.title)
+
+
+def derive_here(job: Derive, artifacts: ArtifactStore, scratch: Path) -> JobResult:
+    """Computes a derivation; `scratch` is a folder of its own for the time."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    derived: Derived = REGISTRY[job.function].function(_Reader(artifacts, job, scratch), job.parameters)
+    outputs = {name: ArtifactId(artifacts.put_rows(rows)) for name, rows in derived.rows.items()}
+    outputs |= {name: ArtifactId(artifacts.put_folder(path)) for name, path in derived.folders.items()}
+    shutil.rmtree(scratch, ignore_errors=True)
+    return JobResult(outputs=outputs, value=derived.value)
 
 
 def pinned(path: str) -> ModelRef:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from realign_cluster.coordinator.train_request import Track
 from realign_cluster.coordinator.workflow_jobs import Where
 from realign_cluster.workflows.config import Mode
 
@@ -20,6 +21,7 @@ class WorkflowRequest(BaseModel):
     out: Path
     mode: Mode | None = None
     reproducible: bool = False
+    track: Track = "none"  # of the trainings
     where: Where = Where()
 
     def anchored(self) -> WorkflowRequest:

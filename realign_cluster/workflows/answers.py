@@ -17,17 +17,28 @@ from realign_cluster.metrics.coverage import attribution_coverage
 from realign_cluster.metrics.factuality import Fact, JudgedFacts, factscore
 from realign_cluster.metrics.hallucination import ClaimVerdict, JudgedClaims, hallucination
 from realign_cluster.metrics.hedging import ABSTAINS, Answered, hedging, stance
-from realign_cluster.metrics.measured import ItemId, MeanOverItems, PooledRatio, SourceId
+from realign_cluster.metrics.measured import ItemId, MeanOverItems, PooledRatio, SourceId, mean_over_items, pooled_ratio
 from realign_cluster.metrics.reading import ReadAnswer, cited_answers, read_answer
 from realign_cluster.metrics.verifiers.verdict import Pair
 from realign_cluster.workflows.derive import Derived, Inputs, derivation
 from realign_cluster.workflows.measured import measurement_of, to_row
+from realign_cluster.workflows.special_tokens import has_special_token
 
 FORMS: Final[Mapping[str, Form]] = {
     "inline": Form.BRACKET,
     "footnote": Form.FOOTNOTE,
     "author-year": Form.AUTHOR_PARENTHESIS,
 }
+OF_THE_TEXT: Final = frozenset(  # what no verifier has a part in
+    {
+        "citation_format",
+        "attribution_coverage",
+        "coverage_by_answer",
+        "over_abstention",
+        "answers_on_unanswerable",
+        "attribution_consistency",
+    }
+)
 Row = dict[str, Any]
 
 
@@ -51,7 +62,7 @@ def answer_pairs(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     )
 
 
-@derivation(version=1)
+@derivation(version=2)
 def answer_measurements(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     """Of generated rows and the verdicts on their pairs: "measurements", a row a metric with the value of every item,
     and "answers", what was read and found of each, for people to look at.
@@ -62,6 +73,7 @@ def answer_measurements(inputs: Inputs, parameters: Mapping[str, Any]) -> Derive
     rows = list(inputs.rows("generated"))
     first = [(row, samples_of(row)[0][1]) for row in rows]
     found = measure_texts(first, verdicts, threshold, parameters["format"])
+    found |= endings(rows)
     if inputs.has("again"):
         found["attribution_consistency"] = _consistency(rows, list(inputs.rows("again")))
     measured = [to_row(measurement_of(name, each, verifier=verifier, dataset=dataset)) for name, each in found.items()]
@@ -73,6 +85,25 @@ def samples_of(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(id, text) of each sample that was generated for a row."""
     samples = row["scores"]["generate"]["samples"]
     return [(f"{row['id']}/{number}", sample["text"].strip()) for number, sample in enumerate(samples)]
+
+
+def endings(rows: Sequence[Row]) -> dict[str, MeanOverItems | PooledRatio]:
+    """How answers ended: with the last token that they were allowed, or with a special token written out as text."""
+    first = [(ItemId(row["id"]), row["scores"]["generate"]["samples"][0]) for row in rows]
+    return {
+        "answers_cut_off": mean_over_items(
+            "answers cut off", "answers that no end token ended / answers",
+            ((item, float(sample["finish"] == "length")) for item, sample in first),
+        ),
+        "special_tokens_in_answers": mean_over_items(
+            "special tokens in answers", "answers with a special token as text / answers",
+            ((item, float(has_special_token(sample["text"]))) for item, sample in first),
+        ),
+        "characters_of_cut_answers": pooled_ratio(
+            "characters of cut answers", "characters / answers cut off",
+            ((item, len(sample["text"].strip()), 1) for item, sample in first if sample["finish"] == "length"),
+        ),
+    }  # fmt: skip
 
 
 def measure_texts(
@@ -98,13 +129,14 @@ def measure_texts(
             for row, text in answers
         ]
     )
+    covered = attribution_coverage([answer for _, answer in read])
+    in_format = format_agreement([(answer.item, answer.text) for _, answer in read], CitationFormat(form=FORMS[form]))
     return {
         "citation_precision": citation.precision,
         "citation_recall": citation.recall,
-        "citation_format": format_agreement(
-            [(answer.item, answer.text) for _, answer in read], CitationFormat(form=FORMS[form])
-        ),
-        "attribution_coverage": attribution_coverage([answer for _, answer in read]),
+        "citation_format": _by_item("citations in the one format", in_format),
+        "attribution_coverage": covered,
+        "coverage_by_answer": _by_item("coverage by answer", covered),
         "factuality": factscore(judged_facts).score,
         "hallucination_rate": hallucinated.rate,
         "contradicted_claims": hallucinated.contradicted,
@@ -116,6 +148,14 @@ def measure_texts(
 
 def abstains(text: str) -> bool:
     return stance(text) in ABSTAINS
+
+
+def _by_item(metric: str, found: PooledRatio) -> MeanOverItems:
+    """The share within each answer: what a gate can judge and pair without knowing how long an answer may be."""
+    shares = (
+        (ratio.item, ratio.numerator / ratio.denominator if ratio.denominator else None) for ratio in found.ratios
+    )
+    return mean_over_items(metric, f"{found.unit}, mean over answers", shares)
 
 
 def read_row(row: Mapping[str, Any], text: str) -> ReadAnswer:

@@ -7,12 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from realign_cluster.domain.gate import Measurement, paired_with
+from realign_cluster.domain.judge_error import VerifierLabels
 from realign_cluster.domain.training import TrainSettings
 from realign_cluster.workflows import sources, training_data, verify
+from realign_cluster.workflows.checking import check_examples
 from realign_cluster.workflows.derive import derive
 from realign_cluster.workflows.evaluating import Evaluation, divergence, evaluate
 from realign_cluster.workflows.jobs import ArtifactId, Ask, JobResult, Look, ModelRef, Score, Train
-from realign_cluster.workflows.measured import by_metric
+from realign_cluster.workflows.measured import by_metric, value_of
 from realign_cluster.workflows.stage import Context, Outcome
 from realign_cluster.workflows.verify import verdicts_on, verifier_fingerprint
 
@@ -39,12 +41,14 @@ def preparation(context: Context) -> Stage:
             return Outcome(failed=f"the training failed: {trained.failed}")
         model, facts = trained.model(), {"training": trained.value}
     found = yield from evaluate(context, model, "items", title="baseline", perplexity=True)
-    recorded = [name for name in RECORDED if name in found.measurements]
+    recorded = [name for name in RECORDED if _has_value(found.measurements.get(name))]
+    quality = yield from verify.measured_on_labels(context, "supported", "baseline")
     return Outcome(
         model=model,
         artifacts={f"baseline {name}": each for name, each in found.artifacts.items()},
         measurements=found.measurements,
         facts={**facts, "baseline_recorded": len(recorded) / len(RECORDED)},
+        labels=labels_of(quality.value),
         minutes_per_item=found.minutes_per_item,
     )
 
@@ -68,9 +72,15 @@ def source_data(context: Context) -> Stage:
         sources.spread_of_sources, "types of sources", inputs={"sources": data["sources"], "practice": data["practice"]}
     )
     clean = yield from _clean(context)
+    checks = yield from check_examples(context, index)
     return Outcome(
-        artifacts={"index": index, "rankings": searched.outputs["rankings"], "citation data": clean.outputs["rows"]},
-        measurements=by_metric(rows.value),
+        artifacts={
+            "index": index,
+            "rankings": searched.outputs["rankings"],
+            "citation data": clean.outputs["rows"],
+            **checks.artifacts,
+        },
+        measurements={**by_metric(rows.value), **checks.measurements},
         facts={**spread.value, "bm25": parameters, "cleaned": clean.value},
     )
 
@@ -89,9 +99,14 @@ def factual_data(context: Context) -> Stage:
     )
     rows = yield Look(rows=measured.outputs["measurements"])
     clean = yield from _clean(context)
+    checks = yield from check_examples(context)
     return Outcome(
-        artifacts={"citation data": clean.outputs["rows"], "unsupported pairs": measured.outputs["unsupported"]},
-        measurements=by_metric(rows.value),
+        artifacts={
+            "citation data": clean.outputs["rows"],
+            "unsupported pairs": measured.outputs["unsupported"],
+            **checks.artifacts,
+        },
+        measurements={**by_metric(rows.value), **checks.measurements},
         facts={"cleaned": clean.value},
     )
 
@@ -120,19 +135,14 @@ def detection(context: Context) -> Stage:
 
 def _verification(context: Context, positive: str) -> Stage:
     found = yield from evaluate(context, context.state.model, "items", title="verification")
-    pairs = yield derive(verify.label_pairs, "labelled pairs", inputs={"labels": context.state.data["labels"]})
-    verdicts = yield from verdicts_on(context, pairs.outputs["pairs"], "labelled pairs")
-    quality = yield derive(
-        verify.verifier_quality,
-        "verifier's own quality",
-        inputs={"labels": context.state.data["labels"], "verdicts": verdicts},
-        supported=context.config.verifier.supported,
-        verifier=verifier_fingerprint(context),
-        positive=positive,
-    )
+    quality = yield from verify.measured_on_labels(context, positive, "verification")
     rows = yield Look(rows=quality.outputs["measurements"])
     outcome = _outcome(found, None, {"verifier": quality.value})
-    return replace(outcome, measurements={**outcome.measurements, **by_metric(rows.value)})
+    return replace(
+        outcome,
+        measurements={**outcome.measurements, **by_metric(rows.value)},
+        artifacts={**outcome.artifacts, "verifier measurements": quality.outputs["measurements"]},
+    )
 
 
 def optimisation(context: Context) -> Stage:
@@ -197,6 +207,9 @@ def optimisation(context: Context) -> Stage:
         **outcome.measurements,
         "kl": kl,
         **_change(context, outcome.measurements, "factuality", "factuality_change"),
+        **_change(context, outcome.measurements, "citation_recall", "citation_recall_change"),
+        **_change(context, outcome.measurements, "citation_precision", "citation_precision_change"),
+        **_change(context, outcome.measurements, "coverage_by_answer", "coverage_change"),
     }
     return replace(outcome, measurements=measurements, artifacts={**outcome.artifacts, "pairs": made.outputs["pairs"]})
 
@@ -216,10 +229,32 @@ def evaluation(context: Context) -> Stage:
 # --- shared ---
 
 
+def labels_of(report: Mapping[str, Any]) -> VerifierLabels:
+    """Of a verifier's report, with "supported" as what is counted."""
+    sensitivity, specificity = report["sensitivity"], report["specificity"]
+    return VerifierLabels(
+        verifier=report["verifier"],
+        true_positives=sensitivity["count"],
+        false_negatives=sensitivity["n"] - sensitivity["count"],
+        true_negatives=specificity["count"],
+        false_positives=specificity["n"] - specificity["count"],
+    )
+
+
+def _has_value(measurement: Measurement | None) -> bool:
+    return measurement is not None and value_of(measurement) is not None
+
+
 def entered_optimisation(context: Context) -> ModelRef:
     """The model that stage 5 began with: the reference of the divergence through all rounds of stage 6."""
     models = context.state.models
     return models.get("citation") or models.get("preparation") or context.state.model
+
+
+def checkpoints(context: Context) -> dict[str, ArtifactId]:
+    """The capability benchmarks, by name."""
+    found = {name.removeprefix("benchmark "): each for name, each in context.state.data.items()}
+    return {name: found[name] for name in context.config.benchmarks}
 
 
 def softened(settings: TrainSettings, attempt: int) -> TrainSettings:
@@ -246,6 +281,7 @@ def _trained(
         model=model,
         data=mixed.outputs["rows"],
         valid=context.state.data["valid"] if settings.evaluation.every or settings.evaluation.patience else None,
+        benchmarks=checkpoints(context) if settings.evaluation.every else {},
         settings=settings.model_copy(update={"seed": context.seed(name)}),
     )
     value = {**(trained.value or {}), "mix": mixed.value}

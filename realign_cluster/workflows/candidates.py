@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from realign_cluster.workflows.jobs import ModelRef
 
@@ -16,6 +16,13 @@ class Candidate:
     model: ModelRef
     feasible: bool
     primary: float | None
+
+
+def without(candidate: Candidate, model: ModelRef) -> Candidate:
+    """The candidate, feasible no longer if it is this model: a later stage that trains nothing found it wanting. The
+    model that the workflow began with stays: there has to be one to fall back to.
+    """
+    return replace(candidate, feasible=False) if candidate.model == model and candidate.stage else candidate
 
 
 def best_feasible(candidates: Sequence[Candidate]) -> Candidate:

@@ -82,7 +82,11 @@ _UNDERSTOOD = Item(
     phase="before", text="thresholds understood", ticked=_signed(THRESHOLDS_UNDERSTOOD), signed=THRESHOLDS_UNDERSTOOD
 )
 _KL = Item(phase="during", text="KL watched", ticked=_kl_watched)
-_ENFORCED = Item(phase="during", text="gates enforced", ticked=lambda f: all(f.verdicts.get(name) for name in f.stages))
+_ENFORCED = Item(
+    phase="during",
+    text="gates enforced",
+    ticked=lambda f: bool(f.stages) and all(f.verdicts.get(name) for name in f.stages),
+)
 _THRESHOLDS = Item(
     phase="after", text="all thresholds met", ticked=lambda f: f.state == "complete" and f.passed("evaluation")
 )

@@ -38,7 +38,7 @@ class DataConfig(Strict):
     practice: str  # the same, with "completion": what pairs and targeted rounds are made from
     citation: str  # {"prompt", "completion"}: stage 3 is trained on it
     valid: str  # {"prompt", "completion"}: perplexity and validation loss
-    general: str | None = None  # {"prompt", "completion"}: mixed into every training
+    general: str | None = None  # {"prompt", "completion"}: mixed into every sft
     preparation: str | None = None  # {"prompt", "completion"}: stage 1 is trained on it; none: the model is taken as is
     queries: str | None = None  # {"query", "relevant": [source ids]}: stage 2 of source attribution
     pairs: str | None = None  # {"claim", "sources"}: stage 2 of anti-hallucination
@@ -74,7 +74,7 @@ class PreferenceConfig(Strict):
     least_pairs: int = Field(default=1000, ge=1)
     gap: float = 0.15
     abstention: float = Field(default=0.35, ge=0, le=1)  # fraction of pairs about questions without an answer
-    probe_prompts: int = Field(default=64, ge=1)  # the divergence is measured on as many task and general prompts
+    probe_prompts: int = Field(default=200, ge=1)  # the divergence is measured on as many task and general prompts
 
 
 class IterationConfig(Strict):

@@ -13,9 +13,10 @@ from typing import Literal, assert_never
 
 from realign_cluster.domain.gate import Gate, Measurement, Verdict
 from realign_cluster.domain.gates import judge_gate
+from realign_cluster.domain.judge_error import VerifierLabels
 from realign_cluster.domain.multiplicity import split_alpha
 from realign_cluster.domain.retention import BenchmarkPair, judge_benchmark
-from realign_cluster.workflows.candidates import Candidate, best_feasible
+from realign_cluster.workflows.candidates import Candidate, best_feasible, without
 from realign_cluster.workflows.config import WorkflowConfig
 from realign_cluster.workflows.jobs import Ask, JobResult, ModelRef
 from realign_cluster.workflows.measured import value_of
@@ -31,6 +32,8 @@ from realign_cluster.workflows.stage import (
     Workflow,
 )
 
+OF_THE_VERIFIER = ("verifier_false_positives", "verifier_false_negatives")
+COUNT_UNSUPPORTED = ("hallucination_rate",)
 Turn = Literal["pass", "remedy", "roll back", "stop", "go on"]
 
 
@@ -100,19 +103,22 @@ def course(
         before.append(state)
         number = attempt + decisions.taken_back.get(stage.name, 0) * config.attempts
         yield Begun(stage=stage, attempt=number, state=state)
-        context = Context(config=config, state=state, attempt=number, judge=judge)
+        context = Context(config=config, state=state, attempt=attempt, number=number, judge=judge)
         outcome: Outcome = yield from stage.body(context)
+        labels = outcome.labels or state.labels
         verdicts: list[Verdict] = []
         for gate in () if outcome.failed else stage.gates:
-            verdict = judge_stage_gate(gate, stage, outcome, config)
+            verdict = judge_stage_gate(gate, stage, outcome, config, labels)
             verdicts.append(verdict)
             overridden = (stage.name, gate.name) in decisions.overridden
             yield Judged(stage=stage, attempt=number, gate=gate, verdict=verdict, overridden=overridden)
-        left = config.attempts - 1 - attempt if stage.repeats else 0
+        left = _attempts_left(workflow, stage, tried, config)
         turn, reason = next_turn(stage, outcome, verdicts, left, config, decisions)
         yield Ended(stage=stage, attempt=number, outcome=outcome, turn=turn, reason=reason)
         if outcome.model is not None:
             candidates.append(_candidate(workflow, stage, outcome, verdicts))
+        elif any(verdict.outcome == "FAIL" for verdict in verdicts):
+            candidates = [without(each, state.model) for each in candidates]
         match turn:
             case "pass" | "go on":
                 if turn == "go on":
@@ -201,14 +207,19 @@ def rule_as_judged(gate: StageGate, stage: Stage, config: WorkflowConfig) -> Rul
     return rule
 
 
-def judge_stage_gate(gate: StageGate, stage: Stage, outcome: Outcome, config: WorkflowConfig) -> Verdict:
-    """The verdict on what an attempt measured."""
+def judge_stage_gate(
+    gate: StageGate, stage: Stage, outcome: Outcome, config: WorkflowConfig, labels: VerifierLabels | None = None
+) -> Verdict:
+    """The verdict on what an attempt measured. Rates that a verifier reported have its errors in their bounds."""
     rule = rule_as_judged(gate, stage, config)
     match rule:
         case Gate():
             nothing = Measurement(metric=rule.metric, items=(), values=(), verifier="", dataset="")
             measured = outcome.measurements.get(rule.metric, nothing)
-            return judge_gate(rule, measured, minutes_per_item=outcome.minutes_per_item)
+            if gate.units_given and measured.units:
+                rule = replace(rule, most_units=max(measured.units))
+            known = labels_for(rule, measured, labels)
+            return judge_gate(rule, measured, labels=known, minutes_per_item=outcome.minutes_per_item)
         case Retained():
             pair = outcome.benchmarks.get(rule.benchmark) or BenchmarkPair(
                 benchmark=rule.benchmark, items=(), before=(), after=(), chance=0.0
@@ -223,10 +234,39 @@ def judge_stage_gate(gate: StageGate, stage: Stage, outcome: Outcome, config: Wo
             assert_never(rule)
 
 
+def labels_for(rule: Gate, measured: Measurement, labels: VerifierLabels | None) -> VerifierLabels | None:
+    """Those that say how far a rate can be trusted: of the verifier that reported it, of what the rate counts. None for
+    what no verifier reported, for differences of rates, and for the verifier's own quality.
+    """
+    if labels is None or measured.verifier != labels.verifier or rule.metric in OF_THE_VERIFIER:
+        return None
+    if (rule.lowest, rule.highest, rule.scale) != (0.0, 1.0, "plain"):
+        return None
+    if rule.metric not in COUNT_UNSUPPORTED:
+        return labels
+    return replace(
+        labels,
+        true_positives=labels.true_negatives,
+        false_negatives=labels.false_positives,
+        true_negatives=labels.true_positives,
+        false_positives=labels.false_negatives,
+    )
+
+
+def _attempts_left(workflow: Workflow, stage: Stage, tried: Mapping[str, int], config: WorkflowConfig) -> int:
+    """Of the stage, and of the one that its remedy goes back to: alpha was divided by no more."""
+    if not stage.repeats:
+        return 0
+    names = [stage.name] + ([stage.goes_back_to] if stage.goes_back_to else [])
+    return min(config.attempts - 1 - tried.get(name, 0) for name in names)
+
+
 def _compare(rule: Counted, value: float | None) -> Verdict:
     """Of a count: there is nothing to infer, so it is its own bound."""
     clear = value is not None and (value >= rule.threshold if rule.direction == "at least" else value <= rule.threshold)
-    said = f"{value} is {'' if clear else 'not '}{rule.direction} {rule.threshold:g}"
+    said = "was not measured" if value is None else f"{value:g} is {rule.direction} {rule.threshold:g}"
+    if value is not None and not clear:
+        said = f"{value:g} is not {rule.direction} {rule.threshold:g}"
     return Verdict(
         metric=rule.fact,
         outcome="INSUFFICIENT" if value is None else "PASS" if clear else "FAIL",
@@ -240,7 +280,7 @@ def _compare(rule: Counted, value: float | None) -> Verdict:
         alpha_each=0.0,
         verifier="",
         dataset="",
-        reason="was not measured" if value is None else said,
+        reason=said,
     )
 
 
@@ -265,6 +305,7 @@ def _after(state: State, stage: Stage, outcome: Outcome) -> State:
         models=models,
         artifacts={**state.artifacts, **outcome.artifacts},
         measured={**state.measured, stage.name: outcome.measurements},
+        labels=outcome.labels or state.labels,
     )
 
 

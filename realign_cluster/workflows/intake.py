@@ -121,6 +121,13 @@ def _training(row: Row) -> None:
     canonical_row(row, form_of(row, "sft"))
 
 
+def _completion(row: Row) -> None:
+    """What perplexity is measured on: an answer apart from its prompt."""
+    if form_of(row, "sft") != "completions":
+        raise BadField("completion", "is missing: perplexity is that of an answer, so prompt and completion are needed")
+    canonical_row(row, "completions")
+
+
 def _query(row: Row) -> None:
     _text(row, "query")
     relevant = row.get("relevant")
@@ -150,7 +157,7 @@ CHECKS: dict[str, Callable[[Row], None]] = {
     "sealed": _item,
     "practice": _practice,
     "citation": _training,
-    "valid": _training,
+    "valid": _completion,
     "general": _training,
     "preparation": _training,
     "queries": _query,

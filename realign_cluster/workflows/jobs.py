@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NewType
 
 import orjson
+from pydantic import Field
 
 from realign_cluster.domain.job import Chat, Fields, Sampling, Strict, Truncate
 from realign_cluster.domain.training import TrainSettings
@@ -53,13 +54,17 @@ class Score(Strict):
 
 
 class Train(Strict):
-    """One training on the cluster. Outputs "model": what was trained, whole; "metrics": a row per step."""
+    """One training on the cluster. Outputs "model": what was trained, whole; "metrics": a row per step.
+
+    `benchmarks` by name: capability checkpoints, as often as `settings.evaluation.every` says.
+    """
 
     what: Literal["train"] = "train"
     title: str
     model: ModelRef
     data: ArtifactId
     valid: ArtifactId | None = None
+    benchmarks: dict[str, ArtifactId] = Field(default_factory=dict)
     settings: TrainSettings
 
 
@@ -123,4 +128,5 @@ def inputs_of(job: Job) -> dict[str, str]:
             return found | ({"reference": job.reference.identity} if job.reference else {})
         case Train():
             found = {"model": job.model.identity, "data": str(job.data)}
+            found |= {f"benchmark {name}": str(each) for name, each in job.benchmarks.items()}
             return found | ({"valid": str(job.valid)} if job.valid else {})

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from realign_cluster.domain.gate import Direction, Gate, Measurement
+from realign_cluster.domain.judge_error import VerifierLabels
 from realign_cluster.domain.retention import BenchmarkPair
 from realign_cluster.workflows.config import WorkflowConfig
 from realign_cluster.workflows.jobs import ArtifactId, Ask, JobResult, ModelRef, content_hash
@@ -25,20 +26,24 @@ class State:
     models: Mapping[str, ModelRef] = field(default_factory=dict)
     artifacts: Mapping[str, ArtifactId] = field(default_factory=dict)
     measured: Mapping[str, Mapping[str, Measurement]] = field(default_factory=dict)  # stage -> metric -> measurement
+    labels: VerifierLabels | None = None  # what people said of the verifier; positive is "supported"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """One attempt of one stage; `attempt` is 0 for the first."""
+    """One attempt of one stage; `attempt` is 0 for the first, and again for the first after a stage was taken back.
+    `number` is another one for each.
+    """
 
     config: WorkflowConfig
     state: State
     attempt: int
+    number: int
     judge: ModelRef | None = None
 
     def seed(self, *parts: str | int) -> int:
         """Another one for every attempt and purpose: 0 to 2**31 - 1."""
-        return int(content_hash([self.config.seed, self.attempt, *parts])[:8], 16) >> 1
+        return int(content_hash([self.config.seed, self.number, *parts])[:8], 16) >> 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +55,7 @@ class Outcome:
     measurements: Mapping[str, Measurement] = field(default_factory=dict)
     benchmarks: Mapping[str, BenchmarkPair] = field(default_factory=dict)  # against stage 1's
     facts: Mapping[str, Any] = field(default_factory=dict)
+    labels: VerifierLabels | None = None  # stage 1's: the verifier held against people's labels
     minutes_per_item: float | None = None  # of measuring one more item on this cluster
     failed: str = ""
 
@@ -79,12 +85,17 @@ Rule = Gate | Counted | Retained
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageGate:
-    """A gate of a stage. `guard`: watched where it is not the purpose: FAIL counts, INSUFFICIENT does not stop."""
+    """A gate of a stage. `guard`: watched where it is not the purpose: FAIL counts, INSUFFICIENT does not stop.
+
+    `units_given`: of a ratio whose units are the data's and not the model's (tokens of given texts): the largest is
+    known before anything is measured, and bounds it.
+    """
 
     name: str
     title: str
     rule: Rule
     guard: bool = False
+    units_given: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

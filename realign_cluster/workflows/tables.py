@@ -18,8 +18,8 @@ from realign_cluster.workflows.stage import Stage, StageGate, Workflow
 def source_attribution(config: WorkflowConfig) -> Workflow:
     most_claims, new_tokens = config.generation.most_claims, config.generation.max_new_tokens
     retained = tuple(gate.retention(name) for name in config.benchmarks)
-    guards = tuple(gate.guard(each) for each in retained)
-    accuracy, coverage, format = gate.citation_accuracy(), gate.coverage(most_claims), gate.one_format(most_claims)
+    guards = (*(gate.guard(each) for each in retained), gate.guard(gate.over_abstention()))
+    accuracy, coverage, format = gate.citation_accuracy(), gate.coverage(most_claims), gate.one_format()
     kl = gate.divergence(new_tokens)
     return Workflow(
         name="source-attribution",
@@ -56,9 +56,9 @@ def source_attribution(config: WorkflowConfig) -> Workflow:
                 remedy="citation training is done again on more examples",
                 goes_back_to="citation",
             ),
-            _optimisation((kl, *accuracy, coverage, *guards)),
+            _optimisation((kl, *accuracy, coverage, *_not_worse(config), *guards)),
             _iteration(config, "citation_recall", (coverage, *guards)),
-            _evaluation((*accuracy, coverage, format, kl, *retained)),
+            _evaluation((*accuracy, coverage, format, kl, gate.guard(gate.over_abstention()), *retained)),
         ),
     )
 
@@ -101,7 +101,7 @@ def antihallucination(config: WorkflowConfig) -> Workflow:
                 remedy="citation training is done again on more examples",
                 goes_back_to="citation",
             ),
-            _optimisation((kl, gate.factuality_improving(), *guards)),
+            _optimisation((kl, gate.factuality_improving(), *_not_worse(config), *guards)),
             _iteration(config, "factuality", guards),
             _evaluation(
                 (factuality, hallucination, *gate.citation_accuracy(0.85), gate.over_abstention(), kl, *retained)
@@ -131,12 +131,22 @@ def _preparation(config: WorkflowConfig) -> Stage:
         title="SFT preparation",
         body=bodies.preparation,
         gates=(
-            gate.perplexity(config.model.max_tokens),
+            gate.perplexity(),
             gate.counted("baseline_recorded", "baseline of every metric recorded", "at least", 1.0),
         ),
         remedy="trained again with another order of the data",
         repeats=config.training.preparation is not None,
     )
+
+
+def _not_worse(config: WorkflowConfig) -> tuple[StageGate, ...]:
+    """Roll back where citing got worse than what entered the stage."""
+    named = {
+        "citation_precision": "citation precision",
+        "citation_recall": "citation recall",
+        "coverage": "attribution coverage",
+    }
+    return tuple(gate.guard(gate.not_worse(name, title, config.iteration.flat)) for name, title in named.items())
 
 
 def _optimisation(gates: tuple[StageGate, ...]) -> Stage:

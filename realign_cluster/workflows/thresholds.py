@@ -27,12 +27,10 @@ def _gate(name: str, title: str, direction: Direction, threshold: float, evidenc
     return StageGate(name=name, title=title, rule=gate)
 
 
-def perplexity(most_tokens: int) -> StageGate:
-    """Pooled over completion tokens, of rows of at most `most_tokens`."""
-    return _gate(
-        "perplexity", "validation perplexity", "at most", 20.0, "ratio",
-        highest=LARGEST_NATS, scale="exp", most_units=float(most_tokens),
-    )  # fmt: skip
+def perplexity() -> StageGate:
+    """Pooled over completion tokens; how many a row has is the data's."""
+    gate = _gate("perplexity", "validation perplexity", "at most", 20.0, "ratio", highest=LARGEST_NATS, scale="exp")
+    return replace(gate, units_given=True)
 
 
 def divergence(most_tokens: int) -> StageGate:
@@ -53,9 +51,9 @@ def citation_accuracy(threshold: float = 0.90) -> tuple[StageGate, StageGate]:
     )
 
 
-def one_format(most_citations: int) -> StageGate:
-    title = "citations in the one format"
-    return _gate("citation_format", title, "at least", 0.99, "ratio", most_units=float(most_citations))
+def one_format() -> StageGate:
+    """The share within each answer: a bound on the pooled one would need to know how long an answer may be."""
+    return _gate("citation_format", "citations in the one format", "at least", 0.99, "scores")
 
 
 def coverage(most_claims: int) -> StageGate:
@@ -87,6 +85,11 @@ def pairs_supported() -> StageGate:
 
 def over_abstention() -> StageGate:
     return _gate("over_abstention", "over-abstention", "at most", 0.10, "items")
+
+
+def not_worse(metric: str, title: str, margin: float) -> StageGate:
+    """The paired change of a metric from the stage's input."""
+    return _gate(f"{metric}_change", f"{title}, not worse than before", "at least", -margin, "scores", lowest=-1.0)
 
 
 def progress(margin: float) -> StageGate:
@@ -125,8 +128,15 @@ def check_thresholds(workflow: Workflow, config: WorkflowConfig, path: Path) -> 
             if name not in known:
                 wrong.append(f"{at}: there is no such gate{did_you_mean(name, known)}")
                 continue
+            rule = known[name].rule
+            if isinstance(rule, Retained) and not 0 < threshold <= 1:
+                wrong.append(f"{at}: a retention of {threshold:g} will not do, it should be above 0 and at most 1")
+                continue
+            if isinstance(rule, Counted) and threshold < 0:
+                wrong.append(f"{at}: a count of {threshold:g} will not do, it should be 0 or more")
+                continue
             try:
-                replace(known[name].rule, threshold=threshold)
+                replace(rule, threshold=threshold)
             except UsageError as error:
                 wrong.append(f"{at}: {error.message}")
     if wrong:

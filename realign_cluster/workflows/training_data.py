@@ -99,7 +99,7 @@ def targeted_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     )
 
 
-@derivation(version=1)
+@derivation(version=2)
 def preference_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     """ "pairs" from judged samples, for training; the value says what was made, and what the checks found of them."""
     verdicts = {row["pair"]: row for row in inputs.rows("verdicts")}
@@ -124,8 +124,11 @@ def preference_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
         )
     shares = _shares(items, parameters["abstention"])
     made = make_pairs(items, per_reason=1, shares=shares, seed=parameters["seed"])
-    rows = [pair.row() for pair in made.pairs]
-    gaps = [scores[pair.chosen.id] - scores[pair.rejected.id] for pair in made.pairs]
+    texts = [f"{_prompt_text(pair.row())}\n{pair.chosen.text}\n{pair.rejected.text}" for pair in made.pairs]
+    doubled = {each.index for each in deduplicate(texts, near=False).duplicates}
+    pairs = [pair for at, pair in enumerate(made.pairs) if at not in doubled]
+    rows = [pair.row() for pair in pairs]
+    gaps = [scores[pair.chosen.id] - scores[pair.rejected.id] for pair in pairs]
     report = check_pairs(
         rows,
         gaps=gaps,
@@ -148,7 +151,13 @@ def preference_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     ]
     return Derived(
         rows={"pairs": rows},
-        value={"pairs": len(rows), "taken": dict(made.taken), "possible": dict(made.possible), "checks": checks},
+        value={
+            "pairs": len(rows),
+            "doubled": len(doubled),
+            "taken": dict(made.taken),
+            "possible": dict(made.possible),
+            "checks": checks,
+        },
     )
 
 

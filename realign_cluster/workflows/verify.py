@@ -48,6 +48,23 @@ def verdicts_on(context: Context, pairs: ArtifactId, title: str) -> Generator[As
     return done.outputs["verdicts"]
 
 
+def measured_on_labels(context: Context, positive: str, title: str) -> Generator[Ask, JobResult, JobResult]:
+    """The verifier held against the labelled claims: the result of `verifier_quality`."""
+    labels = context.state.data["labels"]
+    pairs = yield derive(label_pairs, f"{title}: labelled pairs", inputs={"labels": labels})
+    verdicts = yield from verdicts_on(context, pairs.outputs["pairs"], f"{title}: labelled pairs")
+    return (
+        yield derive(
+            verifier_quality,
+            f"{title}: verifier's own quality",
+            inputs={"labels": labels, "verdicts": verdicts},
+            supported=context.config.verifier.supported,
+            verifier=verifier_fingerprint(context),
+            positive=positive,
+        )
+    )
+
+
 def verifier_fingerprint(context: Context) -> str:
     """Of everything that verdicts depend on besides the pair."""
     verifier = context.config.verifier
@@ -98,7 +115,7 @@ def label_pairs(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     return Derived(rows={"pairs": [{"pair": key, "claim": p.claim, "evidence": [p.text]} for key, p in pairs.items()]})
 
 
-@derivation(version=1)
+@derivation(version=2)
 def verifier_quality(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     """The verifier held against labels: "measurements" with its false positives, and its report as the value.
 
@@ -131,7 +148,11 @@ def verifier_quality(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
         human=[row["label"] for row in rows],
         supported=[row["label"] == "supported" for row in rows],
     )
-    rates = {"verifier_false_positives": measured.false_positives, "verifier_false_negatives": measured.false_negatives}
+    rates = {
+        "verifier_false_positives": measured.false_positives,
+        "verifier_false_negatives": measured.false_negatives,
+        "support_missed": measured.false_positives if hallucinated else measured.false_negatives,
+    }
     return Derived(
         rows={
             "measurements": [

@@ -53,7 +53,7 @@ def test_a_rank_is_killed_and_the_next_ones_port_is_taken(
         run.wait_for(lambda: run.generation == 3, "a generation with other ports")
     said = run.finish()
     assert outcome(out) == calm_training
-    assert "generation 1 cannot go on: the rank on alpha exited: killed by signal 9" in said
+    assert "generation 1 cannot go on" in said  # whichever end of the broken link was heard first
     assert "generation 2 cannot go on" in said
     lost = steps_lost(out)
     assert len(lost) == 2

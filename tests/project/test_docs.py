@@ -29,8 +29,10 @@ DOCUMENTS = [
             "hostfiles/README.md",
             "benchmarks/README.md",
             "examples/README.md",
+            "examples/knowledge_base/README.md",
         )
     ),
+    *sorted((ROOT / "docs" / "workflows").glob("*.md")),
 ]
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 OF_OTHERS = {
@@ -114,3 +116,26 @@ def test_the_page_on_answers_names_their_options():
     assert named <= options_of(["curate"]) | {"--hostfile"}
     assert {"--temperature", "--top-p", "--top-k", "--max-new-tokens", "--stop", "--seed", "--samples"} <= named
     assert {"--adapter", "--reference-model", "--reference-adapter"} <= named
+
+
+@pytest.mark.parametrize("workflow", ["source-attribution", "antihallucination"])
+def test_every_page_of_a_workflow_is_reached_from_its_index(workflow: str):
+    """Its own pages, that is: the other one's stages are reached from the other's index."""
+    pages = {path.name for path in (ROOT / "docs" / "workflows").glob("*.md")}
+    others = {
+        "source-attribution": {"factuality-data.md", "detection.md"},
+        "antihallucination": {"source-data.md", "verification.md"},
+    }
+    text = (ROOT / "docs" / "workflows" / f"{workflow}.md").read_text(encoding="utf-8")
+    linked = {link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text)}
+    assert pages - {f"{workflow}.md"} - others[workflow] <= linked
+
+
+def test_pages_of_workflows_name_options_that_exist():
+    known = {
+        option for command in ("run", "gates", "rollback", "report") for option in options_of(["workflow", command])
+    }
+    known |= options_of(["curate"]) | options_of(["train"]) | {"--keep", "--hostfile"}
+    for path in (ROOT / "docs" / "workflows").glob("*.md"):
+        named = set(OPTION.findall(path.read_text(encoding="utf-8")))
+        assert named - known - OF_OTHERS == set(), path.name

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from realign_cluster.domain.judge_error import VerifierLabels
 from realign_cluster.workflows.course import Decisions, Ended, Judged
 from realign_cluster.workflows.stage import Context, Counted, Outcome, StageGate
 from tests.workflows.made import at_least, config, drive, share, stage, workflow
@@ -146,3 +149,53 @@ def test_what_was_taken_back_is_done_anew_with_other_seeds() -> None:
     seeds = [[job.settings.seed for job in jobs] for jobs in (before, after)]  # type: ignore[union-attr]
     assert seeds[0][0] == seeds[1][0]
     assert seeds[0][1] != seeds[1][1]
+
+
+def test_a_model_that_a_later_stage_found_wanting_is_not_fallen_back_to() -> None:
+    """Stage 2 trains nothing: its FAIL is of the model of stage 1, and the one before that remains."""
+
+    def measured(context: Context) -> Outcome:
+        return Outcome(measurements={"accuracy": share("accuracy", 50, 50)})
+
+    end, _, _ = drive(workflow(stage(1, good, at_least()), stage(2, measured, at_least(), repeats=False)))
+    assert (end.state, end.from_stage, end.model.path) == ("failed", "", "base")
+
+
+def test_going_back_is_bounded_by_the_attempts_of_both_stages() -> None:
+    """Stage 1 passes at its second attempt; stage 2 sends back to it no more, for alpha was divided by two."""
+
+    def measured(context: Context) -> Outcome:
+        return Outcome(measurements={"accuracy": share("accuracy", 50, 50)})
+
+    made = workflow(stage(1, bad_at_first, at_least()), stage(2, measured, at_least(), goes_back_to="stage1"))
+    end, events, jobs = drive(made)
+    assert end.state == "failed"
+    assert turns(events) == [(1, 0, "remedy"), (1, 1, "pass"), (2, 0, "roll back")]
+    assert len(jobs) == 2
+
+
+def test_a_stage_that_was_taken_back_begins_with_its_first_remedy_again() -> None:
+    seen: list[int] = []
+
+    def measured(context: Context) -> Outcome:
+        seen.append(context.attempt)
+        return good(context)
+
+    drive(workflow(stage(1, measured, at_least())), decisions=Decisions(taken_back={"stage1": 2}))
+    assert seen == [0]
+
+
+@pytest.mark.parametrize(("right", "outcome"), [(200, "PASS"), (150, "FAIL"), (40, "INSUFFICIENT")])
+def test_a_verifier_s_errors_are_in_the_bounds_of_what_it_reported(right: int, outcome: str) -> None:
+    """All of 300 answers are said to be right. By a verifier that says so of everything it hardly means anything."""
+    labels = VerifierLabels(
+        verifier="v", true_positives=200, false_negatives=0, true_negatives=right, false_positives=200 - right
+    )
+
+    def measured(context: Context) -> Outcome:
+        said = share("accuracy", 300, 0) if outcome != "FAIL" else share("accuracy", 255, 45)
+        return Outcome(measurements={"accuracy": replace(said, verifier="v")}, labels=labels)
+
+    _, events, _ = drive(workflow(stage(1, measured, at_least(), repeats=False)))
+    [judged] = [each for each in events if isinstance(each, Judged)]
+    assert judged.verdict.outcome == outcome

@@ -1,0 +1,355 @@
+"""The page of a workflow: self-contained, every link leads somewhere, and every number comes from what was measured."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from html import escape
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from realign_cluster.coordinator.model_card import card_markdown
+from realign_cluster.coordinator.workflow_decisions import override_gate, sign_item
+from realign_cluster.coordinator.workflow_history import WorkflowHistory, read_workflow_history
+from realign_cluster.coordinator.workflow_report import render_workflow_report, write_workflow_report
+from realign_cluster.coordinator.workflow_report_data import provenance_rows
+from realign_cluster.coordinator.workflow_report_examples import CHANGES, before_and_after, final_model
+from realign_cluster.coordinator.workflow_report_items import Behind
+from realign_cluster.domain.errors import UsageError
+from realign_cluster.workflows.training_data import good_answer
+
+from .made_runs import MadeNode, make_run
+from .made_workflow import HOSTILE, TINY_MODEL, MadeWorkflow
+
+VOID = {"meta", "br"}
+LOOSE = {
+    "preparation": {"perplexity": 900000},
+    "sources": {"types_missing": 2, "retrieval_r_precision": 0.01},
+    "citation": {"citation_precision": 0.01, "citation_recall": 0.01, "citation_format": 0.01},
+    "verification": {
+        "citation_precision": 0.01,
+        "citation_recall": 0.01,
+        "attribution_coverage": 0.01,
+        "verifier_false_positives": 0.9,
+    },
+    "optimisation": {"kl": 1.9, "citation_precision": 0.01, "citation_recall": 0.01, "attribution_coverage": 0.01},
+    "iteration": {"progress": -0.99, "attribution_coverage": 0.01},
+    "evaluation": {
+        "kl": 1.9,
+        "citation_precision": 0.01,
+        "citation_recall": 0.01,
+        "attribution_coverage": 0.01,
+        "citation_format": 0.01,
+    },
+}
+
+
+class Page(HTMLParser):
+    """Fails on tags that are not closed in order, on what would fetch or run something, and on an id used twice."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.source = text
+        self.open: list[str] = []
+        self.ids: Counter[str] = Counter()
+        self.links: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+        assert not [name for name, count in self.ids.items() if count > 1]
+        assert not re.search(r"url\(|@import|https?://", text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "link", "iframe", "object", "embed", "img", "form")
+        found = dict(attrs)
+        assert not [name for name in found if name.startswith("on") or name == "src"], found
+        if tag not in VOID:
+            self.open.append(tag)
+        if found.get("id"):
+            self.ids[str(found["id"])] += 1
+        if tag == "a":
+            self.links.append(str(found["href"]))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def part(self, anchor: str) -> str:
+        """The source of a section."""
+        begin = self.source.index(f'<section id="{anchor}">')
+        return self.source[begin : self.source.index("</section>", begin)]
+
+
+def page_of(run: Path) -> Page:
+    page = Page(write_workflow_report(run).read_text())
+    for link in page.links:
+        place = link[1:] in page.ids if link.startswith("#") else (run / link).exists()
+        assert place, f"{link} leads nowhere"
+    return page
+
+
+def report_of(run: Path) -> dict[str, Any]:
+    write_workflow_report(run)
+    found: dict[str, Any] = orjson.loads((run / "report.json").read_bytes())
+    return found
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("REALIGN_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def complete(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A permissive run through all seven stages, with two gates that it went on from."""
+    made = MadeWorkflow(tmp_path_factory.mktemp("complete") / "made", gates=LOOSE)
+    assert made.sit() == 0
+    return made.run
+
+
+@pytest.fixture(scope="module")
+def page(complete: Path) -> Page:
+    return page_of(complete)
+
+
+@pytest.fixture(scope="module")
+def history(complete: Path) -> WorkflowHistory:
+    return read_workflow_history(complete)
+
+
+def test_the_verdict_and_the_mode_stand_at_the_head_and_the_banner_on_every_section(page: Page):
+    assert (
+        "Complete: gone on without: SFT preparation, validation perplexity, Evaluation, retention of basics"
+        in page.text
+    )
+    banner = "Mode permissive: gone on from gates that could not decide: 1 SFT preparation, validation perplexity; "
+    sections = page.source.count("<section")
+    assert sections == 15
+    assert page.text.count(f"{banner}7 Evaluation, retention of basics.") == sections + 1
+
+
+def test_every_gate_has_its_figures_as_the_ledger_has_them(page: Page, history: WorkflowHistory):
+    stages = page.part("stages")
+    for attempt in history.attempts:
+        for verdict in attempt.verdicts:
+            body = verdict.body
+            assert escape(body["reason"]) in stages
+            assert escape(body["title"]) in stages
+            assert f"{body['direction']} {body['threshold']:g}" in stages
+    assert "by default 0.9" in stages  # the workflow's own
+    assert "by default 0.95" not in stages  # retention: it was not changed
+    assert stages.count(">INSUFFICIENT<") == 5
+
+
+def test_a_number_leads_to_its_items_with_the_worst_first(page: Page, complete: Path):
+    gates = {each["gate"]: each for each in report_of(complete)["stages"][2]["attempts"][0]["gates"]}
+    found = gates["citation_recall"]
+    rows = [orjson.loads(line) for line in (complete / found["items_file"]).read_bytes().splitlines()]
+    row = next(each for each in rows if each["metric"] == "citation_recall")
+    assert found["value"] == pytest.approx(sum(row["values"]) / len(row["values"]))
+    assert found["items"] == len(row["values"])
+    linked = re.search(rf'<a href="#(m-\w+)">{found["value"]:.4g}</a>', page.part("stages"))
+    assert linked is not None
+    table = page.source[page.source.index(f'<div id="{linked[1]}">') :].split("</table>")[0]
+    shown = re.findall(r"<tr><td><code>(.*?)</code></td><td class=r>(.*?)</td>", table)
+    values = dict(zip(row["items"], row["values"], strict=True))
+    assert [float(value) for _, value in shown] == sorted(row["values"])[:10]
+    assert all(values[item] == float(value) for item, value in shown)
+
+
+def test_every_measure_of_a_stage_leads_to_items(history: WorkflowHistory):
+    behind = Behind(history)
+    missing = [
+        (attempt.label, metric)
+        for attempt in history.attempts
+        for metric in [*attempt.measurements, *(each.body["metric"] for each in attempt.verdicts)]
+        if not behind.link(attempt, metric)
+    ]
+    assert missing == []
+
+
+def test_models_with_equal_sums_do_not_share_items(history: WorkflowHistory):
+    """Over-abstention is 0 of the same questions after every stage: each number leads to its own model's answers."""
+    behind = Behind(history)
+    measured = [each for each in history.attempts if "over_abstention" in each.measurements]
+    assert len({each.measurements["over_abstention"]["value"] for each in measured}) == 1
+    anchors = {each.name: behind.link(each, "over_abstention") for each in measured}
+    assert anchors["citation"] == anchors["verification"]  # the same model, not measured again
+    assert len({anchors[name] for name in ("preparation", "citation", "optimisation", "evaluation")}) == 4
+
+
+def test_an_answer_shows_its_citations_claims_and_the_span_in_its_source(page: Page, history: WorkflowHistory):
+    answers = page.part("answers")
+    assert '<span class="cite good" tabindex="0">[2]<span class="passage"><b>[2] ' in answers
+    assert '<span class="cite bad" tabindex="0">[1]' in answers
+    assert '<span class="bad">contradicted</span>' in answers
+    assert re.search(r"\[2\] <q>The harbour of Ostrel was built in \d+\.</q>", answers)
+    assert re.search(r'<span class="tag">cited</span><br><mark>The \w+ of Ostrel was built in \d+\.</mark>', answers)
+    trained = next(job for job in history.jobs if job.request["what"] == "train")
+    assert f'trained by <a href="#t-{trained.key[:12]}">citation training</a>' in answers
+
+
+def test_what_users_write_never_becomes_markup(page: Page):
+    assert HOSTILE not in page.source  # Page refuses handlers of events
+    assert escape(HOSTILE) in page.source
+
+
+def test_before_and_after_counts_every_question_and_shows_a_sample_that_nobody_chose(
+    page: Page, history: WorkflowHistory
+):
+    found = before_and_after(history)
+    assert found is not None
+    assert found.final
+    before = {row["id"]: good_answer(row) for row in history.rows(found.before)}
+    after = {row["id"]: good_answer(row) for row in history.rows(found.after)}
+    assert len(after) == 18
+    for item in after:
+        change = "unchanged" if after[item] == before[item] else "better" if after[item] else "worse"
+        assert item in found.items[change]
+    assert sum(len(found.items[change]) for change in CHANGES) == 18
+    assert len(found.items["better"]) > len(found.items["worse"])
+    examples = page.part("examples")
+    for change in CHANGES:
+        shown = [item for item in found.items[change] if f"<code>{escape(item)}</code>" in examples]
+        assert shown == list(found.items[change][:3])
+
+
+def test_rounds_gaps_pairs_retrieval_and_the_verifiers_confusion_are_there(page: Page, history: WorkflowHistory):
+    iteration = next(each for each in history.attempts if each.name == "iteration")
+    for each in iteration.facts["rounds"]:
+        assert escape(each["why"]) in page.part("iteration")
+        for group, gap in each["gaps"].items():
+            assert f"<td>{group}</td>" in page.part("iteration")
+            assert f"{gap['wrong']} of {gap['items']} wrong" in page.part("iteration")
+    quality = page.part("quality")
+    assert "retrieval_r_precision" in quality
+    assert "19 rows: 1 doubled, 0 hold a question of an evaluation set" in quality
+    assert ">contamination<" in quality
+    assert "<td>supported</td><td class=r>15</td>" in quality.replace("\n", "")
+
+
+def test_the_provenance_of_the_model_goes_back_to_the_inputs(history: WorkflowHistory):
+    rows = provenance_rows(history, final_model(history))
+    seen: set[str] = set()
+    for row in rows:
+        assert set(row["inputs"].values()) <= seen
+        seen.add(row["artifact"])
+    assert rows[-1]["artifact"] == history.end["model"]["identity"]
+    assert rows[-1]["code"] == "0.0.made"
+    assert rows[-1]["nodes"] == ["alpha"]
+    ends = [row["made_by"] for row in rows if not row["inputs"]]
+    assert str(TINY_MODEL) in ends
+    assert any(end.endswith("data/citation.jsonl") for end in ends)
+
+
+def test_the_model_card_names_data_trainings_figures_and_limits(complete: Path, history: WorkflowHistory):
+    write_workflow_report(complete)
+    card = (complete / "model-card.md").read_text()
+    citation = next(each for each in history.artifacts.values() if each.name == "citation")
+    assert f"| citation | {citation.id} |" in card
+    assert "| citation training | sft, lora | 12 |" in card
+    assert "to be written by the person who signs" in card
+    assert "signed for by: (not signed)" in card
+    assert "Evaluation, retention of basics: INSUFFICIENT" in card
+    assert "gone on from without a decision: Evaluation, retention of basics" in card
+    assert "| at least 0.01 (by default 0.9) |" in card
+    assert card == card_markdown(history)
+
+
+def test_the_page_is_the_same_each_time_it_is_made(complete: Path, page: Page):
+    history = read_workflow_history(complete)
+    assert render_workflow_report(history, Behind(history)) == page.source
+
+
+def test_where_artifacts_are_gone_the_ledger_still_has_verdicts_and_sums(complete: Path, tmp_path: Path):
+    run = tmp_path / "moved"
+    shutil.copytree(complete, run)
+    for artifact in (run / "artifacts").glob("*.jsonl"):
+        artifact.unlink()
+    page = page_of(run)
+    assert page.part("stages").count(">PASS<") == 22
+    assert "Answers" not in page.text
+
+
+def test_a_run_that_was_killed_says_where(home: Path, tmp_path: Path):
+    made = MadeWorkflow(tmp_path / "made", gates=LOOSE)
+    assert made.sit(killed_at=20) == -1
+    page = page_of(made.run)
+    assert "Interrupted: stopped in stage 3 Citation training; the same command goes on from there." in page.text
+    assert page.part("stages").count("Not reached. Its gates: ") == 4
+    assert report_of(made.run)["model"] == {"identity": final_model(read_workflow_history(made.run))}
+    assert made.sit() == 0
+    assert "Complete: " in page_of(made.run).text
+
+
+def test_before_any_stage_there_is_a_page_too(home: Path, tmp_path: Path):
+    made = MadeWorkflow(tmp_path / "made", gates=LOOSE)
+    made.sit(killed_at=1)
+    assert "Two models have not yet answered the same questions." in page_of(made.run).text
+
+
+def test_a_failed_run_says_what_it_was_rolled_back_to(home: Path, tmp_path: Path):
+    gates = {**LOOSE, "verification": {**LOOSE["verification"], "citation_recall": 0.999}}
+    made = MadeWorkflow(tmp_path / "made", gates=gates, mode="permissive", attempts=2)
+    assert made.sit() == 1
+    page = page_of(made.run)
+    assert "rolled back to stage citation, the best model within every limit" in page.text
+    assert "The model that came out is the one of stage citation," in page.text
+    stages = page.part("stages")
+    assert stages.count("<h4>Attempt 2</h4>") == 2  # of citation training and of verification
+    assert "citation training is done again on more examples" in stages
+    assert '<b class="bad">FAIL</b>' in stages
+
+
+def test_what_people_decided_and_what_changed_stands_there_with_name_time_and_reason(home: Path, tmp_path: Path):
+    made = MadeWorkflow(tmp_path / "made", gates=LOOSE, mode="strict")
+    assert made.sit() == 1
+    assert "Incomplete: validation perplexity: INSUFFICIENT" in page_of(made.run).text
+    override_gate(made.run, "preparation.perplexity", by="A. <Name>", reason="one row is enough | for a test")
+    sign_item(made.run, "thresholds understood", by="B. Name")
+    page = page_of(made.run)
+    assert "Since then there was an override: the next run acts on it." in page.text
+    with (made.folder / "data" / "general.jsonl").open("a") as file:
+        file.write('{"prompt": "Name a tree.", "completion": " Oak."}\n')
+    made.sit()
+    page = page_of(made.run)
+    assert "preparation.perplexity, which was INSUFFICIENT, counts as passed" in page.text
+    assert re.search(r"A\. <Name> one row is enough \| for a test", page.text)
+    assert re.search(r"Looked at again at [\d: -]+ UTC because data general changed\.", page.text)
+    assert re.search(r"thresholds understood B\. Name, [\d: -]+ UTC", page.text)
+    found = report_of(made.run)
+    assert [each["by"] for each in found["overrides"]] == ["A. <Name>"]
+    assert found["reruns"][0]["changed"] == ["data general"]
+    signed = [each for each in found["checklists"] if each["by"]]
+    assert [each["item"] for each in signed] == ["thresholds understood"]
+    assert "for a test" in (made.run / "model-card.md").read_text()
+
+
+def test_the_other_workflow_has_its_own_stages(home: Path, tmp_path: Path):
+    made = MadeWorkflow(tmp_path / "made", workflow="antihallucination", mode="permissive")
+    made.sit()
+    page = page_of(made.run)
+    assert "2. Factuality data" in page.text
+    assert "baseline hallucination rate measured" in page.text
+
+
+def test_the_run_of_something_else_is_refused(tmp_path: Path):
+    run = make_run(tmp_path / "run", rows=10, nodes=[MadeNode("a", 1000.0)])
+    with pytest.raises(UsageError, match="is not the run of a workflow"):
+        write_workflow_report(run)
