@@ -115,7 +115,7 @@ def prime(seed: int, steps: int) -> llama.Model:
     for number in range(1, steps + 1):
         value, accuracy, remembered = step(lookup_batch(rng, int(longest)), known)
         mx.eval(value, accuracy, remembered, state)
-        recent.append(accuracy.item())
+        recent.append(float(accuracy.item()))
         if number > 10 and np.mean(recent) > 0.9:
             longest = min(LONGEST, longest + 0.4)
         if number % 50 == 0 or number == steps:

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 from mlx_lm import load
 
@@ -57,3 +58,13 @@ def test_a_held_out_prompt_and_its_answer_fit_into_a_hundred_tokens(folder: Path
     _, tokenizer = load(str(folder))
     items = [json.loads(line) for line in (tmp_path / "held-out" / "sealed.jsonl").read_text().splitlines()]
     assert max(len(tokenizer.encode(item["prompt"])) for item in items) < 80
+
+
+def test_the_primed_model_is_of_the_script_and_looks_up_what_it_has_read():
+    primed = FOLDER / "primed-model"
+    config = json.loads((primed / "config.json").read_text())
+    assert config | {"torch_dtype": "float32"} == make_model.config()
+    model, tokenizer = load(str(primed))
+    ids = tokenizer.encode("amber galrik [2] geese hunt [1] oak doors floods the [2] geese hunt [1] oak")
+    said = mx.argmax(model(mx.array([ids])), axis=-1)[0].tolist()
+    assert tokenizer.decode(said[-5:]).split() == ["geese", "hunt", "[1]", "oak", "doors"]
