@@ -1,4 +1,4 @@
-"""What is measured of answers names the verifier that had a part in it, and no other: its errors are in those bounds."""
+"""What is measured of answers names the verifier that had a part in it: its errors are in the bounds of those."""
 
 from __future__ import annotations
 
