@@ -37,6 +37,9 @@ OF_THE_TEXT: Final = frozenset(  # what no verifier has a part in
         "over_abstention",
         "answers_on_unanswerable",
         "attribution_consistency",
+        "answers_cut_off",
+        "special_tokens_in_answers",
+        "characters_of_cut_answers",
     }
 )
 Row = dict[str, Any]
@@ -62,7 +65,7 @@ def answer_pairs(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     )
 
 
-@derivation(version=2)
+@derivation(version=3)
 def answer_measurements(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     """Of generated rows and the verdicts on their pairs: "measurements", a row a metric with the value of every item,
     and "answers", what was read and found of each, for people to look at.
@@ -76,7 +79,10 @@ def answer_measurements(inputs: Inputs, parameters: Mapping[str, Any]) -> Derive
     found |= endings(rows)
     if inputs.has("again"):
         found["attribution_consistency"] = _consistency(rows, list(inputs.rows("again")))
-    measured = [to_row(measurement_of(name, each, verifier=verifier, dataset=dataset)) for name, each in found.items()]
+    measured = [
+        to_row(measurement_of(name, each, verifier="" if name in OF_THE_TEXT else verifier, dataset=dataset))
+        for name, each in found.items()
+    ]
     answers = [answer_row(row, text, verdicts, threshold) for row, text in first]
     return Derived(rows={"measurements": measured, "answers": answers}, value={"answers": len(answers)})
 

@@ -12,8 +12,10 @@ import pytest
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from realign_cluster.domain.gate import Gate
+from realign_cluster.domain.gate import Gate, Measurement
 from realign_cluster.domain.gate_plan import plan_gate
+from realign_cluster.domain.gates import judge_gate
+from realign_cluster.domain.judge_error import VerifierLabels
 from realign_cluster.domain.retention import BenchmarkPair, judge_benchmark
 from realign_cluster.domain.training import TrainSettings
 from realign_cluster.workflows.checklists import CHECKLISTS
@@ -162,13 +164,38 @@ def test_the_index_has_each_stage_with_its_thresholds(name: str, at: int) -> Non
 
 
 def test_what_plan_says_of_short_answers_is_what_the_page_says() -> None:
-    """Of one citation in an answer where sixteen are allowed."""
-    stage = workflow("source-attribution").stage("citation")
-    (gate,) = [gate for gate in stage.gates if gate.name == "citation_format"]
+    """Of one claim in an answer where sixteen are allowed."""
+    coverage = plan_gate(ratio("source-attribution", "attribution_coverage"), 1, units_per_item=1.0)
+    rate = plan_gate(ratio("antihallucination", "hallucination_rate"), 1, units_per_item=1.0)
+    said = f"need {coverage.items_if_perfect} for coverage and {rate.items_if_perfect} for the hallucination rate"
+    assert said in page("thresholds").replace("\n", " ")
+
+
+def ratio(name: str, metric: str) -> Gate:
+    """As stage 4 judges it with two attempts."""
+    stage = workflow(name).stages[3]
+    (gate,) = [gate for gate in stage.gates if gate.name == metric]
     rule = judged(gate, stage, 2)
     assert rule is not None
-    needed = plan_gate(rule, 1, units_per_item=1.0).items_if_perfect
-    assert f"need {needed:,} for the format" in page("thresholds").replace("\n", " ")
+    return rule
+
+
+def test_what_a_flawless_verifier_costs() -> None:
+    """Judged, not planned: right on all of 200 labels, every answer at its best."""
+    text = page("validation-methodology").replace("\n", " ")
+    (said,) = re.findall(r"can pass 0.90 from (\d+) items on instead of +(\d+)", text)
+    labels = VerifierLabels(verifier="v", true_positives=100, false_negatives=0, true_negatives=100, false_positives=0)
+    gate = Gate(metric="citation_recall", direction="at least", threshold=0.9, evidence="scores", attempts=2)
+    for known, fewest_said in zip((labels, None), map(int, said), strict=True):
+        outcomes = [
+            judge_gate(gate, at_their_best(count), labels=known).outcome for count in (fewest_said - 1, fewest_said)
+        ]
+        assert outcomes == ["INSUFFICIENT", "PASS"]
+
+
+def at_their_best(count: int) -> Measurement:
+    names = tuple(map(str, range(count)))
+    return Measurement(metric="citation_recall", items=names, values=(1.0,) * count, verifier="v", dataset="made")
 
 
 def test_perplexity_of_a_stage_that_trains() -> None:
@@ -206,7 +233,7 @@ def test_every_issue_that_is_diagnosed_is_there_with_what_is_tolerated() -> None
     assert set(get_args(Issue)) == set(rows) - {"issue", "cause", "---"}
     for rule in DATA_RULES:
         where, sign, _ = rows[rule.issue]
-        assert where == rule.kind
+        assert where == "data"
         assert f"({100 * rule.tolerated:g} %" in sign, rule.check
 
 

@@ -23,6 +23,7 @@ from tests.workflows.made import config
 
 PAGE = Path(__file__).parents[2] / "docs" / "workflows" / "adding-a-workflow.md"
 HARBOURS = 70
+LABELS = 100  # of each kind
 ASKED = config(generation={"most_claims": 1})
 Says = Callable[[dict[str, Any]], str]
 
@@ -82,8 +83,10 @@ class _Cluster:
 
     def state(self) -> State:
         labels = [
-            {"claim": built(number), "evidence": built(number), "label": "supported"} for number in range(HARBOURS)
-        ] + [{"claim": built(1), "evidence": built(2), "label": "contradicted"}]
+            {"claim": built(number), "evidence": built(at), "label": "supported" if at == number else "contradicted"}
+            for number in range(LABELS)
+            for at in (number, number + 1)
+        ]
         valid = [{"prompt": "What is there?", "completion": built(number)} for number in range(HARBOURS)]
         files = {"items": items(), "labels": labels, "valid": valid}
         data = {name: ArtifactId(self.artifacts.put_rows(rows)) for name, rows in files.items()}
