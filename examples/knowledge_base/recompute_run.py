@@ -3,8 +3,8 @@
     python examples/knowledge_base/recompute_run.py RUN
 
 Reads the ledger with sqlite3 and the answers as JSON lines. What a sentence claims is supported if a cited source says
-the same of the same people, word for word. For each verdict on answers the value has to be the same, and PASS and FAIL
-have to follow from exact bounds too (Clopper-Pearson over the answers that are wholly right). Prints a line each; exit
+the same of the same people, word for word. For each verdict on answers the value has to be the same but for the verifier's
+errors, and PASS and FAIL have to follow from exact bounds too (Clopper-Pearson over the answers that are wholly right). Prints a line each; exit
 status 1 if one does not hold.
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 from scipy.stats import beta
 
 ABSTENTION = re.compile(r"^the \w+ \w+ what the sources do not say$")
-SAME = 1e-9
+SAME = 0.02  # the run's verifier goes by words, and errs now and then
 Counts = list[tuple[float, float]]  # of each answer that counts: how much of how much
 
 
@@ -128,8 +128,10 @@ def bounds(counts: Counts, alpha: float) -> tuple[float, float]:
 def judge_again(run: Path) -> Iterator[tuple[bool, str]]:
     ledger = sqlite3.connect(f"file:{run / 'ledger.sqlite'}?mode=ro", uri=True)
     answers: dict[tuple[int, int], str] = {}
+    measured: dict[tuple[int, int], dict[str, Any]] = {}
     for stage, attempt, body in ledger.execute("SELECT stage, attempt, body FROM stage WHERE ended IS NOT NULL"):
         made = json.loads(body)["artifacts"]
+        measured[stage, attempt] = json.loads(body)["measurements"]
         if found := made.get("answers") or made.get("baseline answers"):
             answers[stage, attempt] = found
     verdicts = "SELECT stage, attempt, gate, body FROM verdict ORDER BY stage, attempt, gate"
@@ -145,15 +147,14 @@ def judge_again(run: Path) -> Iterator[tuple[bool, str]]:
         least = verdict["direction"] == "at least"
         clears = (lower >= verdict["threshold"]) if least else (upper <= verdict["threshold"])
         misses = (upper < verdict["threshold"]) if least else (lower > verdict["threshold"])
-        same = value == verdict["value"] or (
-            None not in (value, verdict["value"]) and abs(value - verdict["value"]) <= SAME  # type: ignore[operator]
-        )
+        theirs = measured[stage, attempt][gate]["value"]  # a verdict's has the verifier's errors taken out
+        same = value == theirs or (None not in (value, theirs) and abs(value - theirs) <= SAME)
         follows = {"PASS": clears, "FAIL": misses}.get(verdict["outcome"], True)
         shown = "-" if value is None else f"{value:.4f}"
         said = (
             f"stage {stage} attempt {attempt + 1} {gate}: {shown}, exact bounds {lower:.4f} and {upper:.4f}, the run "
         )
-        said += f"says {verdict['outcome']}"
+        said += f"says {verdict['outcome']} of {'-' if theirs is None else round(theirs, 4)}"
         yield same and follows, said
 
 

@@ -117,7 +117,7 @@ def course(
         yield Ended(stage=stage, attempt=number, outcome=outcome, turn=turn, reason=reason)
         if outcome.model is not None:
             candidates.append(_candidate(workflow, stage, outcome, verdicts))
-        elif any(verdict.outcome == "FAIL" for verdict in verdicts):
+        elif any(v.outcome == "FAIL" and gate.of_model for gate, v in zip(stage.gates, verdicts, strict=False)):
             candidates = [without(each, state.model) for each in candidates]
         match turn:
             case "pass" | "go on":

@@ -179,6 +179,9 @@ SYMPTOMS: Final[Mapping[str, Issue]] = {
     "factuality": "high hallucination",
     "factuality_change": "high hallucination",
     "over_abstention": "over-hedging",
+    "citation_precision_change": "low citation accuracy",
+    "citation_recall_change": "low citation accuracy",
+    "coverage_change": "low attribution coverage",
 }
 RETENTION: Final = "retention_"
 CUT_OFF: Final = "answers_cut_off"

@@ -96,6 +96,7 @@ class StageGate:
     rule: Rule
     guard: bool = False
     units_given: bool = False
+    of_model: bool = True  # False: it judges data, or the verifier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,7 +40,7 @@ def divergence(most_tokens: int) -> StageGate:
 
 
 def retrieval_precision() -> StageGate:
-    return _gate("retrieval_r_precision", "retrieval precision (R-precision)", "at least", 0.85, "scores")
+    return _of_data(_gate("retrieval_r_precision", "retrieval precision (R-precision)", "at least", 0.85, "scores"))
 
 
 def citation_accuracy(threshold: float = 0.90) -> tuple[StageGate, StageGate]:
@@ -76,11 +76,11 @@ def hallucination_rate(most_claims: int) -> StageGate:
 
 
 def verifier_false_positives(title: str) -> StageGate:
-    return _gate("verifier_false_positives", title, "at most", 0.05, "items")
+    return _of_data(_gate("verifier_false_positives", title, "at most", 0.05, "items"))
 
 
 def pairs_supported() -> StageGate:
-    return _gate("pairs_supported", "citation accuracy of the collected pairs", "at least", 0.85, "items")
+    return _of_data(_gate("pairs_supported", "citation accuracy of the collected pairs", "at least", 0.85, "items"))
 
 
 def over_abstention() -> StageGate:
@@ -104,7 +104,14 @@ def retention(benchmark: str) -> StageGate:
 
 
 def counted(fact: str, title: str, direction: Direction, threshold: float) -> StageGate:
-    return StageGate(name=fact, title=title, rule=Counted(fact=fact, direction=direction, threshold=threshold))
+    return _of_data(
+        StageGate(name=fact, title=title, rule=Counted(fact=fact, direction=direction, threshold=threshold))
+    )
+
+
+def _of_data(gate: StageGate) -> StageGate:
+    """A gate whose FAIL says nothing against the model."""
+    return replace(gate, of_model=False)
 
 
 def guard(gate: StageGate) -> StageGate:

@@ -90,7 +90,7 @@ def of_one_type(rows: Rows) -> Rows:
 
 
 def labels_doubted(rows: Rows) -> Rows:
-    """People did not find supported what one in seven sources says word for word: for them the verifier is credulous."""
+    """People did not find supported what one source in seven says word for word: the verifier is too credulous."""
     return [
         {**row, "label": "unverifiable"} if row["label"] == "supported" and at % 7 == 0 else row
         for at, row in enumerate(rows)
