@@ -12,15 +12,18 @@ DEMO_DATA ?= examples/data/instructions.jsonl
 DEMO_OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 DEMO_TRAIN_OUT ?= runs/demo-train-$(shell date +%Y%m%d-%H%M%S)
 DEMO_TRAIN_HOSTFILE ?= hostfiles/local.json
+DEMO_WORKFLOW_OUT ?= runs/demo-workflow-$(shell date +%Y%m%d-%H%M%S)
 SLOW := cluster or testbed
 BENCHMARKS ?= scoring_speed generate_speed noop_throughput coordinator_memory resume_million store_rows state_parts train_one_node \
   train_state_overhead train_recovery train_two_hosts gate_errors verifier_quality retrieval_quality cluster_efficiency
 
-.PHONY: help setup demo demo-train test check format protos locks bench soak clean
+.PHONY: help setup demo demo-train demo-workflow demo-antihallucination test check format protos locks bench soak clean
 
 help:
 	@echo "make demo        score examples/data with two nodes on this machine; ends with a report"
 	@echo "make demo-train  fine-tune on two nodes of this machine, kill a rank on the way; ends with a report"
+	@echo "make demo-workflow  take a tiny model through source attribution: seven stages, their gates, a report"
+	@echo "make demo-antihallucination  the same through anti-hallucination"
 	@echo "make test        every test but the long ones"
 	@echo "make check       format, lint, types, import contracts"
 	@echo "make soak        the long tests"
@@ -56,6 +59,13 @@ demo: setup
 # About a minute. A rank is killed as kill -9 does; checks that the run went on as if nothing had happened.
 demo-train: setup
 	$(BIN)/python examples/train_with_a_kill.py --hostfile $(DEMO_TRAIN_HOSTFILE) --out $(DEMO_TRAIN_OUT)
+
+# Some minutes each: really trained on two nodes, judged on entities that no training has seen.
+demo-workflow: setup
+	$(BIN)/python examples/workflow_demo.py source-attribution --out $(DEMO_WORKFLOW_OUT)
+
+demo-antihallucination: setup
+	$(BIN)/python examples/workflow_demo.py antihallucination --out $(DEMO_WORKFLOW_OUT)
 
 # The tests with real daemons mostly wait; each file keeps its own cluster or test bed, so whole files run side by side.
 test: setup

@@ -48,14 +48,14 @@ class Mix:
 
 BASE: Final = Mix(
     questions=0.6,
-    skills={"copying": 0.12, "closed book": 0.2, "restating": 0.04, "creative": 0.04},
+    skills={"copying": 0.12, "closed book": 0.3, "restating": 0.04, "creative": 0.04},
     unanswerable=0.3,
     careless=0.6,
     inventing=0.95,
 )
 GENERAL: Final[Mapping[wording.Skill, float]] = {
     "copying": 0.1,
-    "closed book": 0.2,
+    "closed book": 0.4,
     "restating": 0.05,
     "creative": 0.05,
 }

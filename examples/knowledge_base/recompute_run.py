@@ -3,9 +3,9 @@
     python examples/knowledge_base/recompute_run.py RUN
 
 Reads the ledger with sqlite3 and the answers as JSON lines. What a sentence claims is supported if a cited source says
-the same of the same people, word for word. For each verdict on answers the value has to be the same but for the verifier's
-errors, and PASS and FAIL have to follow from exact bounds too (Clopper-Pearson over the answers that are wholly right). Prints a line each; exit
-status 1 if one does not hold.
+the same of the same people, word for word. For each verdict on answers the value has to be the same but for the
+verifier's errors, and PASS and FAIL have to follow from exact bounds too (Clopper-Pearson over the answers that are
+wholly right). Prints a line each; exit status 1 if one does not hold.
 """
 
 from __future__ import annotations
