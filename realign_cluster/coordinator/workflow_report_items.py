@@ -19,7 +19,12 @@ from realign_cluster.domain.gate import Gate
 from realign_cluster.workflows.jobs import content_hash
 
 SHOWN: Final = 10  # items of a metric
-PAIRED: Final = {"factuality_change": "factuality"}  # computed by a stage from a measure of two models
+PAIRED: Final = {  # computed by a stage from a measure of two models
+    "factuality_change": "factuality",
+    "citation_precision_change": "citation_precision",
+    "citation_recall_change": "citation_recall",
+    "coverage_change": "coverage_by_answer",
+}
 LOWER_IS_BETTER: Final = frozenset(
     {
         "hallucination_rate",

@@ -20,6 +20,7 @@ from realign_cluster.coordinator.workflow import _Sitting
 from realign_cluster.coordinator.workflow_jobs import Done, JobRunner
 from realign_cluster.coordinator.workflow_record import open_workflow_run
 from realign_cluster.coordinator.workflow_request import WorkflowRequest
+from realign_cluster.domain.judge_error import FEWEST_LABELS
 from realign_cluster.workflows.jobs import ArtifactId, JobResult, Score, Train
 
 TINY_MODEL = Path(__file__).parents[2] / "examples" / "tiny-model"
@@ -175,6 +176,7 @@ class MadeWorkflow:
             for row in answered
             for at, label in ((1, "supported"), (0, "unverifiable"))
         ]
+        labels *= 1 + FEWEST_LABELS // len(labels)
         files: dict[str, list[dict[str, Any]]] = {
             "sources": sources,
             "items": items,

@@ -154,7 +154,8 @@ def test_every_gate_has_its_figures_as_the_ledger_has_them(page: Page, history: 
             assert f"{body['direction']} {body['threshold']:g}" in stages
     assert "by default 0.9" in stages  # the workflow's own
     assert "by default 0.95" not in stages  # retention: it was not changed
-    assert stages.count(">INSUFFICIENT<") == 5
+    said = [verdict.body["outcome"] for attempt in history.attempts for verdict in attempt.verdicts]
+    assert stages.count(">INSUFFICIENT<") == said.count("INSUFFICIENT") > 0
 
 
 def test_a_number_leads_to_its_items_with_the_worst_first(page: Page, complete: Path):
@@ -241,7 +242,7 @@ def test_rounds_gaps_pairs_retrieval_and_the_verifiers_confusion_are_there(page:
     assert "retrieval_r_precision" in quality
     assert "19 rows: 1 doubled, 0 hold a question of an evaluation set" in quality
     assert ">contamination<" in quality
-    assert "<td>supported</td><td class=r>15</td>" in quality.replace("\n", "")
+    assert "<td>supported</td><td class=r>105</td>" in quality.replace("\n", "")
 
 
 def test_the_provenance_of_the_model_goes_back_to_the_inputs(history: WorkflowHistory):
@@ -289,7 +290,7 @@ def test_where_artifacts_are_gone_the_ledger_still_has_verdicts_and_sums(complet
 
 def test_a_run_that_was_killed_says_where(home: Path, tmp_path: Path):
     made = MadeWorkflow(tmp_path / "made", gates=LOOSE)
-    assert made.sit(killed_at=20) == -1
+    assert made.sit(killed_at=28) == -1
     page = page_of(made.run)
     assert "Interrupted: stopped in stage 3 Citation training; the same command goes on from there." in page.text
     assert page.part("stages").count("Not reached. Its gates: ") == 4
@@ -305,15 +306,15 @@ def test_before_any_stage_there_is_a_page_too(home: Path, tmp_path: Path):
 
 
 def test_a_failed_run_says_what_it_was_rolled_back_to(home: Path, tmp_path: Path):
-    gates = {**LOOSE, "verification": {**LOOSE["verification"], "citation_recall": 0.999}}
+    gates = {**LOOSE, "sources": {**LOOSE["sources"], "largest_share_of_a_type": 0.01}}
     made = MadeWorkflow(tmp_path / "made", gates=gates, mode="permissive", attempts=2)
     assert made.sit() == 1
     page = page_of(made.run)
-    assert "rolled back to stage citation, the best model within every limit" in page.text
-    assert "The model that came out is the one of stage citation," in page.text
+    assert "rolled back to stage preparation, the best model within every limit" in page.text
+    assert "The model that came out is the one of stage preparation," in page.text
     stages = page.part("stages")
-    assert stages.count("<h4>Attempt 2</h4>") == 2  # of citation training and of verification
-    assert "citation training is done again on more examples" in stages
+    assert stages.count("<h4>Attempt 2</h4>") == 1
+    assert "the index is built again with other parameters" in stages
     assert '<b class="bad">FAIL</b>' in stages
 
 

@@ -103,7 +103,8 @@ def test_a_reproducible_row_is_not_joined_to_one_that_wants_other_tokens_of_the_
     rows = pairs((f"{begin} It", " is so.", " was not."), (begin, " It is so.", " It was not."))
     scorer = make_scorer(tiny_model, "preference", reproducible=True, chat="plain")
     (one, other) = (scorer.prepare([row]).rows[0] for row in rows)
-    trees = [*plan_segments(one.sequences, 0, 0), *plan_segments(other.sequences, 0, one.slots)]
+    (first,), (second,) = one.sequences.values(), other.sequences.values()
+    trees = [*plan_segments(first, 0, 0), *plan_segments(second, 0, one.slots)]
     assert trees[0].tokens == trees[1].tokens
     assert len(trees[0].positions) < len(trees[1].positions)
     assert len(join_trunks(trees)) == 2
