@@ -98,6 +98,7 @@ def test_full_weights_are_a_model_of_their_own(tmp_path: Path, train: Train) -> 
     assert float(printed) > 1e-3
 
 
+@pytest.mark.soak
 def test_pipelines_of_unequal_stages_end_in_the_same_adapters(tmp_path: Path, train: Train) -> None:
     for parallel in ("single", "pipeline"):
         done = train(tmp_path / parallel, *STEPS, "--parallel", parallel, "--method", "dpo", data=PREFERENCES)

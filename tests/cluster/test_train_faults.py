@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 LOOKS = 1.0  # seconds: watchdogs look every quarter of a second, and so does the coordinator
 
 
+@pytest.mark.soak
 def test_a_rank_is_killed_and_the_next_ones_port_is_taken(
     commands: TrainCommands, train_rows: Path, calm_training: Outcome, tmp_path: Path
 ) -> None:

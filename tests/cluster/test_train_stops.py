@@ -71,6 +71,7 @@ def test_interrupted_and_gone_on_with_over_a_damaged_snapshot(
     assert 0 < starts[-1] < stopped_after
 
 
+@pytest.mark.soak
 def test_a_node_goes_and_joins_again_at_a_checkpoint(
     commands: TrainCommands, train_rows: Path, calm_training: Outcome, tmp_path: Path
 ) -> None:
@@ -118,6 +119,7 @@ def test_a_node_that_was_missing_at_the_start_joins_at_a_checkpoint(
     )
 
 
+@pytest.mark.soak
 def test_a_nodes_disk_is_full(
     commands: TrainCommands, train_rows: Path, calm_training: Outcome, tmp_path: Path
 ) -> None:
@@ -187,6 +189,7 @@ def test_the_run_folders_disk_is_full(
         assert not CheckpointStore(out / "checkpoints").newest_intact().skipped
 
 
+@pytest.mark.soak
 def test_interrupted_while_the_run_folders_disk_is_full(
     commands: TrainCommands, train_rows: Path, calm_training: Outcome, tmp_path: Path
 ) -> None:

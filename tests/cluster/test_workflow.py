@@ -149,6 +149,7 @@ def test_a_finished_run_is_only_judged_again(pair: CurateCluster, made: Path, ca
         (made / "workflow.toml").write_text(config)
 
 
+@pytest.mark.soak
 def test_what_was_taken_back_is_trained_anew(pair: CurateCluster, made: Path, calm: Path) -> None:
     """And what stands is not: the stages up to it keep their jobs."""
     before = jobs_of(calm)
@@ -160,6 +161,7 @@ def test_what_was_taken_back_is_trained_anew(pair: CurateCluster, made: Path, ca
     assert len(after) > len(before)
 
 
+@pytest.mark.soak
 def test_a_changed_input_is_named_and_only_what_depends_on_it_is_done(
     pair: CurateCluster, made: Path, calm: Path
 ) -> None:
