@@ -37,7 +37,7 @@ ROWS: Final = {
 }
 UNANSWERABLE_SHARE: Final = {"source-attribution": 0.0, "antihallucination": 0.4}
 """Of the questions that are trained on."""
-CARELESS: Final = {"source-attribution": 0.8, "antihallucination": 0.6}  # of the base's answers
+CARELESS: Final = {"source-attribution": 0.8, "antihallucination": 0.6}  # of the answers of the base
 HELD_OUT_UNANSWERABLE: Final = {"source-attribution": 0.0, "antihallucination": 0.55}
 Row = dict[str, Any]
 
@@ -49,7 +49,9 @@ def write_workflow(workflow: str, out: Path, seed: int = 0, rows: Mapping[str, i
     train, validation = names_of("train"), names_of("validation")
     sources = make_sources(random.Random(f"{seed} world"), [name for split in SPLITS for name in names_of(split)])
     own = make_data.Mix(questions=1.0, skills={}, unanswerable=unanswerable)
-    careless = make_data.Mix(questions=1.0, skills={}, unanswerable=unanswerable, careless=CARELESS[workflow], inventing=0.95)
+    careless = make_data.Mix(
+        questions=1.0, skills={}, unanswerable=unanswerable, careless=CARELESS[workflow], inventing=0.95
+    )
     skills = make_data.Mix(questions=0.0, skills=make_data.GENERAL)
     files: dict[str, Iterable[Row]] = {
         "sources": ({"id": s.id, "text": wording.text_of(s), "type": s.type} for s in sources),
