@@ -70,7 +70,7 @@ demo-antihallucination: setup
 # The tests with real daemons mostly wait; each file keeps its own cluster or test bed, so whole files run side by side.
 test: setup
 	$(BIN)/python -m pytest -q -n 2 -m "not soak and not ($(SLOW))"
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not soak and ($(SLOW))"
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile -m "not soak and ($(SLOW))"
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -38,6 +38,7 @@ from tests.cluster.train_kit import (
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
 
+@pytest.mark.soak
 def test_interrupted_and_gone_on_with_over_a_damaged_snapshot(
     commands: TrainCommands, train_rows: Path, calm_training: Outcome, tmp_path: Path
 ) -> None:
