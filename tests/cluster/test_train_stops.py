@@ -170,6 +170,7 @@ def test_no_node_has_room_for_the_model(commands: TrainCommands, train_rows: Pat
     assert f"free some disk there, or delete models that are no longer needed from {disk}" in said
 
 
+@pytest.mark.soak
 def test_the_run_folders_disk_is_full(
     commands: TrainCommands, train_rows: Path, calm_training: Outcome, tmp_path: Path
 ) -> None:
