@@ -35,10 +35,9 @@ from tests.cluster.train_kit import (
     outcome,
 )
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240), pytest.mark.soak]
 
 
-@pytest.mark.soak
 def test_interrupted_and_gone_on_with_over_a_damaged_snapshot(
     commands: TrainCommands, train_rows: Path, calm_training: Outcome, tmp_path: Path
 ) -> None:
@@ -72,7 +71,6 @@ def test_interrupted_and_gone_on_with_over_a_damaged_snapshot(
     assert 0 < starts[-1] < stopped_after
 
 
-@pytest.mark.soak
 def test_a_node_goes_and_joins_again_at_a_checkpoint(
     commands: TrainCommands, train_rows: Path, calm_training: Outcome, tmp_path: Path
 ) -> None:
@@ -99,7 +97,6 @@ def test_a_node_goes_and_joins_again_at_a_checkpoint(
     assert summary(out)["steps_lost"] <= 1
 
 
-@pytest.mark.soak
 def test_a_node_that_was_missing_at_the_start_joins_at_a_checkpoint(
     commands: TrainCommands, train_rows: Path, calm_training: Outcome, tmp_path: Path
 ) -> None:
@@ -120,7 +117,6 @@ def test_a_node_that_was_missing_at_the_start_joins_at_a_checkpoint(
     )
 
 
-@pytest.mark.soak
 def test_a_nodes_disk_is_full(
     commands: TrainCommands, train_rows: Path, calm_training: Outcome, tmp_path: Path
 ) -> None:
@@ -170,7 +166,6 @@ def test_no_node_has_room_for_the_model(commands: TrainCommands, train_rows: Pat
     assert f"free some disk there, or delete models that are no longer needed from {disk}" in said
 
 
-@pytest.mark.soak
 def test_the_run_folders_disk_is_full(
     commands: TrainCommands, train_rows: Path, calm_training: Outcome, tmp_path: Path
 ) -> None:
@@ -191,7 +186,6 @@ def test_the_run_folders_disk_is_full(
         assert not CheckpointStore(out / "checkpoints").newest_intact().skipped
 
 
-@pytest.mark.soak
 def test_interrupted_while_the_run_folders_disk_is_full(
     commands: TrainCommands, train_rows: Path, calm_training: Outcome, tmp_path: Path
 ) -> None:
