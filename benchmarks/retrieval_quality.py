@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import tempfile
 import time
@@ -22,8 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from realign_cluster.metrics.measured import ItemId, SourceId
 from realign_cluster.metrics.retrieval.bm25 import Bm25Parameters, build_bm25_index, terms_of
 from realign_cluster.metrics.retrieval.retriever import Passage, Ranking, best
+from realign_cluster.metrics.retrieval_metrics import mean_reciprocal_rank, ndcg_at, r_precision, ranking
 
 DEPTH = 10  # of nDCG
 SHUFFLES = 20
@@ -61,30 +62,13 @@ def questions(path: Path) -> list[Question]:
     return found
 
 
-def r_precision(ranked: Sequence[str], relevant: frozenset[str]) -> float:
-    return len(relevant & set(ranked[: len(relevant)])) / len(relevant)
-
-
-def reciprocal_rank(ranked: Sequence[str], relevant: frozenset[str]) -> float:
-    return next((1 / rank for rank, name in enumerate(ranked, 1) if name in relevant), 0.0)
-
-
-def ndcg(ranked: Sequence[str], relevant: frozenset[str]) -> float:
-    gain = sum(1 / math.log2(rank + 1) for rank, name in enumerate(ranked[:DEPTH], 1) if name in relevant)
-    return gain / sum(1 / math.log2(rank + 1) for rank in range(1, min(len(relevant), DEPTH) + 1))
-
-
 def figures(rankings: Sequence[Sequence[str]], asked: Sequence[Question]) -> np.ndarray:
     """Means over claims of R-precision, nDCG@10 and reciprocal rank."""
-    rows = [
-        (
-            r_precision(ranked, question.relevant),
-            ndcg(ranked, question.relevant),
-            reciprocal_rank(ranked, question.relevant),
-        )
-        for ranked, question in zip(rankings, asked, strict=True)
+    found = [
+        ranking(ItemId(str(at)), map(SourceId, ranked), map(SourceId, question.relevant))
+        for at, (ranked, question) in enumerate(zip(rankings, asked, strict=True))
     ]
-    return np.array(rows).mean(axis=0)
+    return np.array([r_precision(found).value, ndcg_at(DEPTH, found).value, mean_reciprocal_rank(found).value])
 
 
 def show(name: str, found: np.ndarray) -> None:

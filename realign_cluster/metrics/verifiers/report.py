@@ -9,11 +9,15 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict
-from scipy.stats import binomtest, rankdata
+from scipy.stats import binomtest
 
-EQUAL_MASS_BINS = 15
+from realign_cluster.metrics import calibration
+from realign_cluster.metrics.detector import auroc
+from realign_cluster.metrics.measured import ItemId
+
+EQUAL_MASS_BINS = calibration.BINS
+SIDES = (True, False)
 UNDEFINED = "undefined"
 LEAST_INFORMED = 0.3  # sensitivity + specificity - 1 below this: no correction can save the judge's counts
 
@@ -69,38 +73,22 @@ def exact_rate(count: int, n: int) -> Rate:
 
 
 def area_under_roc(scores: Sequence[float], supported: Sequence[bool]) -> float | None:
-    """The probability that a supported item scores above one that is not, ties counting half (Mann and Whitney).
-    None without items of both kinds.
+    """The probability that a supported item scores above one that is not (`detector.auroc`). None without items of
+    both kinds.
     """
-    positive = np.asarray(supported, dtype=bool)
-    n_positive, n_negative = int(positive.sum()), int((~positive).sum())
-    if not n_positive or not n_negative:
-        return None
-    ranks = float(rankdata(scores)[positive].sum())
-    return (ranks - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
+    sides = {side: [score for score, truth in zip(scores, supported, strict=True) if truth is side] for side in SIDES}
+    return auroc(sides[True], sides[False])
 
 
 def expected_calibration_error(scores: Sequence[float], supported: Sequence[bool]) -> float | None:
-    """Mean over items of |mean probability - share supported| of the item's bin. Bins hold about n / 15 items each;
-    items of one score are never parted. None of nothing.
-    """
-    if not scores:
-        return None
-    values, position = np.unique(np.asarray(scores, dtype=np.float64), return_inverse=True)
-    counts = np.bincount(position)
-    hits = np.bincount(position, weights=np.asarray(supported, dtype=np.float64))
-    middle = np.cumsum(counts) - counts / 2
-    bins = np.minimum((middle * EQUAL_MASS_BINS / len(scores)).astype(int), EQUAL_MASS_BINS - 1)
-    gap = np.abs(np.bincount(bins, weights=counts * values - hits))
-    return float(gap.sum() / len(scores))
+    """`calibration.calibration_error` over its 15 equal-mass bins. None of nothing."""
+    return calibration.calibration_error(scores, supported).error
 
 
 def brier_score(scores: Sequence[float], supported: Sequence[bool]) -> float | None:
-    """Mean squared distance of the probability from 1 (supported) or 0. None of nothing."""
-    if not scores:
-        return None
-    distance = np.asarray(scores, dtype=np.float64) - np.asarray(supported, dtype=np.float64)
-    return float(np.mean(distance**2))
+    """`calibration.brier_score` of the probabilities. None of nothing."""
+    items = enumerate(zip(scores, supported, strict=True))
+    return calibration.brier_score([(ItemId(str(at)), score, truth) for at, (score, truth) in items]).value
 
 
 def report_of(
