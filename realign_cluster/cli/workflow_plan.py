@@ -22,7 +22,7 @@ from realign_cluster.domain.training import TrainSettings
 from realign_cluster.workflows.config import TrainingConfig, WorkflowConfig, read_config
 from realign_cluster.workflows.course import rule_as_judged
 from realign_cluster.workflows.intake import check_data, read_rows
-from realign_cluster.workflows.stage import Counted, Retained
+from realign_cluster.workflows.stage import Counted, Retained, attempts_of
 from realign_cluster.workflows.tables import workflow_named
 from realign_cluster.workflows.thresholds import check_thresholds
 
@@ -74,7 +74,7 @@ async def plan_workflow(name: str, path: Path, hostfile: Path | None, *, discove
         for gate in stage.gates:
             rule = rule_as_judged(gate, stage, config)
             found = {"stage": stage.name, "gate": gate.name, "title": gate.title, "guard": gate.guard}
-            attempts = config.attempts if stage.repeats else 1
+            attempts = attempts_of(stage, config)
             gates.append(found | _decidable(rule, stage.name, attempts, config, files, per_item))
     return {
         "workflow": name,

@@ -30,6 +30,7 @@ from realign_cluster.workflows.stage import (
     StageGate,
     State,
     Workflow,
+    attempts_of,
 )
 
 OF_THE_VERIFIER = ("verifier_false_positives", "verifier_false_negatives")
@@ -203,7 +204,7 @@ def rule_as_judged(gate: StageGate, stage: Stage, config: WorkflowConfig) -> Rul
     """With its threshold and with alpha divided by the attempts that the stage has: each retrained model is a look."""
     rule = replace(gate.rule, threshold=threshold_of(gate, stage, config))
     if isinstance(rule, Gate):
-        return replace(rule, alpha=config.alpha, attempts=config.attempts if stage.repeats else 1)
+        return replace(rule, alpha=config.alpha, attempts=attempts_of(stage, config))
     return rule
 
 
@@ -224,7 +225,7 @@ def judge_stage_gate(
             pair = outcome.benchmarks.get(rule.benchmark) or BenchmarkPair(
                 benchmark=rule.benchmark, items=(), before=(), after=(), chance=0.0
             )
-            alpha = split_alpha(config.alpha, config.attempts if stage.repeats else 1)
+            alpha = split_alpha(config.alpha, attempts_of(stage, config))
             return judge_benchmark(
                 pair, threshold=rule.threshold, alpha=alpha, minutes_per_item=outcome.minutes_per_item
             )

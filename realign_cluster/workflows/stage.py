@@ -113,6 +113,11 @@ class Stage:
     goes_back_to: str | None = None  # the stage that is done again on FAIL, this one after it
 
 
+def attempts_of(stage: Stage, config: WorkflowConfig) -> int:
+    """How often a stage may be judged on the same items: alpha is divided by it."""
+    return config.attempts if stage.repeats else 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workflow:
     name: str
