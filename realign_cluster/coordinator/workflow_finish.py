@@ -4,7 +4,6 @@ after a crash.
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from realign_cluster import __version__
 from realign_cluster.coordinator.workflow_record import WorkflowRun
 from realign_cluster.coordinator.workflow_report import write_workflow_report
 from realign_cluster.coordinator.workflow_status import workflow_status
+from realign_cluster.store.artifacts import link_or_copy
 from realign_cluster.store.durable import TEMPORARY_SUFFIX, sync_folder
 from realign_cluster.workflows.course import End
 
@@ -45,16 +45,8 @@ def _hand_over(model: Path, output: Path) -> Path:
     """The model's files as `output`, by hard link where that can be: artifacts are never written to again."""
     making = output.with_name(output.name + TEMPORARY_SUFFIX)
     shutil.rmtree(making, ignore_errors=True)
-    shutil.copytree(model, making, copy_function=_link)
+    shutil.copytree(model, making, copy_function=link_or_copy)
     shutil.rmtree(output, ignore_errors=True)
     making.rename(output)
     sync_folder(output.parent)
     return output
-
-
-def _link(source: str, target: str) -> str:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-    return target

@@ -23,7 +23,7 @@ from realign_cluster.coordinator.stop import Stop, StopAsked
 from realign_cluster.coordinator.train import train
 from realign_cluster.coordinator.train_request import Track, TrainRequest
 from realign_cluster.domain.errors import NodesMissing, RunFailed
-from realign_cluster.store.artifacts import ArtifactStore
+from realign_cluster.store.artifacts import ArtifactStore, link_or_copy
 from realign_cluster.store.model_files import describe_model
 from realign_cluster.workflows.derive import REGISTRY, Derived
 from realign_cluster.workflows.jobs import ArtifactId, Derive, Job, JobResult, ModelRef, Score, Train, job_key
@@ -147,7 +147,8 @@ class JobRunner:
             return self._done(job, folder, summary, {}, failed=str(summary["reason"]))
         whole = folder / "whole"
         if job.settings.fine_tune == "full":
-            shutil.copytree(folder / "output", whole, dirs_exist_ok=True)
+            shutil.rmtree(whole, ignore_errors=True)
+            shutil.copytree(folder / "output", whole, copy_function=link_or_copy)
         else:
             await self._fuse(self.model_path(job.model), folder / "output", whole)
         model = await asyncio.to_thread(self._artifacts.put_folder, whole)

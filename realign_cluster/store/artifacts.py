@@ -103,6 +103,15 @@ def hash_of_folder(path: Path) -> str:
     return digest.hexdigest()
 
 
+def link_or_copy(source: str, target: str) -> str:
+    """For shutil.copytree: files that nobody writes to again need no second copy, where the file system can link."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target
+
+
 def _sync_tree(folder: Path) -> None:
     for entry in [*folder.rglob("*"), folder]:
         descriptor = os.open(entry, os.O_RDONLY)
