@@ -56,6 +56,7 @@ class StateStore:
         self._runs = root / "runs"
         self.cache = root / "cache"
         self._arriving: set[Path] = set()
+        self._turn = asyncio.Lock()  # fair: what is dropped first and looked for then is not found
 
     def knows(self, run_id: str) -> bool:
         """Whether the run has or had this node for a training. Raises StateRefused."""
@@ -87,14 +88,16 @@ class StateStore:
     async def drop(self, run_id: str, parts: Iterable[StatePart]) -> None:
         """Forgets these, and none that has taken the place of one of them. Raises StateRefused."""
         folder = self.folder(run_id)
-        for part in parts:
-            _check(part)
-            await asyncio.to_thread(_remove_part, folder, part)
+        async with self._turn:
+            for part in parts:
+                _check(part)
+                await asyncio.to_thread(_remove_part, folder, part)
 
     async def intact(self, run_id: str, part: StatePart) -> bool:
         """Whether exactly this part is here, every byte of it as it was written. Raises StateRefused."""
         _check(part)
-        found = await asyncio.to_thread(verify_part, data_path(self.folder(run_id), part))
+        async with self._turn:
+            found = await asyncio.to_thread(verify_part, data_path(self.folder(run_id), part))
         if isinstance(found, Corrupt):
             log.info("a part is not here", part=part.name, why=found.reason)
         return found == part
