@@ -67,10 +67,11 @@ demo-workflow: setup
 demo-antihallucination: setup
 	$(BIN)/python examples/workflow_demo.py antihallucination --out $(DEMO_WORKFLOW_OUT)
 
-# The tests with real daemons mostly wait; each file keeps its own cluster or test bed, so whole files run side by side.
+# The tests with real daemons mostly wait; each file keeps its own cluster or test bed, so whole files run side by side,
+# those of the test bed, which take longest, first.
 test: setup
 	$(BIN)/python -m pytest -q -n 2 -m "not soak and not ($(SLOW))"
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile -m "not soak and ($(SLOW))"
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not soak and ($(SLOW))" tests/testbed tests
 
 check: setup
 	$(BIN)/ruff format --check .

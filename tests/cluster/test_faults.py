@@ -127,6 +127,7 @@ def test_coordinator_killed(pair: CurateCluster, rows_file: Path, undisturbed: U
     assert all(committed[attempt.unit] > attempt.epoch for attempt in orphans)
 
 
+@pytest.mark.soak
 def test_worker_stopped(pair: CurateCluster, rows_file: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
     """SIGSTOP: alive, connected, and without progress. Only the watchdog sees it."""
     expected = undisturbed.of(pair, rows_file, tmp_path / "calm", *SCORING)
@@ -143,6 +144,7 @@ def test_worker_stopped(pair: CurateCluster, rows_file: Path, undisturbed: Undis
         os.kill(pid, signal.SIGCONT)
 
 
+@pytest.mark.soak
 def test_node_leaves_and_another_joins(
     pair: CurateCluster, long_rows_file: Path, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
@@ -163,6 +165,7 @@ def test_node_leaves_and_another_joins(
     assert set(summary(run)["nodes"]) == {"alpha", "beta"}
 
 
+@pytest.mark.soak
 def test_interrupted_and_resumed(
     pair: CurateCluster, rows_file: Path, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:

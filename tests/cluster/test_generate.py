@@ -58,6 +58,7 @@ def test_the_same_texts_with_a_worker_killed_and_by_one_node(pair: CurateCluster
         assert [set(sample) for sample in answer["samples"]] == [{"text", "tokens", "finish", "logprob_sum"}] * 2
 
 
+@pytest.mark.soak
 def test_a_trained_model_is_sampled_and_compared(pair: CurateCluster, tmp_path: Path) -> None:
     """An adapter is brought to the nodes; batches beside other rows give what rows alone give."""
     adapter = make_adapter(tmp_path / "adapter", TINY_MODEL)

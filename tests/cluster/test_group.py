@@ -91,6 +91,7 @@ def test_a_plan_shares_out_the_layers_of_a_model_that_no_node_holds(
     assert "it is not sharded: --shard none" in refused.stdout
 
 
+@pytest.mark.soak
 def test_a_worker_of_the_group_and_then_a_node_of_it_are_killed(
     pair: CurateCluster,
     rows: Path,

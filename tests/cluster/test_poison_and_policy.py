@@ -84,6 +84,7 @@ def test_replay_gives_the_same_commands(pair: CurateCluster, rows_file: Path, tm
     assert any(isinstance(item.event, Tick) for item in recorded) or len(recorded) > 20
 
 
+@pytest.mark.soak
 def test_falsified_calibration_is_seen_and_corrected(pair: CurateCluster, tmp_path: Path) -> None:
     """Leases follow the stored calibration at first, then what the node really does."""
     rows_file = write_rows(tmp_path / "rows.jsonl", made_rows(2400))  # enough units for a lease to be near its share
@@ -177,6 +178,7 @@ def small_disk(tmp_path: Path) -> Path:
     subprocess.run(["umount", "-l", folder], check=False)
 
 
+@pytest.mark.soak
 def test_full_disk_pauses_the_run(pair: CurateCluster, rows_file: Path, small_disk: Path, tmp_path: Path) -> None:
     """While the coordinator's disk is full nothing is handed out or acknowledged; with room again the run goes on."""
     expected = tmp_path / "calm"

@@ -107,10 +107,12 @@ def judge_wice(cluster: CurateCluster, run: Path, count: int | None) -> None:
     assert not all(row["scores"]["judge"]["truncated"] for row in rows)
 
 
+@pytest.mark.soak
 def test_halueval_loglik_and_ifd(cluster: CurateCluster, tmp_path: Path) -> None:
     score_halueval(cluster, tmp_path / "run", 300)
 
 
+@pytest.mark.soak
 def test_wice_judged(cluster: CurateCluster, tmp_path: Path) -> None:
     judge_wice(cluster, tmp_path / "run", 32)
 

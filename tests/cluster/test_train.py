@@ -85,6 +85,7 @@ def test_adapters_load_in_mlx_lm_and_the_run_explains_itself(tmp_path: Path, tra
     assert "seed: the run has 0, now it is 3" in other.stderr
 
 
+@pytest.mark.soak
 def test_full_weights_are_a_model_of_their_own(tmp_path: Path, train: Train) -> None:
     done = train(tmp_path / "run", *STEPS, "--fine-tune", "full", "--method", "orpo", data=PREFERENCES)
     assert done.returncode == 0, done.stderr
@@ -143,6 +144,7 @@ def test_bad_input_costs_nothing(
     assert not out.exists()
 
 
+@pytest.mark.soak
 def test_what_only_a_rank_can_see_is_said_and_may_be_corrected(tmp_path: Path, train: Train) -> None:
     rows = [{"prompt": f"question {index}", "completion": "words " * (200 if index == 5 else 3)} for index in range(16)]
     data = write_rows(tmp_path / "rows.jsonl", rows)

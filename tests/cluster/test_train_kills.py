@@ -97,6 +97,7 @@ def judge(training: Training, hits: list[Hit], expected: Outcome) -> list[Recove
     return found
 
 
+@pytest.mark.soak
 def test_a_kill_in_every_phase(pair: CurateCluster, tmp_path: Path) -> None:
     kills = [
         Kill(phase="reduce", victim="rank", node="alpha", away=0.0),
@@ -106,7 +107,7 @@ def test_a_kill_in_every_phase(pair: CurateCluster, tmp_path: Path) -> None:
         Kill(phase="save", victim="rank", node="beta", away=0.0),
     ]
     with TrainCommands(pair) as commands:
-        ground = ClusterGround(commands, ("alpha", "beta"), tmp_path, steps=24)
+        ground = ClusterGround(commands, ("alpha", "beta"), tmp_path, steps=40)
         expected = undisturbed(ground)
         found = judge(*run_with_kills(ground, "run", kills, random.Random(1)), expected)
     assert [each.hit.kill for each in found] == kills

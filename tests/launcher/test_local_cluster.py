@@ -198,6 +198,7 @@ def test_discovery_shows_who_is_enrolled_and_who_is_not(station: Station, tmp_pa
         theirs.launch("--hostfile", foreign, "down")
 
 
+@pytest.mark.soak
 def test_install_puts_this_version_into_a_private_environment(station: Station) -> None:
     venv = station.home / ".realign/venv"
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)

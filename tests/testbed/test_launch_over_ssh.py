@@ -36,6 +36,7 @@ def test_up_a_command_status_down(bed: Bed) -> None:
     assert launch(bed, hostfile, "status").status == 3
 
 
+@pytest.mark.soak
 def test_a_host_that_is_cut_is_named_and_the_rest_goes_on_when_asked(bed: Bed) -> None:
     one, other = bed.hosts
     hostfile = bed.hostfile(one, other)

@@ -185,6 +185,7 @@ def test_a_host_is_cut_off(cluster: RunCluster) -> None:
     assert f"{victim} is lost" in run.said()
 
 
+@pytest.mark.soak
 def test_a_host_is_paused_and_goes_on(cluster: RunCluster) -> None:
     """Its kernel goes on acknowledging: only the missing beats tell. Awake again it is given work again."""
     victim, other = cluster.hosts
@@ -202,6 +203,7 @@ def test_a_host_is_paused_and_goes_on(cluster: RunCluster) -> None:
     assert cluster.daemon_pid(victim) == pid
 
 
+@pytest.mark.soak
 def test_a_host_is_killed_and_rebooted(cluster: RunCluster) -> None:
     """Everything on it dies; `realign-launch up` starts its daemon again during the run, which takes it back."""
     victim, other = cluster.hosts
@@ -220,6 +222,7 @@ def test_a_host_is_killed_and_rebooted(cluster: RunCluster) -> None:
     run.finish(cluster.calm)
 
 
+@pytest.mark.soak
 def test_the_coordinators_host_loses_power(cluster: RunCluster) -> None:
     """Cut, then dead; rebooted it takes its run up again, and the nodes that waited for it."""
     run = cluster.curate("power")
@@ -241,6 +244,7 @@ def test_the_coordinators_host_loses_power(cluster: RunCluster) -> None:
     assert summary(again.folder)["resumed"] == 1
 
 
+@pytest.mark.soak
 def test_a_nodes_disk_is_full(cluster: RunCluster) -> None:
     """It goes on while its results are taken; cut off with its disk full it is not taken back until there is room."""
     victim, other = cluster.hosts

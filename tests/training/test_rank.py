@@ -95,6 +95,7 @@ class TestTrajectory:
                 print(f"\n{shares}: losses within {furthest:.1e} over 300 steps, {alone[0]:.2f} to {alone[-1]:.2f}")
             assert furthest < 5e-3, shares
 
+    @pytest.mark.soak
     def test_pipelines_of_unequal_stages_train_the_same(self, tmp_path: Path, alone: list[float]) -> None:
         job = prepared_job(tmp_path, INSTRUCTIONS, steps=3, global_batch=16, optimizer={"schedule": "constant"})
         losses = {}
@@ -106,7 +107,9 @@ class TestTrajectory:
                 losses[name] = crew.losses()
         assert losses["pipeline"] == pytest.approx(losses["single"], abs=1e-5)
 
-    @pytest.mark.parametrize(("method", "first"), [("dpo", 0.693147), ("ipo", 25.0)])
+    @pytest.mark.parametrize(
+        ("method", "first"), [("dpo", 0.693147), pytest.param("ipo", 25.0, marks=pytest.mark.soak)]
+    )
     def test_reference_is_computed_once_and_shared(self, tmp_path: Path, method: str, first: float) -> None:
         job = prepared_job(tmp_path, PREFERENCES, method=method, steps=3, global_batch=8)
         with Crew(tmp_path, job, replicas(70, 30)) as crew:
