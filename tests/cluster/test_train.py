@@ -148,7 +148,8 @@ def test_what_only_a_rank_can_see_is_said_and_may_be_corrected(tmp_path: Path, t
     data = write_rows(tmp_path / "rows.jsonl", rows)
     refused = train(tmp_path / "run", *STEPS, "--max-tokens", "64", data=data)
     assert refused.returncode == 1
-    assert "train.jsonl:6" in refused.stderr
+    assert "1 of 16 rows of --data are longer than 64 tokens" in refused.stderr
+    assert "rows.jsonl:6" in refused.stderr
     assert "--max-tokens" in refused.stderr
     corrected = train(tmp_path / "run", *STEPS, "--max-tokens", "64", "--truncate", "right", data=data)
     assert corrected.returncode == 0, corrected.stderr
