@@ -121,6 +121,11 @@ def test_pipelines_of_unequal_stages_end_in_the_same_adapters(tmp_path: Path, tr
         ([{"prompt": "a", "completion": "b"}, {"prompt": 3, "completion": "b"}], (), "rows.jsonl:2"),
         ([{"prompt": "a", "completion": "b"}], ("--method", "dpo"), "--method sft"),
         ([{"prompt": "a", "completion": "b"}], (), "a global batch of 8 is more than the 1 rows"),
+        (
+            [{"prompt": "a", "completion": "b"}],
+            ("--global-batch", "1", "--parallel", "data"),
+            "a global batch of 1 rows is smaller than 2 ranks",
+        ),
         ([{"prompt": "a", "completion": "b"}], ("--learning-rate", "0"), "--learning-rate: with 0 nothing is learned"),
         ([{"prompt": "a", "completion": "b"}], ("--parallel", "both"), "--parallel: 'both' will not do"),
     ],

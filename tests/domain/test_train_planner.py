@@ -118,6 +118,19 @@ def test_a_fast_node_alone_beats_two_with_a_slow_link_when_gradients_are_large()
     assert plan(BOTH, ONE_BILLION, work(fine_tune="full", global_batch=512)).approach == "data"
 
 
+def test_what_is_simpler_is_taken_for_what_it_is() -> None:
+    """A little faster does not pay for more that can fail; the plan does not call it the shortest then."""
+    links = [LinkFacts(one="m3ultra", other="m4max", bytes_per_second=3.6e9, round_trip_seconds=1e-4)]
+    found = plan(BOTH, ONE_BILLION, work(fine_tune="full", global_batch=32), links=links)
+    assert found.approach == "single"
+    assert found.step_seconds is not None
+    faster = step_of(found, "data", "m4max", "m3ultra") / found.step_seconds
+    assert 0.97 < faster < 1
+    said = f"simpler than replicas over m4max, m3ultra, which would be only {1 - faster:.1%} faster"
+    assert any(said in line for line in found.why)
+    assert not any("the shortest step" in line for line in found.why)
+
+
 def test_a_measured_link_decides_and_is_named() -> None:
     links = [LinkFacts(one="m3ultra", other="m4max", bytes_per_second=4e9, round_trip_seconds=1e-4)]
     fast = plan(BOTH, ONE_BILLION, work(fine_tune="full", global_batch=64), links=links)
@@ -262,6 +275,9 @@ def test_jaccl_without_a_mesh_is_refused_with_the_fix() -> None:
     assert found.approach == "refused"
     assert "the hostfile names no device for m4max - m3ultra" in found.refusal
     assert "--backend ring" in found.fix
+    alone = plan(BOTH, ONE_BILLION, work(), backend="jaccl")
+    assert alone.approach == "single"
+    assert "the hostfile names no device for m4max - m3ultra" in alone.left_out[0].reason
     nine = [mac(f"m{index}", "Apple M4 Max", 128) for index in range(9)]
     mesh = [LinkFacts(one=a.name, other=b.name, rdma=True) for a in nine for b in nine if a.name < b.name]
     assert isinstance(network(nine[:8], mesh, "auto"), Network)
@@ -287,6 +303,7 @@ def test_a_global_batch_smaller_than_the_ranks_is_refused() -> None:
     assert found.approach == "refused"
     assert "a global batch of 1 rows is smaller than 2 ranks" in found.refusal
     assert "--global-batch 8" in found.fix
+    assert "--parallel auto: fits, m4max alone" in found.fix
     assert plan(BOTH, ONE_BILLION, work(global_batch=1)).approach == "single"
     starved = plan(BOTH, ONE_BILLION, work(global_batch=3), parallel="data")
     assert "of 3 rows a step none would be left for m3ultra" in starved.refusal
