@@ -24,11 +24,11 @@ from realign_cluster.coordinator.train_finish import finish_training
 from realign_cluster.coordinator.train_record import TrainRun, open_train_run
 from realign_cluster.coordinator.train_request import TrainRequest
 from realign_cluster.domain.errors import RunFailed
-from realign_cluster.domain.rank_report import Diverged
+from realign_cluster.domain.rank_report import Diverged, Evaluated
 from realign_cluster.domain.recovery_codec import encode
 from realign_cluster.domain.recovery_commands import Finish, Remember
 from realign_cluster.domain.run_memory import RunMemory
-from realign_cluster.domain.training import KlSettings, TrainSettings
+from realign_cluster.domain.training import EvaluationSettings, KlSettings, TrainSettings
 from realign_cluster.store.state_part import PartHeader, data_path, manifest_path, write_part
 from realign_cluster.store.train_ledger import Measurement
 from tests.cluster.kit import TINY_MODEL, write_rows
@@ -91,6 +91,28 @@ async def test_an_export_that_fails_of_itself_is_a_failure(run: TrainRun) -> Non
         await interrupted_export(run, Stop())
 
 
+@pytest.mark.parametrize(("patience", "written"), [(2, 4.0), (None, 8.0)])
+async def test_the_best_checkpoint_comes_out_where_early_stopping_was_asked_for(
+    tmp_path: Path, patience: int | None, written: float
+) -> None:
+    evaluation = EvaluationSettings(every=2, patience=patience)
+    with contextlib.closing(opened(tmp_path, steps=20, evaluation=evaluation)) as run:
+        for step, loss in {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.1}.items():
+            report = Evaluated(step=step, metrics={"loss": loss}, seconds=1.0)
+            run.ledger.record(0.0, measurements=[measured("evaluated", report)])
+            store_checkpoint(run, tmp_path, step)
+        summary = await finish_training(
+            run, Finish(state="complete", reason="early stop"), {}, note=lambda text, level: None, stop=Stop()
+        )
+    assert summary["output"] == "output"
+    assert load_file(tmp_path / "run" / "output" / "adapters.safetensors")["a"].tolist() == [written, written]
+
+
+def measured(kind: str, report: Evaluated | Diverged) -> Measurement:
+    body = report.model_dump(mode="json")
+    return Measurement(kind=kind, step=report.step, generation=1, node="one", wall=0.0, body=body)
+
+
 @pytest.mark.parametrize(("within", "written"), [(4, 4.0), (0, None)])
 async def test_what_was_within_the_budget_comes_out_of_a_run_that_its_divergence_ended(
     tmp_path: Path, within: int, written: float | None
@@ -101,15 +123,7 @@ async def test_what_was_within_the_budget_comes_out_of_a_run_that_its_divergence
         run.ledger.record(
             0.0,
             measurements=[
-                Measurement(
-                    kind="divergence",
-                    step=step,
-                    generation=1,
-                    node="one",
-                    wall=0.0,
-                    body=Diverged(step=step, kl=kl, tokens=9, seconds=1.0).model_dump(mode="json"),
-                )
-                for step, kl in kls.items()
+                measured("divergence", Diverged(step=step, kl=kl, tokens=9, seconds=1.0)) for step, kl in kls.items()
             ],
             memory=encode(Remember(memory=RunMemory(generation=1, within_budget_step=within))),
         )
