@@ -1,12 +1,14 @@
 """How much work a step of some training data is: lengths of its rows in tokens, by the model's own tokenizer.
 
-Looks at the first rows only, with the tokenizers library: no model, no MLX.
+Tokenises the first rows, and those that are the longest in bytes: a rank has to hold the longest row, wherever it
+stands. With the tokenizers library: no model, no MLX.
 """
 
 from __future__ import annotations
 
+import heapq
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +19,38 @@ from realign_cluster.domain.train_work import TrainWork
 from realign_cluster.domain.training import TrainSettings
 
 SAMPLE_ROWS = 512
+LONGEST_ROWS = 16  # not all bytes make as many tokens
 MARKS_PER_MESSAGE = 5  # what a chat template puts around one: a guess, which the lengths of long rows do not hang on
 
 
 def estimate_work(prepared: Path, rows: int, model: Path, settings: TrainSettings) -> TrainWork:
     """`prepared` is the folder of the prepared dataset, of which train.jsonl has `rows` rows."""
     with (prepared / "train.jsonl").open("rb") as file:
-        sample = [orjson.loads(line) for line in itertools.islice(file, SAMPLE_ROWS)]
-    sequences = [sequence for row in sample for sequence in _sequences(row)]
-    counts = _token_counts(model, [text for sequence in sequences for text, _ in sequence])
-    lengths, learned, at = [], 0, 0
-    for sequence in sequences:
-        tokens = [count + MARKS_PER_MESSAGE * (len(sequence) > 1) for count in counts[at : at + len(sequence)]]
-        at += len(sequence)
-        lengths.append(min(max(1, sum(tokens)), settings.max_tokens))
-        answered = sum(count for count, (_, answer) in zip(tokens, sequence, strict=True) if answer)
-        learned += min(answered if settings.mask_prompt or settings.preference else sum(tokens), lengths[-1])
+        first = [orjson.loads(line) for line in itertools.islice(file, SAMPLE_ROWS)]
+        longest = [orjson.loads(line) for line in heapq.nlargest(LONGEST_ROWS, file, key=len)]
+    measured = [min(max(1, total), settings.max_tokens) for total, _ in _lengths(longest, model, settings)]
+    lengths, learned = [], 0
+    for total, answered in _lengths(first, model, settings):
+        lengths.append(min(max(1, total), settings.max_tokens))
+        learned += min(answered, lengths[-1])
     return TrainWork(
         settings=settings,
         rows=rows,
         sequence_tokens=sum(lengths) / len(lengths),
-        longest_tokens=max(lengths),
+        longest_tokens=max((*lengths, *measured)),
         target_fraction=max(0.01, learned / sum(lengths)),
-        estimated_from=f"the first {len(sample):,} rows" if len(sample) < rows else "",
+        estimated_from=f"the first {len(first):,} rows and the longest" if len(first) < rows else "",
     )
+
+
+def _lengths(rows: Sequence[dict[str, Any]], model: Path, settings: TrainSettings) -> Iterator[tuple[int, int]]:
+    """Of each sequence of `rows`: its tokens, and those of them that are learned."""
+    sequences = [sequence for row in rows for sequence in _sequences(row)]
+    counts = iter(_token_counts(model, [text for sequence in sequences for text, _ in sequence]))
+    for sequence in sequences:
+        tokens = [next(counts) + MARKS_PER_MESSAGE * (len(sequence) > 1) for _ in sequence]
+        answered = sum(count for count, (_, answer) in zip(tokens, sequence, strict=True) if answer)
+        yield sum(tokens), answered if settings.mask_prompt or settings.preference else sum(tokens)
 
 
 def _sequences(row: dict[str, Any]) -> list[list[tuple[str, bool]]]:
