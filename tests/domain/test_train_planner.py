@@ -375,6 +375,19 @@ def test_micro_batches_hold_the_longest_row_and_no_more_than_there_is() -> None:
 # --- the plan itself ---
 
 
+def test_packed_rows_make_attention_as_wide_as_their_line() -> None:
+    """What it keeps grows with the square of that: a plan by the rows alone would fall far short."""
+    short = {"tokens": 60, "longest": 100, "micro_batch_tokens": 4096}
+    alone, packed = work(**short).micro_batch(32), work(packing=True, **short).micro_batch(32)
+    assert (alone.tokens, alone.row_tokens) == (4096, 128)
+    assert (packed.tokens, packed.row_tokens) == (4096, 2048)  # as much as --max-tokens allows
+    assert work(packing=True, max_tokens=512, **short).micro_batch(32).row_tokens == 512
+    assert work(packing=True, **short).micro_batch(3).row_tokens == 320  # all that a rank has
+    assert work(packing=True, **{**short, "micro_batch_tokens": 64}).micro_batch(32).row_tokens == 128
+    needs = [plan([M4], ONE_BILLION, work(packing=packing, **short)).nodes[0].memory_needed_bytes for packing in (0, 1)]
+    assert needs[1] > needs[0] + 5 * GIB
+
+
 def test_a_plan_survives_its_json() -> None:
     for found in (
         plan(BOTH, ONE_BILLION, work()),
