@@ -15,12 +15,22 @@ from typing import Any
 import orjson
 
 from realign_cluster.coordinator.tokens import ENGLISH_TOKENS_PER_BYTE
+from realign_cluster.domain.errors import UsageError
 from realign_cluster.domain.train_work import TrainWork
 from realign_cluster.domain.training import TrainSettings
 
 SAMPLE_ROWS = 512
 LONGEST_ROWS = 16  # not all bytes make as many tokens
 MARKS_PER_MESSAGE = 5  # what a chat template puts around one: a guess, which the lengths of long rows do not hang on
+
+
+def check_batch(settings: TrainSettings, rows: int) -> None:
+    """Raises UsageError where a step asks for more rows than there are."""
+    if settings.global_batch > rows:
+        raise UsageError(
+            f"a global batch of {settings.global_batch} is more than the {rows} rows of --data",
+            f"--global-batch {rows} or less, or more data",
+        )
 
 
 def estimate_work(prepared: Path, rows: int, model: Path, settings: TrainSettings) -> TrainWork:
