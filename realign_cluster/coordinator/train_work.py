@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,29 +39,41 @@ def estimate_work(prepared: Path, rows: int, model: Path, settings: TrainSetting
     with (prepared / "train.jsonl").open("rb") as file:
         first = [orjson.loads(line) for line in itertools.islice(file, SAMPLE_ROWS)]
         longest = [orjson.loads(line) for line in heapq.nlargest(LONGEST_ROWS, file, key=len)]
-    measured = [min(max(1, total), settings.max_tokens) for total, _ in _lengths(longest, model, settings)]
-    lengths, learned = [], 0
-    for total, answered in _lengths(first, model, settings):
-        lengths.append(min(max(1, total), settings.max_tokens))
-        learned += min(answered, lengths[-1])
+    seen = [_lengths(rows, model, settings) for rows in (first, longest)]
+    lengths, of_longest = ([min(max(1, each.tokens), settings.max_tokens) for each in part] for part in seen)
+    learned = sum(min(each.learned, length) for each, length in zip(seen[0], lengths, strict=True))
     return TrainWork(
         settings=settings,
         rows=rows,
         sequence_tokens=sum(lengths) / len(lengths),
-        longest_tokens=max((*lengths, *measured)),
+        longest_tokens=max((*lengths, *of_longest)),
         target_fraction=max(0.01, learned / sum(lengths)),
+        too_long=sum(each.text > settings.max_tokens for part in seen for each in part),
         estimated_from=f"the first {len(first):,} rows and the longest" if len(first) < rows else "",
     )
 
 
-def _lengths(rows: Sequence[dict[str, Any]], model: Path, settings: TrainSettings) -> Iterator[tuple[int, int]]:
-    """Of each sequence of `rows`: its tokens, and those of them that are learned."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Length:
+    """In tokens: of a sequence, of what is learned of it, and of its texts alone, without marks around them."""
+
+    tokens: int
+    learned: int
+    text: int
+
+
+def _lengths(rows: Sequence[dict[str, Any]], model: Path, settings: TrainSettings) -> list[_Length]:
+    """Of each sequence of `rows`."""
     sequences = [sequence for row in rows for sequence in _sequences(row)]
     counts = iter(_token_counts(model, [text for sequence in sequences for text, _ in sequence]))
+    found = []
     for sequence in sequences:
-        tokens = [next(counts) + MARKS_PER_MESSAGE * (len(sequence) > 1) for _ in sequence]
+        text = [next(counts) for _ in sequence]
+        tokens = [count + MARKS_PER_MESSAGE * (len(sequence) > 1) for count in text]
         answered = sum(count for count, (_, answer) in zip(tokens, sequence, strict=True) if answer)
-        yield sum(tokens), answered if settings.mask_prompt or settings.preference else sum(tokens)
+        learned = answered if settings.mask_prompt or settings.preference else sum(tokens)
+        found.append(_Length(tokens=sum(tokens), learned=learned, text=sum(text)))
+    return found
 
 
 def _sequences(row: dict[str, Any]) -> list[list[tuple[str, bool]]]:

@@ -40,9 +40,21 @@ def reasons(facts: Facts, chosen: Candidate, ways: Sequence[Candidate | Out], as
         lines.append(f"ranks are joined by {chosen.network.source}")
         if chosen.network.backend == "mpi":
             lines.append("over mpi the loss of a rank ends the run: recovery is promised for ring and jaccl only")
+    if facts.work.too_long:
+        lines.append(_too_long(facts))
     if facts.work.estimated_from:
         lines.append(f"rows and lengths are estimated from {facts.work.estimated_from}")
     return tuple(lines)
+
+
+def _too_long(facts: Facts) -> str:
+    settings, count = facts.work.settings, facts.work.too_long
+    what = (
+        f"{count:,} sequence{'s' if count > 1 else ''} of those looked at: longer than {settings.max_tokens:,} tokens"
+    )
+    if settings.truncate == "refuse":
+        return f"{what}; the run would not begin: a larger --max-tokens, or --truncate left or right"
+    return f"{what}, cut on the {settings.truncate}"
 
 
 def called(parallel: ParallelMode, nodes: Sequence[NodeFacts]) -> str:

@@ -17,7 +17,8 @@ from realign_cluster.domain.training import TrainSettings
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainWork:
     """`sequence_tokens` is the mean length of a sequence, `longest_tokens` that of the longest; a row of a preference
-    method has two. `target_fraction` of the tokens are predicted.
+    method has two. `target_fraction` of the tokens are predicted. `too_long` of the sequences that were looked at are
+    longer than allowed.
     """
 
     settings: TrainSettings
@@ -25,6 +26,7 @@ class TrainWork:
     sequence_tokens: float
     longest_tokens: int
     target_fraction: float = 1.0
+    too_long: int = 0
     estimated_from: str = ""  # "the first 512 rows", empty when every row was read
 
     @property

@@ -45,7 +45,9 @@ def test_the_longest_row_counts_wherever_it_stands(tmp_path: Path) -> None:
     assert work.longest_tokens == tokens(long["prompt"]) + tokens(long["completion"]) + MARKS
     assert work.sequence_tokens == tokens(short["prompt"]) + tokens(short["completion"]) + MARKS
     assert work.estimated_from == "the first 512 rows and the longest"
-    assert work_of(tmp_path, rows, max_tokens=100).longest_tokens == 100  # longer ones are refused or cut
+    assert work.too_long == 0
+    cut = work_of(tmp_path, rows, max_tokens=100)
+    assert (cut.longest_tokens, cut.too_long) == (100, 1)
 
 
 def test_a_pair_is_two_sequences(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -361,6 +362,18 @@ def test_pairs_cost_both_completions_and_the_reference_once() -> None:
     assert pairs.reference_seconds == pytest.approx(forward)
     assert pairs.expected_seconds == pytest.approx(100 * pairs.step_seconds + forward)  # type: ignore[operator]
     assert plan([M4], ONE_BILLION, work(method="orpo")).reference_seconds == 0
+
+
+@pytest.mark.parametrize(
+    ("truncate", "said"),
+    [("refuse", "the run would not begin: a larger --max-tokens, or --truncate"), ("left", "cut on the left")],
+)
+def test_rows_that_are_too_long_are_said_before_a_run(truncate: str, said: str) -> None:
+    found = plan(BOTH, ONE_BILLION, replace(work(truncate=truncate), too_long=3))
+    assert any(
+        line.startswith("3 sequences") and "longer than 2,048 tokens" in line and said in line for line in found.why
+    )
+    assert not any("longer than" in line for line in plan(BOTH, ONE_BILLION, work(truncate=truncate)).why)
 
 
 def test_micro_batches_hold_the_longest_row_and_no_more_than_there_is() -> None:
