@@ -46,8 +46,11 @@ async def finish_training(
         output = await _export(run, manifest, stop)
         note(f"step {manifest.step} is in {output}", "info")
     elif finish.state == "failed" and (within := last_within_budget(run)) is not None:
-        output = await _export(run, within, stop)
-        note(f"step {within.step}, which was within the KL budget, is in {output}", "info")
+        try:
+            output = await _export(run, within, stop)
+            note(f"step {within.step}, which was within the KL budget, is in {output}", "info")
+        except RunFailed as error:  # why the run failed is still to be written down
+            note(str(error), "warning")
     history = await asyncio.to_thread(read_train_history, run.ledger)
     body = summary_of(run, history, finish, output, node_versions)
     run.folder.write_json(run.folder.summary, body)

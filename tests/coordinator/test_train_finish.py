@@ -113,9 +113,9 @@ def measured(kind: str, report: Evaluated | Diverged) -> Measurement:
     return Measurement(kind=kind, step=report.step, generation=1, node="one", wall=0.0, body=body)
 
 
-@pytest.mark.parametrize(("within", "written"), [(4, 4.0), (0, None)])
+@pytest.mark.parametrize(("within", "damaged", "written"), [(4, False, 4.0), (0, False, None), (4, True, None)])
 async def test_what_was_within_the_budget_comes_out_of_a_run_that_its_divergence_ended(
-    tmp_path: Path, within: int, written: float | None
+    tmp_path: Path, within: int, damaged: bool, written: float | None
 ) -> None:
     """The checkpoint of step 5 lies between a measurement that was within and one that was not."""
     with contextlib.closing(opened(tmp_path, steps=20, kl=KlSettings(every=2, budget=0.1, action="stop"))) as run:
@@ -129,10 +129,15 @@ async def test_what_was_within_the_budget_comes_out_of_a_run_that_its_divergence
         )
         for step in (2, 4, 5, 6):
             store_checkpoint(run, tmp_path, step)
+        if damaged:
+            [file] = run.checkpoints.path(4).glob("*.safetensors")
+            file.write_bytes(file.read_bytes()[:-1])
         said: list[str] = []
         over = Finish(state="failed", reason="KL 0.3 after step 6 is over the budget of 0.1")
         summary = await finish_training(run, over, {}, note=lambda text, level: said.append(text), stop=Stop())
     assert summary["state"] == "failed"
+    assert orjson.loads((tmp_path / "run" / "summary.json").read_bytes())["reason"] == over.reason
+    assert damaged == any("what was trained could not be written" in text for text in said)
     if written is None:
         assert summary["output"] is None
         assert not (tmp_path / "run" / "output").exists()
