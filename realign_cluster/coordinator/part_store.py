@@ -129,12 +129,13 @@ class PartStore:
     def explain(self, failure: Failed) -> str:
         """A rank's word on why it failed, with the user's own files and lines where it names rows."""
         rows: Any = failure.details.get("rows")
+        message = self._run.prepared.in_the_users_files(failure.message)
         if not isinstance(rows, list) or not rows:
-            return failure.message
+            return message
         places = [self._run.prepared.where("train", int(row)) for row in rows[:ROWS_SHOWN]]
         more = f" and {len(rows) - ROWS_SHOWN} more" if len(rows) > ROWS_SHOWN else ""
         return (
-            f"{failure.message}; its batch: {', '.join(places)}{more}\n"
+            f"{message}; its batch: {', '.join(places)}{more}\n"
             "  fix: look at these rows, or a lower --learning-rate, or --clip-norm; the last good checkpoint is kept"
         )
 

@@ -34,7 +34,7 @@ from realign_cluster.coordinator.train_record import TrainRun, open_train_run
 from realign_cluster.coordinator.train_request import TrainRequest
 from realign_cluster.coordinator.train_track import check_tracker, open_tracking
 from realign_cluster.coordinator.training_session import TrainingSession, open_training_session
-from realign_cluster.domain.errors import RealignError, UsageError
+from realign_cluster.domain.errors import RealignError
 from realign_cluster.domain.ids import Epoch, NodeName
 from realign_cluster.domain.recovery_commands import Finish
 from realign_cluster.domain.recovery_events import Opened
@@ -144,11 +144,6 @@ class _Sitting:
         plan = planner.first()
         plan.raise_if_refused()
         world = planner.world(plan)
-        if world.parallel == "data" and request.settings.global_batch < world.size:
-            raise UsageError(
-                f"a global batch of {request.settings.global_batch} leaves {world.size} ranks without rows",
-                f"--global-batch {world.size} or more, or fewer nodes",
-            )
         for left_out in plan.left_out:
             if left_out.name not in {missing.name for missing in cluster.missing}:
                 self._dashboard.note(f"{left_out.name} is left out: {left_out.reason}", "info")

@@ -1,13 +1,14 @@
 """The end of a sitting of training: what was trained, metrics.jsonl, summary.json, events.jsonl, report.html.
 
-Repeated whole after a crash. The trained weights are written of a run that is complete; everything else of any.
+Repeated whole after a crash. The trained weights are written of a run that is complete, and what was within the budget
+of one that its divergence ended; everything else of any.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,12 @@ async def finish_training(
         manifest = chosen_checkpoint(run)
         output = await _export(run, manifest, stop)
         note(f"step {manifest.step} is in {output}", "info")
+    elif finish.state == "failed" and (within := last_within_budget(run)) is not None:
+        try:
+            output = await _export(run, within, stop)
+            note(f"step {within.step}, which was within the KL budget, is in {output}", "info")
+        except RunFailed as error:  # why the run failed is still to be written down
+            note(str(error), "warning")
     history = await asyncio.to_thread(read_train_history, run.ledger)
     body = summary_of(run, history, finish, output, node_versions)
     run.folder.write_json(run.folder.summary, body)
@@ -57,14 +64,30 @@ async def finish_training(
 
 def chosen_checkpoint(run: TrainRun) -> CheckpointManifest:
     """The best one where early stopping was asked for, else the last. Raises RunFailed if there is none."""
-    manifests = {manifest.step: manifest for manifest in run.checkpoints.manifests()}
-    judged = [manifest.judged for manifest in manifests.values()]
-    chosen = result_of(judged, best=run.job.evaluation.patience is not None, kl_budget=run.job.kl_budget)
+    chosen = _chosen(run, run.checkpoints.manifests())
     if chosen is None:
         raise RunFailed(
             f"the run {run.folder.path} is complete, but its checkpoints are gone", "start it again in a new folder"
         )
-    return manifests[chosen.step]
+    return chosen
+
+
+def last_within_budget(run: TrainRun) -> CheckpointManifest | None:
+    """Of a run that failed: None unless it was over its KL budget at last and had not been before."""
+    budget, kl = run.job.kl_budget, None
+    for measured in run.ledger.measurements("divergence"):
+        kl = measured.body["kl"]
+    if budget is None or kl is None or kl <= budget:
+        return None
+    until = run.memory.within_budget_step
+    return _chosen(run, [manifest for manifest in run.checkpoints.manifests() if manifest.step <= until])
+
+
+def _chosen(run: TrainRun, among: Sequence[CheckpointManifest]) -> CheckpointManifest | None:
+    manifests = {manifest.step: manifest for manifest in among}
+    judged = [manifest.judged for manifest in among]
+    chosen = result_of(judged, best=run.job.evaluation.patience is not None, kl_budget=run.job.kl_budget)
+    return manifests[chosen.step] if chosen is not None else None
 
 
 async def _export(run: TrainRun, manifest: CheckpointManifest, stop: Stop) -> Path:

@@ -133,6 +133,7 @@ class TrainHistory:
         }
 
     def metric_lines(self) -> Iterator[dict[str, Any]]:
+        """A benchmark keeps its name, "benchmark/NAME"."""
         evaluations = {each.step: each for each in self.evaluations}
         divergences = {each.step: each for each in self.divergences}
         for step in self.steps:
@@ -147,7 +148,9 @@ class TrainHistory:
                 "generation": step.generation,
             }
             if (evaluated := evaluations.get(step.step)) is not None:
-                line |= {f"validation_{name}": value for name, value in evaluated.metrics.items()}
+                line |= {
+                    name if "/" in name else f"validation_{name}": value for name, value in evaluated.metrics.items()
+                }
             if (diverged := divergences.get(step.step)) is not None:
                 line["kl"] = diverged.kl
             yield line

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from realign_cluster.coordinator.model_transfer import ModelSource
 from realign_cluster.coordinator.run_record import note_request
 from realign_cluster.coordinator.train_request import TrainRequest
+from realign_cluster.coordinator.train_work import check_batch
 from realign_cluster.domain.errors import UsageError
 from realign_cluster.domain.ids import RunId
 from realign_cluster.domain.recovery_codec import decode
@@ -89,7 +90,7 @@ def open_train_run(
         prepared = prepare_training_data(
             request.data, request.valid, request.settings.method, folder.data, beside=benchmarks, look=look
         )
-        _check_size(request, prepared)
+        check_batch(request.settings, prepared.rows)
         job = request.job(spec, prepared.spec)
         identity = request.identity(spec, prepared.spec)
         ledger = _open_ledger(folder, identity)
@@ -140,14 +141,6 @@ def _open_ledger(folder: RunFolder, identity: dict[str, Any]) -> TrainLedger:
             folder.ledger.with_name(folder.ledger.name + suffix).unlink(missing_ok=True)
         folder.summary.unlink(missing_ok=True)
         return TrainLedger.create(folder.ledger, identity)
-
-
-def _check_size(request: TrainRequest, prepared: PreparedData) -> None:
-    if request.settings.global_batch > prepared.rows:
-        raise UsageError(
-            f"a global batch of {request.settings.global_batch} is more than the {prepared.rows} rows of --data",
-            f"--global-batch {prepared.rows} or less, or more data",
-        )
 
 
 def _finished_summary(folder: RunFolder, ledger: TrainLedger) -> dict[str, Any] | None:

@@ -71,15 +71,20 @@ def plan_training(
         backend=backend,
     )
     ways = all_ways(facts, nodes, parallel)
-    fitting = [way for way in ways if isinstance(way, Candidate)]
-    if not fitting or facts.quantised_full:
+    chosen = _best(ways)
+    if chosen is None or facts.quantised_full:
 
-        def explore(changed: Facts, asked: AskedParallel) -> list[Candidate | Out]:
-            return all_ways(changed, nodes, asked)
+        def explore(changed: Facts, asked: AskedParallel) -> Candidate | None:
+            return _best(all_ways(changed, nodes, asked))
 
         return refuse(facts, nodes, ways, parallel, tuple(left_out), explore)
-    chosen = min(fitting, key=lambda way: (way.step_seconds * (1 + HANDICAP[way.parallel]), len(way.nodes)))
     return _plan(facts, nodes, chosen, ways, tuple(left_out), asked=parallel)
+
+
+def _best(ways: Sequence[Candidate | Out]) -> Candidate | None:
+    """The way that is taken of these."""
+    fitting = [way for way in ways if isinstance(way, Candidate)]
+    return min(fitting, key=lambda way: (way.step_seconds * (1 + HANDICAP[way.parallel]), len(way.nodes)), default=None)
 
 
 def _with_headroom(limit: MemoryLimit) -> MemoryLimit:
@@ -211,6 +216,7 @@ def _why_unused(node: NodeFacts, chosen: Candidate, ways: Sequence[Candidate | O
     fitting = [way for way in others if isinstance(way, Candidate)]
     if fitting:
         best = min(fitting, key=lambda way: way.step_seconds)
-        return f"not needed: {alternative_text(best, chosen)}"
+        closed = [alternative_text(way, chosen) for way in others if isinstance(way, Out) and way.parallel == "data"]
+        return "; ".join([f"not needed: {alternative_text(best, chosen)}", *closed])
     outs = [way.reason for way in others if isinstance(way, Out)]
     return outs[0] if outs else "not needed"

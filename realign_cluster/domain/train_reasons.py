@@ -31,7 +31,7 @@ def reasons(facts: Facts, chosen: Candidate, ways: Sequence[Candidate | Out], as
         f"{model.name}: {weights_text(model)}, counted from {model.parameters.source}",
         f"{trains}; a step has {settings.global_batch} rows, {facts.work.step_tokens:,.0f} tokens, worth "
         f"{facts.passes.whole:.2f} forward passes",
-        _chosen(chosen, asked),
+        _chosen(chosen, ways, asked),
         *(f"instead, {alternative_text(way, chosen)}" for way in ways if way is not chosen),
         *_matrix(facts, chosen),
         *_speeds(facts, chosen.nodes),
@@ -40,9 +40,21 @@ def reasons(facts: Facts, chosen: Candidate, ways: Sequence[Candidate | Out], as
         lines.append(f"ranks are joined by {chosen.network.source}")
         if chosen.network.backend == "mpi":
             lines.append("over mpi the loss of a rank ends the run: recovery is promised for ring and jaccl only")
+    if facts.work.too_long:
+        lines.append(_too_long(facts))
     if facts.work.estimated_from:
         lines.append(f"rows and lengths are estimated from {facts.work.estimated_from}")
     return tuple(lines)
+
+
+def _too_long(facts: Facts) -> str:
+    settings, count = facts.work.settings, facts.work.too_long
+    what = (
+        f"{count:,} sequence{'s' if count > 1 else ''} of those looked at: longer than {settings.max_tokens:,} tokens"
+    )
+    if settings.truncate == "refuse":
+        return f"{what}; the run would not begin: a larger --max-tokens, or --truncate left or right"
+    return f"{what}, cut on the {settings.truncate}"
 
 
 def called(parallel: ParallelMode, nodes: Sequence[NodeFacts]) -> str:
@@ -73,13 +85,17 @@ def blocks_text(chosen: Candidate) -> str:
     return " + ".join(str(end - start) for start, end in chosen.blocks) + " blocks"
 
 
-def _chosen(chosen: Candidate, asked: str) -> str:
+def _chosen(chosen: Candidate, ways: Sequence[Candidate | Out], asked: str) -> str:
     parts = [f"{seconds(chosen.compute_seconds)} of computing"]
     if chosen.network is not None:
         parts.append(f"{seconds(chosen.communication_seconds)} of exchange ({chosen.note})")
     parts.append(f"{seconds(chosen.update_seconds)} of update")
     split = f" ({blocks_text(chosen)}, as memory and speed allow)" if chosen.blocks else ""
+    shortest = min((way for way in ways if isinstance(way, Candidate)), key=lambda way: way.step_seconds)
     why = "as asked" if asked != "auto" else "the shortest step of all that fit"
+    if asked == "auto" and shortest.step_seconds < chosen.step_seconds:
+        spared = 1 - shortest.step_seconds / chosen.step_seconds
+        why = f"simpler than {called(shortest.parallel, shortest.nodes)}, which would be only {spared:.1%} faster"
     name = called(chosen.parallel, chosen.nodes)
     return f"{name}{split}, {why}: {seconds(chosen.step_seconds)} = {' + '.join(parts)}"
 

@@ -21,7 +21,7 @@ from realign_cluster.domain.training import TrainSettings
 
 SYSTEM_BYTES = 8 * GIB  # what a Mac needs for itself when Metal may wire the rest
 
-Explore = Callable[[Facts, Any], Sequence[Candidate | Out]]  # all ways under these facts, for an asked way or "auto"
+Explore = Callable[[Facts, Any], Candidate | None]  # the way that is taken under these facts, asked for or "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,23 +110,18 @@ def _own_fixes(ways: Sequence[Candidate | Out], parallel: str) -> list[str]:
 
 
 def _ways_out(facts: Facts, nodes: Sequence[NodeFacts], parallel: str, explore: Explore) -> Iterator[str]:
-    if parallel != "auto" and (best := _best(explore(facts, "auto"))) is not None:
+    if parallel != "auto" and (best := explore(facts, "auto")) is not None:
         yield f"--parallel auto: {_where(best)}"
         return
     for group in _changes(facts, nodes):
         for change in group:
-            if (best := _best(explore(change.facts, parallel))) is not None:
+            if (best := explore(change.facts, parallel)) is not None:
                 yield f"{change.text}: {_where(best)}"
                 break
     largest = max(nodes, key=lambda node: facts.limits[node.name].bytes)
     each, held = facts.limits[largest.name].bytes, sum(facts.limits[node.name].bytes for node in nodes)
     if (missing := _needed(facts, nodes) - held) > 0 and each > 0:
         yield (f"more nodes: {-(-missing // each)} more like {largest.name} ({gib(each)} each) would hold it in parts")
-
-
-def _best(ways: Sequence[Candidate | Out]) -> Candidate | None:
-    fitting = [way for way in ways if isinstance(way, Candidate)]
-    return min(fitting, key=lambda way: way.step_seconds, default=None)
 
 
 def _where(best: Candidate) -> str:

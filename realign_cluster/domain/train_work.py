@@ -17,7 +17,8 @@ from realign_cluster.domain.training import TrainSettings
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainWork:
     """`sequence_tokens` is the mean length of a sequence, `longest_tokens` that of the longest; a row of a preference
-    method has two. `target_fraction` of the tokens are predicted.
+    method has two. `target_fraction` of the tokens are predicted. `too_long` of the sequences that were looked at are
+    longer than allowed.
     """
 
     settings: TrainSettings
@@ -25,6 +26,7 @@ class TrainWork:
     sequence_tokens: float
     longest_tokens: int
     target_fraction: float = 1.0
+    too_long: int = 0
     estimated_from: str = ""  # "the first 512 rows", empty when every row was read
 
     @property
@@ -49,14 +51,23 @@ class TrainWork:
     def padded_longest(self) -> int:
         return -(-self.longest_tokens // self.settings.pad_to) * self.settings.pad_to
 
+    def _line_tokens(self, rows: float) -> int:
+        """Padded, of a line of the tokens that go through the model: one sequence or, packed, those of as many of a
+        rank's `rows` as fit. Attention is as wide as that, whoever may look at whom.
+        """
+        if not self.settings.packing:
+            return self.padded_longest
+        room = min(self.settings.max_tokens, self.settings.micro_batch_tokens, math.ceil(rows) * self.longest_tokens)
+        return -(-max(room, self.longest_tokens) // self.settings.pad_to) * self.settings.pad_to
+
     def micro_batch(self, rows: float) -> MicroBatchShape:
         """The largest that a rank with `rows` of a step's rows puts through the model: at least its longest row."""
-        one_row = self.sequences_per_row * self.padded_longest
+        line = self._line_tokens(rows)
         own = math.ceil(rows) * self.sequences_per_row * self.padded_longest
-        tokens = max(one_row, min(self.settings.micro_batch_tokens, own))
+        tokens = max(self.sequences_per_row * line, min(self.settings.micro_batch_tokens, own))
         return MicroBatchShape(
             tokens=tokens,
-            row_tokens=self.padded_longest,
+            row_tokens=line,
             targets=math.ceil(tokens * self.target_fraction),
             several=self.micro_batches(rows) > 1,
         )

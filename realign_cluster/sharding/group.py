@@ -46,8 +46,11 @@ def free_port() -> int:
 def describe_group(world: WorldPlan, rank: int, addresses: Sequence[str], file: Path) -> None:
     """Puts into the environment what MLX makes a ring or a jaccl group from. What that names is written to `file`.
 
-    `addresses` are "ip:port" in rank order. Raises WorldMismatch for a jaccl world without devices.
+    `addresses` are "ip:port" in rank order. Raises WorldMismatch for fewer or more of them than ranks, and for a jaccl
+    world without devices.
     """
+    if len(addresses) != world.size:
+        raise WorldMismatch(f"the plan has {world.size} ranks, the addresses are those of {len(addresses)}")
     forget_group()
     if world.backend == "ring":
         file.write_text(json.dumps([[address] for address in addresses]))

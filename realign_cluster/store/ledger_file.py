@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ EPOCH: Final = """CREATE TABLE epoch (
     pid INTEGER NOT NULL)"""
 EVENT: Final = """CREATE TABLE event (
     seq INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, at REAL NOT NULL, wall REAL NOT NULL, body BLOB NOT NULL)"""
+SHOWN_CHARACTERS: Final = 120
 _MISSING: Final = object()
 
 
@@ -66,13 +67,10 @@ def ledger_kind(path: Path) -> str:
 
 
 def check_identity(recorded: Mapping[str, Any], identity: Mapping[str, Any], folder: Path) -> None:
-    """Raises UsageError that names what this run has and what is asked now, for every key that differs."""
-    asked: dict[str, Any] = orjson.loads(encode_meta(identity))
-    differences = [
-        f"{key}: the run has {_shown(recorded.get(key, _MISSING))}, now it is {_shown(asked.get(key, _MISSING))}"
-        for key in sorted({*recorded, *asked})
-        if recorded.get(key, _MISSING) != asked.get(key, _MISSING)
-    ]
+    """Raises UsageError that names what this run has and what is asked now, for every key that differs: of a table,
+    "optimizer.weight_decay".
+    """
+    differences = list(_differences(recorded, orjson.loads(encode_meta(identity))))
     if differences:
         listed = "\n  ".join(differences)
         raise UsageError(
@@ -92,8 +90,25 @@ def cannot_be_made(path: Path, error: sqlite3.Error) -> RunFailed:
     )
 
 
-def _shown(value: Any) -> str:
-    if value is _MISSING:
-        return "nothing"
-    text = encode_meta(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
+def _differences(recorded: Mapping[str, Any], asked: Mapping[str, Any], table: str = "") -> Iterator[str]:
+    for key in sorted({*recorded, *asked}):
+        has, now = recorded.get(key, _MISSING), asked.get(key, _MISSING)
+        if isinstance(has, dict) and isinstance(now, dict):
+            yield from _differences(has, now, f"{table}{key}.")
+        elif has != now:
+            has_text, now_text = _text(has), _text(now)
+            start = next(
+                (at for at, (one, other) in enumerate(zip(has_text, now_text, strict=False)) if one != other), 0
+            )
+            yield f"{table}{key}: the run has {_shown(has_text, start)}, now it is {_shown(now_text, start)}"
+
+
+def _text(value: Any) -> str:
+    return "nothing" if value is _MISSING else encode_meta(value)
+
+
+def _shown(text: str, start: int) -> str:
+    """With what stands at `start`, where another text differs."""
+    begin = max(0, start - SHOWN_CHARACTERS // 2) if len(text) > SHOWN_CHARACTERS else 0
+    end = begin + SHOWN_CHARACTERS
+    return f"{'...' if begin else ''}{text[begin:end]}{'...' if len(text) > end else ''}"

@@ -6,6 +6,7 @@ model. Memory is bounded but for eight bytes a validation row. Must not know tok
 
 from __future__ import annotations
 
+import re
 import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,7 @@ Digests = npt.NDArray[np.uint64]
 MAX_ROW_BYTES: Final = 8 * 1024 * 1024
 LISTED_PROBLEMS: Final = 20
 LISTED_LEAKS: Final = 5
+PREPARED_ROW: Final = re.compile(r"\b(?P<split>train|valid)\.jsonl(?::(?P<line>[1-9][0-9]*))?")
 CONVERTED: Final = "input-cache"  # JSONL copies of files that are not plain JSONL, while they are read
 
 
@@ -65,6 +67,20 @@ class PreparedData:
     def where(self, split: Split, row: int) -> str:
         """`name:line` in the user's files of row `row` (from 0) of train.jsonl or valid.jsonl."""
         return _where(self.origins[split], row)
+
+    def in_the_users_files(self, text: str) -> str:
+        """What a rank says of train.jsonl and valid.jsonl, which are all that it knows: "train.jsonl:7" as the line of
+        the user's file, a whole file as the option that gave it.
+        """
+
+        def named(found: re.Match[str]) -> str:
+            split: Split = "train" if found["split"] == "train" else "valid"
+            if not self.origins[split]:
+                return found[0]
+            option = "--data" if split == "train" else "--valid"
+            return self.where(split, int(found["line"]) - 1) if found["line"] else option
+
+        return PREPARED_ROW.sub(named, text)
 
 
 def prepare_training_data(

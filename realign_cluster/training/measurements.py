@@ -72,7 +72,7 @@ class Measurements:
             context.watch.enter("wait", 0)
             values[missing] = np.array(context.all_sum(mx.array(new)))
             for row in missing:
-                what = {f"reference log-probability of row {row + 1} of {split}.jsonl": float(values[row].sum())}
+                what = {f"reference log-probability of {split}.jsonl:{row + 1}": float(values[row].sum())}
                 require_finite(what, "before training", 0)
             done += len(missing)
             if context.orders.spec.rank == 0:

@@ -64,6 +64,7 @@ def test_the_command_is_found_under_realign_plan() -> None:
     [
         (("--steps", "10", "--global-batch", "8"), "no cluster was named"),
         (("--global-batch", "8"), "--steps: missing"),
+        (("--steps", "10", "--global-batch", "100"), "a global batch of 100 is more than the 60 rows of --data"),
         (("--steps", "10", "--global-batch", "0"), "--global-batch: 0 will not do"),
         (
             ("--steps", "10", "--global-batch", "8", "--learning-rate", "0"),

@@ -122,6 +122,11 @@ def test_pipelines_of_unequal_stages_end_in_the_same_adapters(tmp_path: Path, tr
         ([{"prompt": "a", "completion": "b"}, {"prompt": 3, "completion": "b"}], (), "rows.jsonl:2"),
         ([{"prompt": "a", "completion": "b"}], ("--method", "dpo"), "--method sft"),
         ([{"prompt": "a", "completion": "b"}], (), "a global batch of 8 is more than the 1 rows"),
+        (
+            [{"prompt": "a", "completion": "b"}],
+            ("--global-batch", "1", "--parallel", "data"),
+            "a global batch of 1 rows is smaller than 2 ranks",
+        ),
         ([{"prompt": "a", "completion": "b"}], ("--learning-rate", "0"), "--learning-rate: with 0 nothing is learned"),
         ([{"prompt": "a", "completion": "b"}], ("--parallel", "both"), "--parallel: 'both' will not do"),
     ],
@@ -150,7 +155,8 @@ def test_what_only_a_rank_can_see_is_said_and_may_be_corrected(tmp_path: Path, t
     data = write_rows(tmp_path / "rows.jsonl", rows)
     refused = train(tmp_path / "run", *STEPS, "--max-tokens", "64", data=data)
     assert refused.returncode == 1
-    assert "train.jsonl:6" in refused.stderr
+    assert "1 of 16 rows of --data are longer than 64 tokens" in refused.stderr
+    assert "rows.jsonl:6" in refused.stderr
     assert "--max-tokens" in refused.stderr
     corrected = train(tmp_path / "run", *STEPS, "--max-tokens", "64", "--truncate", "right", data=data)
     assert corrected.returncode == 0, corrected.stderr

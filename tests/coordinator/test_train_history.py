@@ -271,4 +271,6 @@ def test_benchmarks_are_told_by_name(run: MadeTraining):
     run.evaluate(0, **{"benchmark/sums": 0.25})
     run.train(10)
     run.evaluate(10, **{"benchmark/sums": 0.5})
-    assert run.history().benchmark_summary() == {"sums": {"first": 0.25, "last": 0.5}}
+    history = run.history()
+    assert history.benchmark_summary() == {"sums": {"first": 0.25, "last": 0.5}}
+    assert list(history.metric_lines())[9]["benchmark/sums"] == 0.5

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -12,7 +15,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from realign_cluster.coordinator import train_track
 from realign_cluster.coordinator.train import train
 from realign_cluster.coordinator.train_request import TrainRequest
-from realign_cluster.coordinator.train_track import TensorBoardWriter, Tracking, check_tracker
+from realign_cluster.coordinator.train_track import TensorBoardWriter, Tracking, WandbWriter, check_tracker
 from realign_cluster.domain.errors import UsageError
 from realign_cluster.domain.training import TrainSettings
 from realign_cluster.store.train_ledger import Measurement, StepRecord
@@ -118,6 +121,50 @@ def test_after_a_crash_all_that_the_ledger_has_is_there_and_goes_on(run: MadeTra
     tracking.close()
     assert list(curve(tmp_path / "track", "train/loss")) == list(range(1, 41))
     assert list(curve(tmp_path / "track", "validation/loss")) == [0]
+
+
+def wandb_history(file: Path) -> list[dict[str, Any]]:
+    """What a run of Weights & Biases that was written offline holds: records behind a head of 7 bytes, each with its
+    checksum, length and kind before it. Those of a made run lie in the first block.
+    """
+    from wandb.proto import wandb_internal_pb2
+
+    data, found = file.read_bytes(), []
+    assert len(data) < 32 * 1024
+    place = 7
+    while place + 7 <= len(data):
+        _, size, kind = struct.unpack_from("<IHB", data, place)
+        assert kind == 1  # a whole record
+        record = wandb_internal_pb2.Record.FromString(data[place + 7 : place + 7 + size])
+        if record.WhichOneof("record_type") == "history":
+            items = [(item.key or "/".join(item.nested_key), item.value_json) for item in record.history.item]
+            found.append({key: json.loads(value) for key, value in items if not key.startswith("_")})
+        place += 7 + size
+    return found
+
+
+def test_weights_and_biases_is_written_offline(
+    run: MadeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where that extra is installed. Nothing is sent, and nothing is asked."""
+    pytest.importorskip("wandb", reason="pip install 'realign-cluster[wandb]'")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    run.train(3)
+    run.evaluate(3)
+    opened = SimpleNamespace(
+        folder=SimpleNamespace(path=tmp_path / "run"),
+        run_id="abc",
+        request=SimpleNamespace(settings=TrainSettings(steps=3, global_batch=1)),
+    )
+    writer = WandbWriter(tmp_path, opened)  # type: ignore[arg-type]
+    tracking = Tracking(writer, pytest.fail)
+    tracking.take(run.steps, run.measurements)
+    tracking.close()
+    [file] = tmp_path.glob("wandb/offline-run-*-abc/run-abc.wandb")
+    written = wandb_history(file)
+    losses = {each["step"]: each["train/loss"] for each in written if "train/loss" in each}
+    assert losses == pytest.approx({step: loss_of(step) for step in (1, 2, 3)})
+    assert [each["validation/loss"] for each in written if "validation/loss" in each] == [loss_of(3) + 0.1]
 
 
 class Broken:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,19 @@ def test_a_fast_node_alone_beats_two_with_a_slow_link_when_gradients_are_large()
     # with RDMA, or with more rows between two sums, the second machine pays
     assert plan(BOTH, ONE_BILLION, work(fine_tune="full"), links=RDMA).approach == "data"
     assert plan(BOTH, ONE_BILLION, work(fine_tune="full", global_batch=512)).approach == "data"
+
+
+def test_what_is_simpler_is_taken_for_what_it_is() -> None:
+    """A little faster does not pay for more that can fail; the plan does not call it the shortest then."""
+    links = [LinkFacts(one="m3ultra", other="m4max", bytes_per_second=3.6e9, round_trip_seconds=1e-4)]
+    found = plan(BOTH, ONE_BILLION, work(fine_tune="full", global_batch=32), links=links)
+    assert found.approach == "single"
+    assert found.step_seconds is not None
+    faster = step_of(found, "data", "m4max", "m3ultra") / found.step_seconds
+    assert 0.97 < faster < 1
+    said = f"simpler than replicas over m4max, m3ultra, which would be only {1 - faster:.1%} faster"
+    assert any(said in line for line in found.why)
+    assert not any("the shortest step" in line for line in found.why)
 
 
 def test_a_measured_link_decides_and_is_named() -> None:
@@ -262,6 +276,9 @@ def test_jaccl_without_a_mesh_is_refused_with_the_fix() -> None:
     assert found.approach == "refused"
     assert "the hostfile names no device for m4max - m3ultra" in found.refusal
     assert "--backend ring" in found.fix
+    alone = plan(BOTH, ONE_BILLION, work(), backend="jaccl")
+    assert alone.approach == "single"
+    assert "the hostfile names no device for m4max - m3ultra" in alone.left_out[0].reason
     nine = [mac(f"m{index}", "Apple M4 Max", 128) for index in range(9)]
     mesh = [LinkFacts(one=a.name, other=b.name, rdma=True) for a in nine for b in nine if a.name < b.name]
     assert isinstance(network(nine[:8], mesh, "auto"), Network)
@@ -287,6 +304,7 @@ def test_a_global_batch_smaller_than_the_ranks_is_refused() -> None:
     assert found.approach == "refused"
     assert "a global batch of 1 rows is smaller than 2 ranks" in found.refusal
     assert "--global-batch 8" in found.fix
+    assert "--parallel auto: fits, m4max alone" in found.fix
     assert plan(BOTH, ONE_BILLION, work(global_batch=1)).approach == "single"
     starved = plan(BOTH, ONE_BILLION, work(global_batch=3), parallel="data")
     assert "of 3 rows a step none would be left for m3ultra" in starved.refusal
@@ -346,6 +364,18 @@ def test_pairs_cost_both_completions_and_the_reference_once() -> None:
     assert plan([M4], ONE_BILLION, work(method="orpo")).reference_seconds == 0
 
 
+@pytest.mark.parametrize(
+    ("truncate", "said"),
+    [("refuse", "the run would not begin: a larger --max-tokens, or --truncate"), ("left", "cut on the left")],
+)
+def test_rows_that_are_too_long_are_said_before_a_run(truncate: str, said: str) -> None:
+    found = plan(BOTH, ONE_BILLION, replace(work(truncate=truncate), too_long=3))
+    assert any(
+        line.startswith("3 sequences") and "longer than 2,048 tokens" in line and said in line for line in found.why
+    )
+    assert not any("longer than" in line for line in plan(BOTH, ONE_BILLION, work(truncate=truncate)).why)
+
+
 def test_micro_batches_hold_the_longest_row_and_no_more_than_there_is() -> None:
     asked = work(longest=3000, micro_batch_tokens=1024)
     assert asked.padded_longest == 3008
@@ -356,6 +386,19 @@ def test_micro_batches_hold_the_longest_row_and_no_more_than_there_is() -> None:
 
 
 # --- the plan itself ---
+
+
+def test_packed_rows_make_attention_as_wide_as_their_line() -> None:
+    """What it keeps grows with the square of that: a plan by the rows alone would fall far short."""
+    short = {"tokens": 60, "longest": 100, "micro_batch_tokens": 4096}
+    alone, packed = work(**short).micro_batch(32), work(packing=True, **short).micro_batch(32)
+    assert (alone.tokens, alone.row_tokens) == (4096, 128)
+    assert (packed.tokens, packed.row_tokens) == (4096, 2048)  # as much as --max-tokens allows
+    assert work(packing=True, max_tokens=512, **short).micro_batch(32).row_tokens == 512
+    assert work(packing=True, **short).micro_batch(3).row_tokens == 320  # all that a rank has
+    assert work(packing=True, **{**short, "micro_batch_tokens": 64}).micro_batch(32).row_tokens == 128
+    needs = [plan([M4], ONE_BILLION, work(packing=packing, **short)).nodes[0].memory_needed_bytes for packing in (0, 1)]
+    assert needs[1] > needs[0] + 5 * GIB
 
 
 def test_a_plan_survives_its_json() -> None:

@@ -56,6 +56,21 @@ def test_identity_names_every_key_that_differs(tmp_path):
         Ledger.create(tmp_path / "l", {})
 
 
+def test_a_difference_is_named_however_deep_or_far_it_stands(tmp_path):
+    made = {"optimizer": {"name": "adamw", "weight_decay": 0.01}, "kl": None, "files": ["a" * 200, "b"]}
+    Ledger.create(tmp_path / "l", made).close()
+    asked = {"optimizer": {"name": "adamw", "weight_decay": 0.02}, "kl": {"every": 2}, "files": ["a" * 200, "c"]}
+    with pytest.raises(UsageError) as caught:
+        Ledger.open(tmp_path / "l", asked)
+    lines = str(caught.value).splitlines()
+    assert "  optimizer.weight_decay: the run has 0.01, now it is 0.02" in lines
+    assert '  kl: the run has null, now it is {"every":2}' in lines
+    [files] = [line for line in lines if "files:" in line]
+    assert 'aa","b"], now' in files
+    assert files.endswith('aa","c"]')
+    assert len(files) < 200
+
+
 @pytest.mark.parametrize("content", [None, b"", b"not a database at all, but long enough to be looked at" * 40])
 def test_what_is_no_ledger_is_refused(tmp_path, content):
     path = tmp_path / "ledger.sqlite"

@@ -80,6 +80,21 @@ def test_a_row_is_found_again_in_the_users_files(tmp_path: Path) -> None:
     assert len(data.origins["train"]) == 3
 
 
+def test_what_a_rank_says_of_rows_is_said_of_the_users_files(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.jsonl"
+    mine.write_bytes(b"".join(orjson.dumps(row) + b"\n\n" for row in ROWS))  # a blank line after each
+    held = write_jsonl(tmp_path / "held.jsonl", VALID)
+    data = prepare_training_data([mine], [held], "sft", tmp_path / "data")
+    said = "2 of 40 rows of train.jsonl are longer:\n  train.jsonl:3: of valid.jsonl; valid.jsonl:5 has 9 tokens"
+    assert data.in_the_users_files(said) == (
+        f"2 of 40 rows of --data are longer:\n  {data.where('train', 2)}: of --valid; {data.where('valid', 4)} has"
+        " 9 tokens"
+    )
+    assert data.where("train", 2).endswith("mine.jsonl:5")
+    alone = prepare_training_data([mine], [], "sft", tmp_path / "data")
+    assert alone.in_the_users_files("nothing of valid.jsonl:1") == "nothing of valid.jsonl:1"
+
+
 def test_implied_prompts_are_written_out(tmp_path: Path) -> None:
     asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
     answers = [{"role": "assistant", "content": text} for text in ("Because.", "So.", "No.")]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from realign_cluster.domain.training import Backend
 from realign_cluster.domain.world import Go, RankSpec, RdmaLinks, WorldPlan
 from realign_cluster.sharding.group import NoBackend, WorldMismatch
 from realign_cluster.training.join import join
@@ -39,3 +40,15 @@ def test_jaccl_is_told_by_the_plan_alone(ring: bool, tmp_path: Path, monkeypatch
 def test_a_plan_without_devices_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WorldMismatch, match="names no devices"):
         join(second_rank(None), GO, tmp_path, pytest.fail)
+
+
+@pytest.mark.parametrize("backend", ["ring", "jaccl"])
+@pytest.mark.parametrize("addresses", [GO.addresses[:1], (*GO.addresses, "192.0.2.3:5003")])
+def test_another_number_of_ranks_is_refused_before_anybody_waits(
+    backend: Backend, addresses: tuple[str, ...], tmp_path: Path
+) -> None:
+    spec = second_rank(LINKS)
+    spec = spec.model_copy(update={"world": spec.world.model_copy(update={"backend": backend})})
+    with pytest.raises(WorldMismatch, match=f"the plan has 2 ranks, the addresses are those of {len(addresses)}"):
+        join(spec, GO.model_copy(update={"addresses": addresses}), tmp_path, pytest.fail)
+    assert not list(tmp_path.iterdir())

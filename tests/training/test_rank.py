@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -329,6 +330,20 @@ class TestRefusals:
             one.go()
             failed = _failure(one)
         assert (failed.code, failed.fatal) == ("world", True)
+
+    def test_a_port_that_was_taken_meanwhile_may_be_tried_again_with_another(
+        self, tmp_path: Path, some_rows: tuple[Path, Path]
+    ) -> None:
+        job = prepared_job(tmp_path, some_rows[0], steps=2, global_batch=4)
+        with Crew(tmp_path, job, replicas(1, 1)) as crew:
+            ports = [rank.until(Loaded).port for rank in crew.ranks]
+            with socket.create_server(("127.0.0.1", ports[0])):
+                addresses = [f"127.0.0.1:{port}" for port in ports]
+                crew.ranks[0].tell({"op": "go", "generation": 1, "addresses": addresses})
+                failed = _failure(crew)
+        assert (failed.code, failed.fatal) == ("group", False)
+        assert "the group of generation 1 could not be made" in failed.message
+        assert "bind" in failed.message
 
     def test_a_rank_whose_peer_never_comes_ends_by_itself(self, tmp_path: Path, some_rows: tuple[Path, Path]) -> None:
         job = prepared_job(tmp_path, some_rows[0], steps=2, global_batch=4)
