@@ -106,8 +106,7 @@ def test_killed_in_stages_3_4_and_5_and_back_it_ends_as_one_that_was_left_alone(
     wait_for_new_steps(training, 0, 5)
     in_stage_3 = strike(Kill(phase="reduce", victim="rank", node="beta", away=0.0), nodes, training, 0, rng)
 
-    lease = run.lease_held(JUDGED_IN_STAGE_4, "alpha")
-    daemons["alpha"].kill()
+    lease = run.kill_with_a_lease(JUDGED_IN_STAGE_4, daemons["alpha"])
     time.sleep(AWAY_SECONDS)
     daemons["alpha"].start()
 

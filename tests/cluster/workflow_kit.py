@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import sqlite3
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +24,22 @@ from realign_cluster.store.workflow_ledger import JobRecord, StageRecord, Workfl
 from tests.cluster.kit import CurateCluster, ledger
 from tests.cluster.train_kit import Training, history_of
 from tests.cluster.train_kit import outcome as outcome_of_training
-from tests.cluster_kit import wait_until
+from tests.cluster_kit import DaemonProcess, wait_until
 
 LONG = 300.0
+SETTLED_SECONDS = 0.15  # in which a worker's last result is in the ledger
+
+
+def _live(job: Path, node: str) -> list[AttemptRecord]:
+    """Units that the node has and has not returned."""
+    try:
+        reader = ledger(job)
+    except (RealignError, sqlite3.Error, OSError):  # it is just being made
+        return []
+    try:
+        return reader.attempts(NodeName(node), live_only=True)
+    finally:
+        reader.close()
 
 
 @dataclass(slots=True)
@@ -57,23 +73,31 @@ class WorkflowRun:
         job = self.job_going_on(title)
         return Training(process=self.process, folder=self.folder / "jobs" / job.key, errors=self.errors)
 
-    def lease_held(self, title: str, node: str) -> AttemptRecord:
-        """A unit that this node has and has not returned, once it has returned another one of the same job."""
+    def kill_with_a_lease(self, title: str, daemon: DaemonProcess) -> AttemptRecord:
+        """kill -9 of a daemon while it holds a unit of this job: its workers are stopped, and if the ledger then has a
+        live attempt of it, it dies. That attempt.
+        """
         folder = self.folder / "jobs" / self.job_going_on(title).key
+        while True:
+            self.wait_for(lambda: self._lives(title) and _live(folder, daemon.name), f"a lease of {daemon.name}")
+            workers = daemon.worker_pids()
+            for pid in workers:
+                os.kill(pid, signal.SIGSTOP)
+            try:
+                time.sleep(SETTLED_SECONDS)
+                if live := _live(folder, daemon.name):
+                    daemon.kill()
+                    return live[0]
+            finally:
+                for pid in workers:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGCONT)
 
-        def look() -> AttemptRecord | None:
-            with contextlib.suppress(RealignError, sqlite3.Error, FileNotFoundError):  # it is just being made
-                reader = ledger(folder)
-                try:
-                    held = reader.attempts(NodeName(node))
-                finally:
-                    reader.close()
-                live = [each for each in held if each.outcome is None]
-                return live[0] if live and len(live) < len(held) else None
-            return None
-
-        found: AttemptRecord = self.wait_for(look, f"a lease of {title} on {node}")
-        return found
+    def _lives(self, title: str) -> bool:
+        job = job_titled(self.folder, title)
+        assert job is not None
+        assert job.ended is None, f"{title} is over before it was hit"
+        return True
 
     def in_stage(self, number: int) -> None:
         """It has been begun."""
