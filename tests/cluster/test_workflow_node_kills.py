@@ -142,24 +142,30 @@ def test_killed_in_stages_3_4_and_5_and_back_it_ends_as_one_that_was_left_alone(
     check_each_job_was_done_once(out)
 
 
-@pytest.mark.parametrize("title", [STAGE_3, STAGE_5])
-def test_killed_for_good_the_others_go_on_and_the_verdicts_are_the_same(
-    workflows: Workflows, calm: Path, tmp_path: Path, title: str
+def test_killed_in_stages_3_and_5_and_not_back_the_other_goes_on_and_the_verdicts_are_the_same(
+    workflows: Workflows, calm: Path, tmp_path: Path
 ) -> None:
-    out, nodes = tmp_path / "run", NodeProcesses(workflows.cluster)
+    """Beta is away as long as stage 3 trains; alpha, from stage 5 on, for good."""
+    out, rng = tmp_path / "run", random.Random(5)
+    daemons, nodes = workflows.cluster.daemons, NodeProcesses(workflows.cluster)
     run = workflows.start(out, "--min-nodes", "1", "--wait-seconds", "5")
-    training = run.training_going_on(title)
-    wait_for_new_steps(training, 0, 5)
-    kill = Kill(phase="reduce", victim="daemon", node="beta", away=LONG)
-    strike(kill, nodes, training, 0, random.Random(5))
+    for title, victim in ((STAGE_3, "beta"), (STAGE_5, "alpha")):
+        training = run.training_going_on(title)
+        wait_for_new_steps(training, 0, 5)
+        strike(Kill(phase="reduce", victim="daemon", node=victim, away=LONG), nodes, training, 0, rng)
+        if title == STAGE_3:
+            run.in_stage(4)
+            daemons[victim].start()
     said = run.finish()
 
-    first, *later = history_of(folder_of(out, title)).generations
-    assert (set(first.nodes), {each.nodes for each in later}) == ({"alpha", "beta"}, {("alpha",)})
-    assert later[0].start_step > 0
-    assert "beta stayed away: it goes on without" in said
-    after = [job for job in jobs_of(out) if job.begun > first.started and job.request["what"] != "derive"]
-    assert all(set((job.result or {})["nodes"]) == {"alpha"} for job in after)
+    for title, victim, other in ((STAGE_3, "beta", "alpha"), (STAGE_5, "alpha", "beta")):
+        first, *later = history_of(folder_of(out, title)).generations
+        assert (set(first.nodes), {each.nodes for each in later}) == ({"alpha", "beta"}, {(other,)})
+        assert later[0].start_step > 0
+        assert f"{victim} stayed away: it goes on without" in said
+    started = history_of(folder_of(out, STAGE_5)).generations[0].started
+    after = [job for job in jobs_of(out) if job.begun > started and job.request["what"] != "derive"]
+    assert {node for job in after for node in (job.result or {})["nodes"]} == {"beta"}
     assert outcomes_of(out) == outcomes_of(calm)
     check_each_job_was_done_once(out)
 
