@@ -79,6 +79,14 @@ Shard = Annotated[
 HostfileOption = Annotated[Path | None, typer.Option(help="The cluster's hosts.")]
 Discover = Annotated[bool, typer.Option("--discover", help="Use the enrolled nodes that zeroconf finds.")]
 MinNodes = Annotated[int | None, typer.Option(help="Go on when at least this many nodes are there. Default: all.")]
+WaitSeconds = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="How long a node that went is waited for: by a reproducible training (default: half an hour), before the "
+        "next job of a workflow (default: two minutes). After that --min-nodes go on.",
+    ),
+]
 AllowSkew = Annotated[str, typer.Option(help="Versions that may differ: project,mlx,mlx-lm.")]
 Quick = Annotated[
     bool, typer.Option("--quick", help="Seconds instead of minutes: one speed, no batch table, no links.")

@@ -193,6 +193,8 @@ class _Sitting:
                 steps=job.steps,
                 nodes=tuple(NodeName(node) for node in world.nodes),
                 reproducible=job.reproducible,
+                wait_seconds=request.wait_seconds,
+                least_nodes=request.min_nodes,
                 snapshot_every=job.snapshot_every or 1,
                 kl_budget=job.kl_budget,
                 kl_action=job.kl.action if job.kl is not None else "soften",

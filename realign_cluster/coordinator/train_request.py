@@ -31,6 +31,7 @@ class TrainRequest(BaseModel):
     hostfile: Path | None = None
     discover: bool = False
     min_nodes: int | None = None
+    wait_seconds: float | None = None  # reproducible: for nodes that went; None: as recovery has it
     allow_skew: tuple[str, ...] = ()
     environment: dict[str, str] = {}
     nice: int | None = None

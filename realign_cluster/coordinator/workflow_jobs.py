@@ -19,6 +19,7 @@ from realign_cluster.coordinator.curate import INTERRUPTED, NODES_MISSING, curat
 from realign_cluster.coordinator.home import ClusterHome
 from realign_cluster.coordinator.progress import Dashboard, Level, ProgressSnapshot
 from realign_cluster.coordinator.request import CurateRequest
+from realign_cluster.coordinator.roll_call import RollCall
 from realign_cluster.coordinator.stop import Stop, StopAsked
 from realign_cluster.coordinator.train import train
 from realign_cluster.coordinator.train_request import Track, TrainRequest
@@ -39,6 +40,7 @@ class Where(BaseModel):
     hostfile: Path | None = None
     discover: bool = False
     min_nodes: int | None = None
+    wait_seconds: float | None = None  # for a node that went; None: by what a job is
     allow_skew: tuple[str, ...] = ()
     environment: dict[str, str] = {}
     nice: int | None = None
@@ -76,6 +78,15 @@ class JobRunner:
         self._home = home
         self._dashboard = dashboard
         self._stop = stop
+        self._roll_call = RollCall(
+            where.hostfile,
+            discover=where.discover,
+            allow_skew=frozenset(where.allow_skew),
+            home=home,
+            wait_seconds=where.wait_seconds,
+            note=dashboard.note,
+            look=stop.raise_if_asked,
+        )
 
     async def run(self, job: Job, reproducible: bool) -> Done:
         self._stop.raise_if_asked()
@@ -91,6 +102,7 @@ class JobRunner:
         return str(self._artifacts.folder_path(model.artifact)) if model.artifact else model.path
 
     async def _score(self, job: Score, reproducible: bool) -> Done:
+        await self._roll_call.wait()
         folder = self._job_folder(job)
         request = CurateRequest(
             inputs=(str(self._artifacts.rows_path(job.rows)),),
@@ -105,7 +117,7 @@ class JobRunner:
             truncate=job.truncate,
             reproducible=reproducible,
             **self._more_of(job),
-            **self._where.model_dump(),
+            **self._where.model_dump(exclude={"wait_seconds"}),
         )
         summary = await self._sitting(
             curate(request, dashboard=self._quiet(job), home=self._home, stop=self._stop), folder
@@ -130,6 +142,7 @@ class JobRunner:
         return more
 
     async def _train(self, job: Train) -> Done:
+        await self._roll_call.wait()
         folder = self._job_folder(job)
         request = TrainRequest(
             data=(str(self._artifacts.rows_path(job.data)),),

@@ -11,6 +11,7 @@ from realign_cluster.domain.ids import NodeName
 from realign_cluster.domain.launching import Launching, nodes_of
 from realign_cluster.domain.recovery_commands import Quarantine, Replan
 from realign_cluster.domain.sitting import Sitting
+from realign_cluster.domain.world import WorldPlan
 
 
 class Relaunch:
@@ -30,6 +31,7 @@ class Relaunch:
         self._losses = 0  # those of them where a node went
         self._together = 0  # those of them, in a row, where no single rank was to blame
         self._left_out: list[NodeName] = []  # nodes without which it was tried since
+        self._with_fewer = False  # than the same world has, though that is asked for
 
     # --- nodes and time
 
@@ -186,12 +188,12 @@ class Relaunch:
     def _plan(self) -> None:
         sitting = self._sitting
         usable, world = sitting.crew.usable(), sitting.memory.world
-        if world is not None and sitting.options.reproducible:
+        if world is not None and sitting.options.reproducible and not self._settles_for_fewer(world):
             missing = [node for node in nodes_of(world) if node not in usable]
             if barred := sitting.crew.barred(missing):
                 self._give_up_on(barred)
             elif missing:
-                self._wait(f"{', '.join(missing)}: the same world is asked for", sitting.policy.same_world_seconds)
+                self._wait(f"{', '.join(missing)}: the same world is asked for", self._same_world_seconds)
             else:
                 self._planned_for, self._launching.plan = usable, world
         elif not usable and len(barred := sitting.crew.barred(self._expected())) == len(self._expected()):
@@ -204,6 +206,29 @@ class Relaunch:
             self._refused(self._refusal.refusal)
         elif self._asked != usable:
             self.ask(f"{', '.join(usable)} can be used")
+
+    @property
+    def _same_world_seconds(self) -> float:
+        asked = self._sitting.options.wait_seconds
+        return asked if asked is not None else self._sitting.policy.same_world_seconds
+
+    def _settles_for_fewer(self, world: WorldPlan) -> bool:
+        """Some of the same world stayed away for too long, or will not come at all, and as many as are enough are
+        there.
+        """
+        sitting, least = self._sitting, self._sitting.options.least_nodes
+        missing = [node for node in nodes_of(world) if node not in sitting.crew.usable()]
+        if not missing or least is None or len(sitting.crew.usable()) < least:
+            self._with_fewer = False
+        elif not self._with_fewer:
+            waited = self._blocked_since is not None and sitting.now - self._blocked_since >= self._same_world_seconds
+            if waited or len(sitting.crew.barred(missing)) == len(missing):
+                self._with_fewer, self._blocked_since = True, None
+                sitting.warn(
+                    f"{', '.join(missing)} stayed away: it goes on without, and comes to the same only to "
+                    "floating-point order"
+                )
+        return self._with_fewer
 
     def _missing(self) -> list[NodeName]:
         """In the first place all that are expected; later those that were there until now."""

@@ -19,6 +19,8 @@ class Options:
     steps: int
     nodes: tuple[NodeName, ...]  # those that are expected to take part
     reproducible: bool = False  # the same world again, or none
+    wait_seconds: float | None = None  # for the same world; None: as long as the policy says
+    least_nodes: int | None = None  # as many go on once the rest of the same world stayed away; None: none do
     snapshot_every: int = 1
     kl_budget: float | None = None  # nats per completion token
     kl_action: KlAction = "soften"

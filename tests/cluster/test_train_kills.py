@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 from collections import Counter
 from pathlib import Path
 from statistics import median
@@ -26,7 +24,7 @@ from tests.cluster.train_kills import (
     run_with_kills,
     table,
 )
-from tests.cluster.train_kit import Outcome, TrainCommands, Training, history_of, outcome
+from tests.cluster.train_kit import NodeProcesses, Outcome, TrainCommands, Training, history_of, outcome
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(420)]
 
@@ -37,10 +35,11 @@ TRAINING = (
 VICTIMS: tuple[Victim, ...] = ("rank", "daemon", "coordinator")
 
 
-class ClusterGround:
+class ClusterGround(NodeProcesses):
     """Daemons of a cluster on this machine."""
 
     def __init__(self, commands: TrainCommands, nodes: tuple[str, ...], folder: Path, steps: int) -> None:
+        super().__init__(commands.cluster)
         self.nodes = nodes
         self._commands = commands
         self._folder = folder
@@ -54,26 +53,9 @@ class ClusterGround:
         out = self._folder / run
         return self._commands.start(self._commands.command(self._data, out, *self._options, hosts=self._hosts), out)
 
-    def rank(self, node: str) -> int | None:
-        daemon = self._commands.cluster.daemons[node]
-        return next(iter(daemon.rank_pids()), None) if daemon.running else None
-
-    def states(self, node: str, run_id: str) -> Path:
-        return self._commands.cluster.daemons[node].folder.training / "runs" / run_id
-
-    def kill(self, victim: Victim, node: str, training: Training) -> None:
-        if victim == "rank":
-            pid = self.rank(node)
-            assert pid is not None
-            os.kill(pid, signal.SIGKILL)
-        elif victim == "daemon":
-            self._commands.cluster.daemons[node].kill()
-        else:
-            training.kill()
-
     def bring_back(self, victim: Victim, node: str, training: Training) -> Training:
         if victim == "daemon":
-            self._commands.cluster.daemons[node].start()
+            self._daemons[node].start()
         return self.begin(training.folder.name) if victim == "coordinator" else training
 
 

@@ -6,15 +6,18 @@ once, that a killed run ends as one that was left alone, and what the commands s
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import sqlite3
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from realign_cluster.coordinator.roll_call import RollCall
 from realign_cluster.store.workflow_ledger import WorkflowLedgerReader
 from tests.cluster.kit import CurateCluster, wait_until
 from tests.workflows.answering import FEW, KNOWLEDGE, make_workflow
@@ -184,3 +187,36 @@ def test_a_signature_needs_a_name(pair: CurateCluster, calm: Path) -> None:
     realign(pair, *report, "--by", "A. Person")
     signed = realign(pair, "status", str(calm))["signatures"]
     assert [(each["item"], each["by"]) for each in signed] == [("thresholds understood", "A. Person")]
+
+
+def test_between_jobs_whoever_was_there_is_waited_for(pair: CurateCluster) -> None:
+    said: list[str] = []
+    beta = pair.daemons["beta"]
+
+    def roll_call(seconds: float) -> RollCall:
+        return RollCall(
+            pair.hostfile(),
+            discover=False,
+            allow_skew=frozenset(),
+            home=pair.home,
+            wait_seconds=seconds,
+            note=lambda message, level: said.append(message),
+            look=lambda: None,
+        )
+
+    async def scenario() -> None:
+        patient, impatient = roll_call(60.0), roll_call(1.0)
+        await patient.wait()
+        await impatient.wait()
+        await asyncio.to_thread(beta.kill)
+        waiting = asyncio.create_task(patient.wait())
+        await impatient.wait()
+        assert not waiting.done()
+        begun = time.monotonic()
+        await impatient.wait()
+        assert time.monotonic() - begun < 1.0, "it is waited for again"
+        await asyncio.to_thread(beta.start)
+        await asyncio.wait_for(waiting, 20.0)
+
+    asyncio.run(scenario())
+    assert said == ["beta is away: waiting up to 60 s for it", "beta is away: waiting up to 1 s for it"]

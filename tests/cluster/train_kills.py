@@ -66,12 +66,8 @@ class Recovered:
     stepped: float | None
 
 
-class Ground(Protocol):
-    """Where a training runs that is to be hit."""
-
-    nodes: tuple[str, ...]
-
-    def begin(self, run: str) -> Training: ...
+class Field(Protocol):
+    """Where ranks are that are to be hit."""
 
     def rank(self, node: str) -> int | None:
         """Its process number, if there is one."""
@@ -80,6 +76,14 @@ class Ground(Protocol):
         """The folder of a run's states on that node."""
 
     def kill(self, victim: Victim, node: str, training: Training) -> None: ...
+
+
+class Ground(Field, Protocol):
+    """Where whole trainings run that are to be hit."""
+
+    nodes: tuple[str, ...]
+
+    def begin(self, run: str) -> Training: ...
 
     def bring_back(self, victim: Victim, node: str, training: Training) -> Training:
         """The training that goes on: another one after a coordinator's death."""
@@ -102,10 +106,8 @@ def run_with_kills(ground: Ground, run: str, kills: Sequence[Kill], rng: random.
     for kill in kills:
         before = hits[-1].generation if hits else 0
         if kill.phase != "load":
-            _wait_for_new_steps(training, before, 2)
-        with _stopped_in(kill, ground, training, before, rng) as (generation, place):
-            hits.append(Hit(kill=kill, generation=generation, at=time.time(), place=place))
-            ground.kill(kill.victim, kill.node, training)
+            wait_for_new_steps(training, before, 2)
+        hits.append(strike(kill, ground, training, before, rng))
         if kill.victim not in ("rank", "pause"):
             time.sleep(kill.away)
         training = ground.bring_back(kill.victim, kill.node, training)
@@ -113,7 +115,15 @@ def run_with_kills(ground: Ground, run: str, kills: Sequence[Kill], rng: random.
     return training, hits
 
 
-def _wait_for_new_steps(training: Training, after: int, count: int) -> None:
+def strike(kill: Kill, ground: Field, training: Training, after: int, rng: random.Random) -> Hit:
+    """The kill, once the node's rank is in that phase of a generation later than `after`."""
+    with _stopped_in(kill, ground, training, after, rng) as (generation, place):
+        hit = Hit(kill=kill, generation=generation, at=time.time(), place=place)
+        ground.kill(kill.victim, kill.node, training)
+    return hit
+
+
+def wait_for_new_steps(training: Training, after: int, count: int) -> None:
     """Of a generation later than `after`."""
 
     def done() -> bool:
@@ -130,7 +140,7 @@ def _wait_for_new_steps(training: Training, after: int, count: int) -> None:
 
 @contextlib.contextmanager
 def _stopped_in(
-    kill: Kill, ground: Ground, training: Training, after: int, rng: random.Random
+    kill: Kill, ground: Field, training: Training, after: int, rng: random.Random
 ) -> Iterator[tuple[int, str]]:
     """Within this the rank on the kill's node does not run, and is in the phase. Generation and place."""
     deadline = time.monotonic() + 3 * WAIT
@@ -148,7 +158,7 @@ def _stopped_in(
     raise AssertionError(f"no {kill.phase} on {kill.node} was hit\n{training.said()}")
 
 
-def _wait_for_instant(kill: Kill, ground: Ground, training: Training, after: int, rng: random.Random) -> int | None:
+def _wait_for_instant(kill: Kill, ground: Field, training: Training, after: int, rng: random.Random) -> int | None:
     """A moment that may lie in the phase; the rank's process number then."""
     pid = training.wait_for(lambda: ground.rank(kill.node), f"a rank on {kill.node}")
     match kill.phase:
@@ -204,7 +214,7 @@ def _stopped(pid: int) -> Iterator[_Stop]:
                 os.kill(pid, signal.SIGCONT)
 
 
-def _place(kill: Kill, ground: Ground, training: Training, generation: int) -> str:
+def _place(kill: Kill, ground: Field, training: Training, generation: int) -> str:
     """Where the stopped rank is, by the ledger, once its last word is there; "" if not in the phase."""
     said = -1
     while (now := len(training.reports(kill.node, generation))) != said:

@@ -216,6 +216,30 @@ class TrainCommands:
         return int(pid)
 
 
+class NodeProcesses:
+    """Ranks and daemons of a cluster on this machine, to be found and killed."""
+
+    def __init__(self, cluster: CurateCluster) -> None:
+        self._daemons = cluster.daemons
+
+    def rank(self, node: str) -> int | None:
+        daemon = self._daemons[node]
+        return next(iter(daemon.rank_pids()), None) if daemon.running else None
+
+    def states(self, node: str, run_id: str) -> Path:
+        return self._daemons[node].folder.training / "runs" / run_id
+
+    def kill(self, victim: str, node: str, training: Training) -> None:
+        if victim == "rank":
+            pid = self.rank(node)
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+        elif victim == "daemon":
+            self._daemons[node].kill()
+        else:
+            training.kill()
+
+
 def lives(pid: int) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE

@@ -399,6 +399,65 @@ def test_reproducible_waits_for_the_same_world_and_then_gives_up() -> None:
     assert "b: the same world is asked for" in run.finish.reason
 
 
+def test_reproducible_waits_as_long_as_is_asked() -> None:
+    run = TrainRun("ab", reproducible=True, wait_seconds=20.0).begin(steps=3)
+    run.lose("b", clean=True)
+    run.obeys("a")
+    run.pass_time(19)
+    assert run.finish is None
+    run.pass_time(2)
+    assert run.finish is not None
+    assert run.finish.state == "incomplete"
+
+
+def test_reproducible_goes_on_with_fewer_if_they_are_enough_and_the_others_stayed_away() -> None:
+    run = TrainRun("ab", reproducible=True, wait_seconds=20.0, least_nodes=1).begin(steps=3)
+    run.lose("b", clean=True)
+    run.obeys("a")
+    run.pass_time(19)
+    assert (run.generation, run.finish) == (1, None)
+    run.pass_time(2)
+    assert (run.generation, run.running, run.starts[0].spec.start_step) == (2, "a", 3)
+    assert "b stayed away: it goes on without" in run.notes()
+    run.ready("b", [part(3)])  # too late: what comes out is not to change once more
+    run.goes()
+    run.step(4)
+    assert (run.running, run.memory.world and run.memory.world.nodes) == ("a", ("a",))
+    run.exits("a")
+    run.pass_time(1)
+    assert (run.generation, run.running) == (3, "a")
+
+
+def test_reproducible_is_the_same_world_if_the_node_comes_back_in_time() -> None:
+    run = TrainRun("ab", reproducible=True, wait_seconds=20.0, least_nodes=1).begin(steps=3)
+    before = run.starts[0].spec.world
+    for _ in range(2):
+        run.lose("b", clean=True)
+        run.obeys("a")
+        run.pass_time(15)
+        run.ready("b", [part(3)])
+        assert run.starts[0].spec.world == before
+        run.goes()
+    assert run.generation == 3
+
+
+def test_reproducible_does_not_wait_for_a_node_that_takes_no_part_if_the_others_are_enough() -> None:
+    run = TrainRun("ab", reproducible=True, least_nodes=1).begin(steps=3)
+    run.bar("b")
+    run.obeys("a")
+    run.pass_time(POLICY.lease_seconds + POLICY.fence_margin_seconds + POLICY.return_seconds)
+    assert (run.generation, run.running, run.finish) == (2, "a", None)
+
+
+def test_reproducible_with_too_few_gives_up() -> None:
+    run = TrainRun("abc", reproducible=True, wait_seconds=20.0, least_nodes=2).begin(steps=3)
+    run.lose("bc", clean=True)
+    run.obeys("a")
+    run.pass_time(21)
+    assert run.finish is not None
+    assert run.finish.state == "incomplete"
+
+
 def test_reproducible_goes_on_with_exactly_the_same_plan() -> None:
     run = TrainRun("ab", reproducible=True).begin(steps=3)
     before = run.starts[0].spec.world

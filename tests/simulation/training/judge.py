@@ -135,7 +135,10 @@ class Judge:
                 continue  # nothing that computes, or its daemon kills it when the machine wakes
             must(False, f"generation {first.generation} is started while {rank.spec.generation} lives on {node.name}")
         if world.script.reproducible:
-            must(self.same_world in (None, first.world), "another world, although the same one was asked for")
+            before = self.same_world
+            away = before is not None and not set(before.nodes) <= set(first.world.nodes)
+            may_change = away and world.script.fewer
+            must(may_change or before in (None, first.world), "another world, although the same one was asked for")
             self.same_world = first.world
         best = max(self._good(reachable=True), default=0)
         must(first.start_step >= best, f"from step {first.start_step} although step {best} is there")

@@ -69,9 +69,12 @@ class Script:
     ] = ()  # how many softenings are behind when each measurement from such a step on is too high
     nan_at: int = 0  # this step's loss is no number; 0: none
     drifts: str = ""  # the replica on this node ends with other weights
+    wait_seconds: float | None = None  # reproducible: for the same world; None: as the policy has it
+    fewer: bool = False  # reproducible: then it goes on without those that stayed away
 
     def __str__(self) -> str:
-        world = f"{self.parallel}, at least {self.least_nodes}{', reproducible' if self.reproducible else ''}"
+        same = f", reproducible (waits {self.wait_seconds}, then fewer: {self.fewer})" if self.reproducible else ""
+        world = f"{self.parallel}, at least {self.least_nodes}{same}"
         lines = [
             f"seed {self.seed}: {self.steps} steps of {self.step_seconds:.2f} s, {world}; checkpoint every "
             f"{self.checkpoint_every}, snapshot every {self.snapshot_every}, evaluation every {self.evaluate_every}, "
@@ -168,4 +171,6 @@ def make_script(seed: int) -> Script:
         kl_over=tuple(sorted(rng.sample(range(2, steps + 1), min(2, steps - 1)))) if kl else (),
         nan_at=rng.randint(1, steps) if ends_badly < 0.03 else 0,
         drifts=names[-1] if 0.03 <= ends_badly < 0.06 and parallel == "data" and count > 1 else "",
+        wait_seconds=rng.choice((None, 2.0, 20.0)),
+        fewer=rng.random() < 0.5,
     )

@@ -53,10 +53,12 @@ def test_the_schedules_meet_what_they_are_for() -> None:
             seen[type(event).__name__] += 1
             for command in commands:
                 seen[type(command).__name__] += 1
+                seen["fewer than the same world"] += "stayed away" in getattr(command, "text", "")
     kinds = {kind.__name__ for kind in (*get_args(e.Event), *get_args(c.Command))}
     assert kinds <= seen.keys()
     assert min(ends[state] for state in get_args(c.Outcome)) > 5
     assert min(seen["sittings"], seen["lost steps"], seen["relaunches"], seen["Quarantine"]) > 20
+    assert seen["fewer than the same world"] > 2
 
 
 def sittings(world: World) -> list[list[tuple[e.Event, tuple[c.Command, ...]]]]:

@@ -45,6 +45,8 @@ class World:
             steps=script.steps,
             nodes=tuple(self.by_name),
             reproducible=script.reproducible,
+            wait_seconds=script.wait_seconds,
+            least_nodes=1 if script.fewer else None,
             snapshot_every=script.snapshot_every,
             kl_budget=0.1 if script.kl_every else None,
             kl_action=script.kl_action,
