@@ -121,9 +121,15 @@ def _retrieval(history: WorkflowHistory, behind: Behind) -> str:
         if name.startswith("retrieval_") and each["value"] is not None:
             value = linked(number(each["value"]), behind.link(attempt, name))
             rows.append([escape(name), value, f"{each['items']:,}"])
-    bm25 = ", ".join(f"{name} {value}" for name, value in (attempt.facts.get("bm25") or {}).items())
-    said = note(f"BM25 with {bm25}." if bm25 else "")
+    said = note(escape(_retriever(attempt.facts.get("retriever") or {})))
     return f"<h3>Retrieval</h3>{said}{_slim(['measure', '>value', '>queries'], rows)}"
+
+
+def _retriever(facts: Mapping[str, Any]) -> str:
+    if "code" not in facts:
+        return f"BM25 with {', '.join(f'{name} {value}' for name, value in facts.items())}." if facts else ""
+    what = "Vectors of" if facts["kind"] == "vectors" else "By"
+    return f"{what} {facts['code']}, which calls itself {facts['fingerprint']}."
 
 
 def _spread(history: WorkflowHistory) -> str:

@@ -101,6 +101,9 @@ most_claims = 16         # of one answer
 kind = "lexical"         # or judge, or ensemble: then also model = "...", another model than the one that is trained
 supported = 0.5
 
+[retrieval]              # of the sources, in stage 2 of source attribution
+kind = "bm25"            # or vectors, with embedder = "module:attribute"; or module:attribute, a retriever of your own
+
 [citations]
 format = "inline"        # [1]; or footnote, or author-year
 
