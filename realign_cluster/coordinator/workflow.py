@@ -28,6 +28,7 @@ from realign_cluster.workflows.course import End as CourseEnd
 from realign_cluster.workflows.jobs import (
     ArtifactId,
     Ask,
+    Consult,
     Derive,
     Job,
     JobResult,
@@ -96,7 +97,7 @@ class _Sitting:
                 return result
             answer = None
             match step:
-                case Score() | Train() | Derive():
+                case Score() | Train() | Consult() | Derive():
                     answer = await self._result_of(step)
                 case Look():
                     answer = JobResult(value=await asyncio.to_thread(list, self._run.artifacts.rows(step.rows)))

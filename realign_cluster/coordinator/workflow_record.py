@@ -10,7 +10,7 @@ from typing import Any
 
 from realign_cluster.coordinator.run_record import note_request
 from realign_cluster.coordinator.workflow_jobs import pinned
-from realign_cluster.coordinator.workflow_outside import pinned_judge, pinned_retriever
+from realign_cluster.coordinator.workflow_outside import pinned_judge, pinned_retriever, reach_service
 from realign_cluster.coordinator.workflow_request import WorkflowRequest
 from realign_cluster.domain.errors import UsageError
 from realign_cluster.metrics.retrieval.choice import UsersCode
@@ -66,6 +66,8 @@ def open_workflow_run(request: WorkflowRequest, command: str | None = None) -> W
     model = pinned(model_path(config, request.config))
     judge = pinned_judge(config, request.config, model)
     retriever = pinned_retriever(config, request.config)
+    if not (request.out / "ledger.sqlite").exists():  # one that is gone on with asks only what it has no answer to
+        reach_service(config, request.config)
     with contextlib.ExitStack() as undo:
         folder = RunFolder.hold(request.out)
         undo.callback(folder.abandon)

@@ -19,10 +19,11 @@ from realign_cluster.domain.toml_lines import line_of_toml, lines_of_toml
 from realign_cluster.domain.train_limits import broken_limits
 from realign_cluster.domain.training import TrainSettings
 from realign_cluster.metrics.retrieval.plugin import CODE
+from realign_cluster.metrics.verifiers.fact_service import FactServiceSettings
 
 Mode = Literal["strict", "permissive"]
 RETRIEVERS: Final = ("bm25", "vectors")
-VerifierKind = Literal["lexical", "judge", "ensemble"]
+VerifierKind = Literal["lexical", "judge", "service", "ensemble"]
 
 
 class ModelConfig(Strict):
@@ -59,6 +60,7 @@ class VerifierConfig(Strict):
     template: str | None = None
     supported: float = Field(default=0.5, gt=0, lt=1)  # probability from which a claim counts as supported
     evidence_tokens: int = Field(default=1024, ge=64)  # of the judge: longer evidence is cut into chunks
+    service: FactServiceSettings | None = None  # who answers it, of kind service or ensemble
 
 
 class RetrievalConfig(Strict):
@@ -134,6 +136,8 @@ def read_config(path: Path) -> WorkflowConfig:
     except ValidationError as error:
         wrong = "\n".join(_said(path, lines, each) for each in error.errors())
         raise UsageError(wrong, "docs/workflows/templates.md has every key") from None
+    if wrong_verifier := [*_wrong_verifier(path, lines, config.verifier)]:
+        raise UsageError("\n".join(wrong_verifier), "docs/workflows/verification.md says what each kind needs")
     if wrong_retrieval := [*_wrong_retrieval(path, lines, config.retrieval)]:
         raise UsageError("\n".join(wrong_retrieval), "docs/workflows/source-data.md has an example of each")
     if wrong_training := [*_wrong_trainings(path, lines, config.training)]:
@@ -163,6 +167,21 @@ def _keys_of(table: tuple[str, ...]) -> list[str]:
         if model is None:
             return []
     return list(model.model_fields)
+
+
+def _wrong_verifier(path: Path, lines: dict[tuple[str, ...], int], verifier: VerifierConfig) -> Iterator[str]:
+    def place(key: str) -> str:
+        return f"{path}:{line_of_toml(lines, ('verifier', key))}: verifier.{key}"
+
+    kind, model, service = verifier.kind, verifier.model, verifier.service
+    if kind == "judge" and not model:
+        yield f"{place('model')}: missing, the kind is judge"
+    if kind == "service" and service is None:
+        yield f"{place('service')}: missing, the kind is service: [verifier.service] has its url and version"
+    if kind == "ensemble" and not model and service is None:
+        yield f"{place('kind')}: an ensemble has a model, a [verifier.service], or both, beside the rules"
+    if kind in ("lexical", "judge") and service is not None:
+        yield f'{place("service")}: nobody asks it, the kind is {kind}; kind = "service" or "ensemble" does'
 
 
 def _wrong_retrieval(path: Path, lines: dict[tuple[str, ...], int], retrieval: RetrievalConfig) -> Iterator[str]:

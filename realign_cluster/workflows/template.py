@@ -98,7 +98,8 @@ max_new_tokens = 128
 most_claims = 16         # of one answer
 
 [verifier]               # who says "supported"
-kind = "lexical"         # or judge, or ensemble: then also model = "...", another model than the one that is trained
+kind = "lexical"         # or judge, with model = "...", another model than the one that is trained; or service, with
+                         # [verifier.service] url and version; or ensemble, of the rules and of these
 supported = 0.5
 
 [retrieval]              # of the sources, in stage 2 of source attribution

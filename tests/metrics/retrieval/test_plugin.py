@@ -65,6 +65,14 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "own_retriever_of_a_test", raising=False)
 
 
+def test_what_the_page_shows_can_be_used(tmp_path: Path):
+    page = (Path(__file__).parents[3] / "docs" / "workflows" / "source-data.md").read_text(encoding="utf-8")
+    (shown,) = [block.split("```")[0] for block in page.split("```python\n")[1:] if "class Newest" in block]
+    (tmp_path / "own_retriever_of_a_test.py").write_text(shown)
+    index = build_index(pinned(tmp_path), PASSAGES, tmp_path / "index")
+    assert index.search(["anything"], 2) == [Ranking(ids=("p2", "p1"), scores=(2, 1))]
+
+
 def pinned(beside: Path, name: str = "Newest") -> UsersCode:
     return pinned_code("own", f"own_retriever_of_a_test:{name}", beside)
 
