@@ -278,5 +278,10 @@ async def _training(
         minutes=None if seconds is None else seconds / MINUTE,
         memory=tuple(f"{node.name}: {node.memory}" for node in plan.nodes),
         text=plan.refusal
-        or f"{settings.steps:,} steps of {settings.global_batch}, {plan.approach} over {len(plan.nodes)} nodes",
+        or "; ".join(
+            (
+                f"{settings.steps:,} steps of {settings.global_batch}, {plan.approach} over {len(plan.nodes)} nodes",
+                *plan.cautions,
+            )
+        ),
     )
