@@ -11,6 +11,7 @@ from realign_cluster.domain.job import JUDGE_LABELS, JUDGE_TEMPLATE
 from realign_cluster.metrics.detector import Labelled, detector_quality
 from realign_cluster.metrics.measured import ItemId
 from realign_cluster.metrics.verifiers.ensemble import MEAN_VERSION, mean_verdict
+from realign_cluster.metrics.verifiers.evidence import CHUNKS_VERSION
 from realign_cluster.metrics.verifiers.fact_service import fact_service_facts
 from realign_cluster.metrics.verifiers.judge import Chunking, judge_rows, judge_verdicts
 from realign_cluster.metrics.verifiers.lexical import LexicalVerifier
@@ -120,6 +121,7 @@ def verifier_fingerprint(context: Context) -> str:
         facts["rules"] = dict(LexicalVerifier().facts())
     if context.judge is not None:
         facts |= {"judge": context.judge.identity, "template": verifier.template, "chunking": _chunking(context)}
+        facts["chunks"] = CHUNKS_VERSION
     if "service" in members and verifier.service is not None:
         facts["service"] = fact_service_facts(verifier.service)
     if len(members) > 1:
@@ -127,7 +129,7 @@ def verifier_fingerprint(context: Context) -> str:
     return fingerprint_of(facts)
 
 
-@derivation(version=1)
+@derivation(version=2)
 def lexical_verdicts(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     """By rules, without a model."""
     del parameters
@@ -141,7 +143,7 @@ def lexical_verdicts(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     )
 
 
-@derivation(version=1)
+@derivation(version=2)
 def rows_for_judge(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     return Derived(
         rows={"rows": judge_rows([pair_of(row) for row in inputs.rows("pairs")], Chunking(**parameters["chunking"]))}
