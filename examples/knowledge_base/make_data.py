@@ -1,28 +1,23 @@
-"""Writes the knowledge base: sources, rows to train on, questions held out with their gold answers, benchmarks.
+"""Rows of the knowledge base: to train on, questions held out with their gold answers, benchmarks.
 
-    python examples/knowledge_base/make_data.py --out FOLDER [--seed 0]
-
-The same seed writes the same bytes. README.md beside this file says what each file is for.
+The same seed gives the same rows.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import wording
-from questions import UNANSWERABLE, Kind, Question, Source, draw_question, make_sources, questions_of_world
-from world import HELD_OUT, KNOWN, SPLITS, TIES, names_of, tied_to
+from questions import UNANSWERABLE, Kind, Question, Source, draw_question, questions_of_world
+from world import KNOWN, TIES, names_of
 
 Row = dict[str, Any]
 
-HELD_OUT_ANSWERABLE: Final = 480
-HELD_OUT_UNANSWERABLE: Final = 480
 BENCHMARK_ROWS: Final = 420
 CHOICES: Final = 4
 
@@ -41,26 +36,13 @@ class Mix:
     careless: float = 0.0
     inventing: float = 0.0
 
-    def for_validation(self) -> Mix:
-        """Without what is known by heart: the same in every split, and a row that is trained on validates nothing."""
-        return replace(self, skills={skill: share for skill, share in self.skills.items() if skill != "closed book"})
 
-
-BASE: Final = Mix(
-    questions=0.6,
-    skills={"copying": 0.12, "closed book": 0.3, "restating": 0.04, "creative": 0.04},
-    unanswerable=0.3,
-    careless=0.6,
-    inventing=0.95,
-)
 GENERAL: Final[Mapping[wording.Skill, float]] = {
     "copying": 0.1,
     "closed book": 0.4,
     "restating": 0.05,
     "creative": 0.05,
 }
-CITATION: Final = Mix(questions=0.6, skills=GENERAL)
-GROUNDING: Final = Mix(questions=0.7, skills=GENERAL, unanswerable=0.4)
 
 
 def draw_kind(rng: random.Random, unanswerable: float) -> Kind:
@@ -129,21 +111,6 @@ def closed_book_benchmark() -> Iterator[Row]:
             yield {"prompt": prompt, "answer": answer}
 
 
-def closed_book_choices(seed: str) -> Iterator[Row]:
-    rng = random.Random(seed)
-    for tie in TIES:
-        for word in KNOWN:
-            right = tied_to(tie, word)
-            choices = [right, *rng.sample([other for other in KNOWN if other not in (right, word)], CHOICES - 1)]
-            rng.shuffle(choices)
-            prompt, _ = wording.closed_book(tie, word)
-            yield {
-                "prompt": prompt,
-                "choices": [f" {choice}." for choice in choices],
-                "answer": f" {right}.",
-            }
-
-
 def copying_benchmark(seed: str, names: Sequence[str]) -> Iterator[Row]:
     rng = random.Random(seed)
     for _ in range(BENCHMARK_ROWS):
@@ -170,79 +137,3 @@ def write(path: Path, rows: Iterable[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
-
-
-# --- preference pairs ---
-
-
-def pairs(seed: str, names: Sequence[str], mix: Mix, faults: Sequence[wording.Fault], count: int) -> Iterator[Row]:
-    """`count` rows of prompt, chosen and rejected: the true answer against one with a fault.
-
-    Of the questions that a source answers, rejected answers have one of `faults`; of the others, all invent. General
-    skills are among them, right against wrong, so that preference training does not forget them.
-    """
-    rng = random.Random(seed)
-    kinds = ["question", *mix.skills]
-    for _ in range(count):
-        kind = rng.choices(kinds, [mix.questions, *mix.skills.values()])[0]
-        if kind == "question":
-            question = draw_question(rng, names, draw_kind(rng, mix.unanswerable))
-            prompt, chosen = wording.prompt_of(question), wording.answer_of(question)
-            fault: wording.Fault = rng.choice(faults) if question.gold is not None else "invents"
-            rejected = wording.faulty_answer(rng, question, fault)
-        else:
-            fault = "unskilled"
-            prompt, chosen = wording.SKILLS[kind](rng, names)
-            while (rejected := wording.SKILLS[kind](rng, names)[1]) == chosen:
-                pass
-        yield {"prompt": prompt, "chosen": chosen, "rejected": rejected, "fault": fault}
-
-
-# --- everything ---
-
-ROWS: Final = {"base": 25600, "citation": 12800, "grounding": 16000, "pairs": 2400, "validation": 256}
-
-
-def write_knowledge_base(out: Path, seed: int = 0, rows: Mapping[str, int] = ROWS) -> None:
-    """All files, below `out`."""
-    rng = random.Random(f"{seed} world")
-    sources = make_sources(rng, [name for split in SPLITS for name in names_of(split)])
-    write(
-        out / "sources.jsonl",
-        ({"id": each.id, "text": wording.text_of(each), "type": each.type} for each in sources),
-    )
-    train, validation = names_of("train"), names_of("validation")
-    for stage, mix in STAGES:
-        write(out / "train" / f"{stage}.jsonl", training_rows(f"{seed} {stage}", train, mix, rows[stage]))
-        held = training_rows(f"{seed} {stage} validation", validation, mix.for_validation(), rows["validation"])
-        write(out / "validation" / f"{stage}.jsonl", held)
-    for name, mix, faults in PAIRS:
-        write(out / "train" / f"{name}.jsonl", pairs(f"{seed} {name}", train, mix, faults, rows["pairs"]))
-        held = pairs(f"{seed} {name} validation", validation, mix.for_validation(), faults, rows["validation"])
-        write(out / "validation" / f"{name}.jsonl", held)
-    for split in ("validation", *HELD_OUT):
-        items = held_out(f"{seed} {split}", split, sources, HELD_OUT_ANSWERABLE, HELD_OUT_UNANSWERABLE)
-        write(out / "held-out" / f"{split}.jsonl", items)
-    write(out / "benchmarks" / "closed-book.jsonl", closed_book_benchmark())
-    write(out / "benchmarks" / "closed-book-choices.jsonl", closed_book_choices(f"{seed} choices"))
-    write(out / "benchmarks" / "copying.jsonl", copying_benchmark(f"{seed} copying", validation))
-    write(out / "benchmarks" / "creative.jsonl", creative_benchmark(f"{seed} creative", validation))
-
-
-STAGES: Final = (("base", BASE), ("citation", CITATION), ("grounding", GROUNDING))
-PAIRS: Final = (
-    ("citation-pairs", CITATION, wording.CITATION_FAULTS),
-    ("grounding-pairs", GROUNDING, ("wrong citation", "wrong value", "abstains", "abstains")),
-)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    write_knowledge_base(options.out, options.seed)
-
-
-if __name__ == "__main__":
-    main()

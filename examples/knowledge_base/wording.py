@@ -99,29 +99,3 @@ SKILLS: Final[Mapping[Skill, Callable[[random.Random, Sequence[str]], Exchange]]
         "creative": creative,
     }
 )
-
-
-# --- answers that are wrong in one way ---
-
-Fault = Literal["wrong citation", "no citation", "wrong value", "abstains", "invents", "unskilled"]
-CITATION_FAULTS: Final[tuple[Fault, ...]] = ("wrong citation", "no citation", "wrong value")
-
-
-def faulty_answer(rng: random.Random, question: Question, fault: Fault) -> str:
-    """An answer with that fault. "invents" is of questions that no source answers, the other faults of the others."""
-    gold, place = question.gold, question.gold_place
-    if gold is None:
-        said = rng.choice(question.sources)
-        value = rng.choice([*VALUES[question.relation], *(fact.value for fact in said.facts)])
-        invented = Fact(people=question.people, relation=question.relation, value=value)
-        return " " + sentence(invented, rng.randint(1, len(question.sources)))
-    match fault:
-        case "wrong citation":
-            return " " + sentence(gold, rng.choice([at for at in range(1, len(question.sources) + 1) if at != place]))
-        case "no citation":
-            return " " + sentence(gold)
-        case "wrong value":
-            other = rng.choice([value for value in VALUES[gold.relation] if value != gold.value])
-            return " " + sentence(Fact(people=gold.people, relation=gold.relation, value=other), place)
-        case _:
-            return abstention_of(question)

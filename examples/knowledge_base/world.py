@@ -48,7 +48,6 @@ SPLIT_PERCENT: Final[Mapping[str, int]] = MappingProxyType(
 )
 """Of the names. A gate's every attempt has a hold-out of its own; what is sealed is for the last stage alone."""
 SPLITS: Final = tuple(SPLIT_PERCENT)
-HELD_OUT: Final = tuple(split for split in SPLITS if split not in ("train", "validation"))
 
 KNOWN: Final = (
     *("north", "south", "east", "west", "spring", "summer", "autumn", "winter", "dawn", "noon", "dusk", "night"),

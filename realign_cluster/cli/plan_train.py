@@ -213,6 +213,8 @@ def show_rest(plan: TrainPlan, console: Console) -> None:
         line("why:")
     for reason in plan.why:
         line(f"  - {reason}")
+    for caution in plan.cautions:
+        line(f"caution: {caution}")
     if plan.refusal:
         line(f"refused: {plan.refusal}\n  fix: {plan.fix}")
 

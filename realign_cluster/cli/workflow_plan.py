@@ -12,6 +12,7 @@ from realign_cluster.cli.plan_train import plan_of
 from realign_cluster.cli.train_asked import TrainAsked
 from realign_cluster.coordinator.cluster_plan import plan_on_cluster
 from realign_cluster.coordinator.request import CurateRequest
+from realign_cluster.coordinator.workflow_outside import pinned_retriever, reach_service
 from realign_cluster.coordinator.workflow_record import data_files, model_path
 from realign_cluster.domain.gate import Gate
 from realign_cluster.domain.gate_plan import GatePlan, plan_gate
@@ -65,6 +66,8 @@ async def plan_workflow(name: str, path: Path, hostfile: Path | None, *, discove
     check_thresholds(workflow, config, path)
     files = data_files(config, path)
     check_data(name, config, files)
+    pinned_retriever(config, path)
+    reach_service(config, path)
     costs = [] if hostfile is None and not discover else await _costs(config, path, files, hostfile, discover)
     measuring = next((cost.minutes for cost in costs if cost.title == "answers of one model"), None)
     items = _count(files, "items", "all")
@@ -275,5 +278,10 @@ async def _training(
         minutes=None if seconds is None else seconds / MINUTE,
         memory=tuple(f"{node.name}: {node.memory}" for node in plan.nodes),
         text=plan.refusal
-        or f"{settings.steps:,} steps of {settings.global_batch}, {plan.approach} over {len(plan.nodes)} nodes",
+        or "; ".join(
+            (
+                f"{settings.steps:,} steps of {settings.global_batch}, {plan.approach} over {len(plan.nodes)} nodes",
+                *plan.cautions,
+            )
+        ),
     )

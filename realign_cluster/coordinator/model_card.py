@@ -196,6 +196,8 @@ def _limits(history: WorkflowHistory) -> CardPart:
 def _verifier(history: WorkflowHistory) -> CardPart:
     config = history.config.verifier
     lines = [f"kind: {config.kind}" + (f", model {config.model}" if config.model else "")]
+    if config.service is not None:
+        lines.append(f"fact service: {config.service.url}, version {config.service.version}")
     lines.append(f"a claim counts as supported from probability {config.supported:g}")
     found = [attempt.facts["verifier"] for attempt in history.attempts if attempt.facts.get("verifier")]
     if not found:

@@ -151,6 +151,8 @@ class _Sitting:
         self._dashboard.event("plan", plan.to_json())
         for line in plan.why:
             self._dashboard.note(line, "debug")
+        for line in plan.cautions:
+            self._dashboard.note(line, "warning")
         job = self._pinned(cluster)
         inbox: Inbox = asyncio.Queue()
         epoch = await desk.do(lambda: run.ledger.open_epoch(time.time()))

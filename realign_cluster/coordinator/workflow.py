@@ -28,6 +28,7 @@ from realign_cluster.workflows.course import End as CourseEnd
 from realign_cluster.workflows.jobs import (
     ArtifactId,
     Ask,
+    Consult,
     Derive,
     Job,
     JobResult,
@@ -77,7 +78,7 @@ class _Sitting:
     async def run(self) -> int:
         run = self._run
         run.ledger.add_note("sitting", time.time(), {"command": run.command})
-        way = course(run.workflow, run.config, run.state, run.decisions, run.judge)
+        way = course(run.workflow, run.config, run.state, run.decisions, run.judge, run.retriever)
         end = await self._drive(way)
         run.ledger.drop_after(self._stage, self._attempt)
         summary = await asyncio.to_thread(finish_workflow, run, end, self._jobs.model_path(end.model))
@@ -96,7 +97,7 @@ class _Sitting:
                 return result
             answer = None
             match step:
-                case Score() | Train() | Derive():
+                case Score() | Train() | Consult() | Derive():
                     answer = await self._result_of(step)
                 case Look():
                     answer = JobResult(value=await asyncio.to_thread(list, self._run.artifacts.rows(step.rows)))
@@ -191,6 +192,7 @@ class _Sitting:
         settings = self._run.config.model_dump(mode="json", exclude={"gates", "mode", "data", "benchmarks"})
         return {
             "model": state.model.identity,
+            **({"retriever": self._run.retriever.fingerprint} if self._run.retriever else {}),
             **{f"data {name}": str(each) for name, each in state.data.items()},
             **{name: str(each) for name, each in state.artifacts.items()},
             **{f"settings {name}": content_hash(value) for name, value in settings.items()},

@@ -1,5 +1,6 @@
 """Carries out a workflow's jobs: scoring and training as runs of their own within the workflow's folder, derivations
-in a thread. A job that was interrupted goes on where it stopped: its run folder is named by its key.
+and questions to a fact service in a thread. A job that was interrupted goes on where it stopped: its run folder is
+named by its key; what the service answered is kept with the run, and is its answer from then on.
 """
 
 from __future__ import annotations
@@ -24,11 +25,16 @@ from realign_cluster.coordinator.stop import Stop, StopAsked
 from realign_cluster.coordinator.train import train
 from realign_cluster.coordinator.train_request import Track, TrainRequest
 from realign_cluster.domain.errors import NodesMissing, RunFailed
+from realign_cluster.metrics.verifiers.cache import Cached, VerdictCache
+from realign_cluster.metrics.verifiers.fact_service import FactService, FactServiceError
+from realign_cluster.metrics.verifiers.verdict import unanswerable
 from realign_cluster.store.artifacts import ArtifactStore, link_or_copy
 from realign_cluster.store.model_files import describe_model
 from realign_cluster.workflows.derive import REGISTRY, Derived
-from realign_cluster.workflows.jobs import ArtifactId, Derive, Job, JobResult, ModelRef, Score, Train, job_key
+from realign_cluster.workflows.jobs import ArtifactId, Consult, Derive, Job, JobResult, ModelRef, Score, Train, job_key
+from realign_cluster.workflows.verify import pair_of, verdict_row
 
+SERVICE_ANSWERS = "service.sqlite"
 FUSE_MODULE = "realign_cluster.training.fuse"
 
 
@@ -95,6 +101,8 @@ class JobRunner:
                 return await self._score(job, reproducible)
             case Train():
                 return await self._train(job)
+            case Consult():
+                return await asyncio.to_thread(self._consult, job)
             case Derive():
                 return await asyncio.to_thread(self._derive, job)
 
@@ -222,6 +230,30 @@ class JobRunner:
             versions=dict(summary.get("versions") or {}),
             folder=str(folder.relative_to(self._folder)),
         )
+
+    def _consult(self, job: Consult) -> Done:
+        """Each different pair is asked once in a run. One that needs no asking is not sent: a service that knows more
+        than the evidence would support what has none.
+        """
+        pairs = [pair_of(row) for row in self._artifacts.rows(job.pairs)]
+        said = {pair.key: answer for pair in pairs if (answer := unanswerable(pair)) is not None}
+        asked = [pair for pair in pairs if pair.key not in said]
+        at_once = job.service.pairs_per_request
+        try:
+            with VerdictCache(self._folder / SERVICE_ANSWERS) as cache:
+                service = Cached(FactService(job.service), cache, batch=at_once)
+                for at in range(0, len(asked), at_once):
+                    self._stop.raise_if_asked()
+                    some = asked[at : at + at_once]
+                    said |= {pair.key: answer for pair, answer in zip(some, service.score(some), strict=True)}
+        except FactServiceError as error:
+            raise RunFailed(
+                f"{job.title}: {error.message}",
+                error.fix or "see that it runs; the same command goes on, and what was answered is not asked again",
+            ) from error
+        rows = [verdict_row(pair, said[pair.key]) for pair in pairs]
+        outputs = {"verdicts": ArtifactId(self._artifacts.put_rows(rows))}
+        return Done(result=JobResult(outputs=outputs), nodes={}, versions={}, folder="")
 
     def _derive(self, job: Derive) -> Done:
         result = derive_here(job, self._artifacts, self._folder / "jobs" / f"{job_key(job)}.making")

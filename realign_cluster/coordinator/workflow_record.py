@@ -10,8 +10,10 @@ from typing import Any
 
 from realign_cluster.coordinator.run_record import note_request
 from realign_cluster.coordinator.workflow_jobs import pinned
+from realign_cluster.coordinator.workflow_outside import pinned_judge, pinned_retriever, reach_service
 from realign_cluster.coordinator.workflow_request import WorkflowRequest
 from realign_cluster.domain.errors import UsageError
+from realign_cluster.metrics.retrieval.choice import UsersCode
 from realign_cluster.store.artifacts import ArtifactStore
 from realign_cluster.store.run_folder import RunFolder
 from realign_cluster.store.workflow_ledger import ArtifactRecord, WorkflowLedger, WorkflowLedgerReader
@@ -36,6 +38,7 @@ class WorkflowRun:
     state: State
     decisions: Decisions
     judge: ModelRef | None
+    retriever: UsersCode | None
     command: str | None
 
     def close(self) -> None:
@@ -61,7 +64,10 @@ def open_workflow_run(request: WorkflowRequest, command: str | None = None) -> W
     files = data_files(config, request.config)
     check_data(workflow.name, config, files)
     model = pinned(model_path(config, request.config))
-    judge = _judge(config, request, model)
+    judge = pinned_judge(config, request.config, model)
+    retriever = pinned_retriever(config, request.config)
+    if not (request.out / "ledger.sqlite").exists():  # one that is gone on with asks only what it has no answer to
+        reach_service(config, request.config)
     with contextlib.ExitStack() as undo:
         folder = RunFolder.hold(request.out)
         undo.callback(folder.abandon)
@@ -79,6 +85,7 @@ def open_workflow_run(request: WorkflowRequest, command: str | None = None) -> W
             state=State(data=data, model=model),
             decisions=decisions_of(ledger, workflow),
             judge=judge,
+            retriever=retriever,
             command=command,
         )
         undo.pop_all()
@@ -110,24 +117,6 @@ def model_path(config: WorkflowConfig, config_file: Path) -> str:
     """The folder of the model that is trained, relative to the config; a hub id where there is no such folder."""
     folder = (config_file.parent / Path(config.model.path).expanduser()).absolute()
     return str(folder) if folder.is_dir() else config.model.path
-
-
-def _judge(config: WorkflowConfig, request: WorkflowRequest, model: ModelRef) -> ModelRef | None:
-    """Raises UsageError for a judge that is the model that is trained: it would mark its own work."""
-    if config.verifier.kind == "lexical":
-        return None
-    if not config.verifier.model:
-        raise UsageError(
-            f"{request.config}: verifier.model: missing, the kind is {config.verifier.kind}", "name a model"
-        )
-    folder = (request.config.parent / Path(config.verifier.model).expanduser()).absolute()
-    judge = pinned(str(folder) if folder.is_dir() else config.verifier.model)
-    if judge.hash == model.hash:
-        raise UsageError(
-            f"{request.config}: verifier.model is the model that is trained: it would judge its own answers",
-            'choose another model for the verifier, or kind = "lexical"',
-        )
-    return judge
 
 
 def _open_ledger(folder: RunFolder, workflow: str) -> WorkflowLedger:

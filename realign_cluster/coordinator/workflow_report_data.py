@@ -17,6 +17,7 @@ from realign_cluster.coordinator.workflow_report_answers import clipped
 from realign_cluster.coordinator.workflow_report_items import Behind
 from realign_cluster.coordinator.workflow_report_stages import file_link, linked, short
 from realign_cluster.store.workflow_ledger import JobRecord
+from realign_cluster.workflows.config import VerifierConfig
 from realign_cluster.workflows.training_data import EVALUATION
 
 ROWS_SHOWN: Final = 3  # of what was trained on: the first
@@ -121,9 +122,15 @@ def _retrieval(history: WorkflowHistory, behind: Behind) -> str:
         if name.startswith("retrieval_") and each["value"] is not None:
             value = linked(number(each["value"]), behind.link(attempt, name))
             rows.append([escape(name), value, f"{each['items']:,}"])
-    bm25 = ", ".join(f"{name} {value}" for name, value in (attempt.facts.get("bm25") or {}).items())
-    said = note(f"BM25 with {bm25}." if bm25 else "")
+    said = note(escape(_retriever(attempt.facts.get("retriever") or {})))
     return f"<h3>Retrieval</h3>{said}{_slim(['measure', '>value', '>queries'], rows)}"
+
+
+def _retriever(facts: Mapping[str, Any]) -> str:
+    if "code" not in facts:
+        return f"BM25 with {', '.join(f'{name} {value}' for name, value in facts.items())}." if facts else ""
+    what = "Vectors of" if facts["kind"] == "vectors" else "By"
+    return f"{what} {facts['code']}, which calls itself {facts['fingerprint']}."
 
 
 def _spread(history: WorkflowHistory) -> str:
@@ -200,8 +207,14 @@ def _verifier(history: WorkflowHistory, behind: Behind) -> str:
     )
     return (
         f'<h3>The verifier itself</h3><p class="note">Fingerprint {short(found["verifier"])}, '
-        f"{escape(history.config.verifier.kind)}. {escape(words)} {links}</p>{confusion}"
+        f"{escape(_who(history.config.verifier))}. {escape(words)} {links}</p>{confusion}"
     )
+
+
+def _who(verifier: VerifierConfig) -> str:
+    service = verifier.service
+    asked = f": fact service {service.url}, version {service.version}" if service is not None else ""
+    return f"{verifier.kind}{asked}"
 
 
 def _slim(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -272,6 +285,8 @@ def made_by_text(job: JobRecord) -> str:
             return f"training: {job.request['settings']['method']}, {job.request['settings']['fine_tune']}"
         case "score":
             return f"scoring: {', '.join(job.request['kinds'])}"
+        case "consult":
+            return f"fact service, version {job.request['service']['version']}"
         case _:
             return f"{job.request['function']}, version {job.request['version']}"
 
@@ -289,6 +304,8 @@ def _recipe(request: Mapping[str, Any]) -> dict[str, Any]:
         case "score":
             names = ("sampling", "template", "labels", "chat", "max_tokens", "truncate")
             return {name: request[name] for name in names if request.get(name)}
+        case "consult":
+            return {name: request["service"][name] for name in ("url", "version")}
         case _:
             return dict(request["parameters"])
 

@@ -176,6 +176,8 @@ def _job(job: JobRecord, history: WorkflowHistory) -> list[str]:
     what = str(request["what"])
     if what == "derive":
         what = f"{request['function']}, version {request['version']}"
+    elif what == "consult":
+        what = f"fact service, version {request['service']['version']}"
     elif what == "score":
         what = f"score {', '.join(request['kinds'])}"
     made = ", ".join(

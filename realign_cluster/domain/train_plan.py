@@ -83,6 +83,7 @@ class TrainPlan:
     expected_seconds: float | None = None  # all steps and the reference, without loading, evaluation and checkpoints
     alternatives: tuple[Alternative, ...] = ()
     why: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()  # what is worth changing before it runs
     refusal: str = ""
     fix: str = ""
     version: int = TRAIN_PLAN_VERSION

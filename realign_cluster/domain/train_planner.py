@@ -19,7 +19,7 @@ from realign_cluster.domain.report import Calibration
 from realign_cluster.domain.train_candidates import Candidate, Facts, Out, alone, replicas, sharded, tensor
 from realign_cluster.domain.train_links import AskedBackend
 from realign_cluster.domain.train_plan import Alternative, TrainNodePlan, TrainPlan
-from realign_cluster.domain.train_reasons import alternative_text, reasons
+from realign_cluster.domain.train_reasons import alternative_text, cautions, reasons
 from realign_cluster.domain.train_refusal import refuse
 from realign_cluster.domain.train_shapes import trained
 from realign_cluster.domain.train_speed import forward_speeds
@@ -166,6 +166,7 @@ def _plan(
         expected_seconds=settings.steps * chosen.step_seconds + reference,
         alternatives=tuple(_alternative(way, chosen) for way in ways if way is not chosen),
         why=reasons(facts, chosen, ways, asked),
+        cautions=cautions(facts, chosen),
     )
 
 

@@ -12,6 +12,7 @@ from realign_cluster.domain.plan_facts import NodeFacts
 from realign_cluster.domain.plan_reasons import COOL, duration
 from realign_cluster.domain.prior import CONTRADICTION, M3_ULTRA, M4_MAX, choose_machine
 from realign_cluster.domain.train_candidates import Candidate, Facts, Out
+from realign_cluster.domain.train_shapes import FLOAT32_BYTES, compute_bytes
 from realign_cluster.domain.training import ParallelMode
 
 CALLED: dict[ParallelMode, str] = {
@@ -55,6 +56,19 @@ def _too_long(facts: Facts) -> str:
     if settings.truncate == "refuse":
         return f"{what}; the run would not begin: a larger --max-tokens, or --truncate left or right"
     return f"{what}, cut on the {settings.truncate}"
+
+
+def cautions(facts: Facts, chosen: Candidate) -> tuple[str, ...]:
+    """CPUs hardly have 16-bit arithmetic: a training that only follows its model's dtype may not know it."""
+    model, settings = facts.model, facts.work.settings
+    names = [node.name for node in chosen.nodes if node.device.backend == "cpu"]
+    if not names or settings.dtype != "auto" or compute_bytes(model, settings) == FLOAT32_BYTES:
+        return ()
+    what = "in 16 bits" if model.dtype.endswith("-bit") else f"in {model.dtype}"
+    return (
+        f"{', '.join(names)} would compute {what}, as the model is, and a CPU takes several times as long for it as "
+        "in float32: --dtype float32 (dtype in a file), if the memory is there",
+    )
 
 
 def called(parallel: ParallelMode, nodes: Sequence[NodeFacts]) -> str:

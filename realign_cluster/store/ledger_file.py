@@ -1,4 +1,4 @@
-"""What the ledgers of all kinds of runs share: one SQLite file that appears whole, a table of facts, an identity.
+"""What the ledgers of all kinds of runs share: one SQLite file that appears whole, facts, an identity, its reader.
 
 Knows no units, steps or events: `ledger` and `train_ledger` do.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ EPOCH: Final = """CREATE TABLE epoch (
 EVENT: Final = """CREATE TABLE event (
     seq INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, at REAL NOT NULL, wall REAL NOT NULL, body BLOB NOT NULL)"""
 SHOWN_CHARACTERS: Final = 120
+SCORE: Final = "score"  # the kind of a ledger that names none
 _MISSING: Final = object()
 
 
@@ -54,6 +56,39 @@ def create_ledger_file(path: Path, statements: str, meta: Mapping[str, Any]) -> 
     sync_folder(path.parent)
 
 
+class LedgerFile:
+    """A ledger of one kind, open to be read, also while its run goes on; thread-safe. Raises UsageError for one of
+    another kind or version, sqlite3.Error where there is none.
+    """
+
+    def __init__(self, path: Path, kind: str, version: int) -> None:
+        self.path = path
+        self._reading = threading.Lock()
+        self._reader = open_reader(path)
+        with contextlib.ExitStack() as failed:
+            failed.callback(self._reader.close)
+            found = (self.meta("kind") or SCORE, self.meta("schema_version"))
+            if found != (kind, version):
+                raise UsageError(
+                    f"the ledger {path} is of kind {found[0]} and version {found[1]}, here {kind} of version {version} "
+                    "is read",
+                    "use the version of realign-cluster that made it, or start the run again in a new folder",
+                )
+            failed.pop_all()
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def meta(self, key: str) -> Any:
+        """A fact of the run (a JSON value), None if it was not noted."""
+        found = self._query("SELECT value FROM meta WHERE key = ?", (key,))
+        return orjson.loads(found[0][0]) if found else None
+
+    def _query(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        with self._reading:
+            return self._reader.execute(statement, values).fetchall()
+
+
 def ledger_kind(path: Path) -> str:
     """ "score", "train" or "workflow". Raises UsageError for a file that is no ledger."""
     try:
@@ -63,7 +98,7 @@ def ledger_kind(path: Path) -> str:
         raise UsageError(
             f"{path} is not the ledger of a run: {error}", "start the run again in a new folder"
         ) from error
-    return str(orjson.loads(found[0])) if found else "score"
+    return str(orjson.loads(found[0])) if found else SCORE
 
 
 def check_identity(recorded: Mapping[str, Any], identity: Mapping[str, Any], folder: Path) -> None:

@@ -5,13 +5,11 @@ Must not write: `realign runs report` reads the ledger of a run that is going on
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import orjson
@@ -20,8 +18,8 @@ from realign_cluster.domain import codec
 from realign_cluster.domain.errors import UsageError
 from realign_cluster.domain.events import Command, Event
 from realign_cluster.domain.ids import AttemptId, Epoch, LeaseId, NodeName, UnitId
-from realign_cluster.store.connection import open_reader
 from realign_cluster.store.ledger_changes import unpack_blob
+from realign_cluster.store.ledger_file import SCORE, LedgerFile
 from realign_cluster.store.ledger_schema import COMMITTED, PENDING, QUARANTINED, SCHEMA_VERSION
 from realign_cluster.store.positions import Positions, unpack
 from realign_cluster.store.readers import Fingerprint
@@ -129,40 +127,16 @@ class WindowOutcome:
     errors: list[tuple[str, str] | None]
 
 
-class LedgerReader:
+class LedgerReader(LedgerFile):
     """Thread-safe. Raises UsageError where there is no ledger, or one of another version."""
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
             raise UsageError(f"there is no ledger at {path}", "name the folder of a run")
-        self.path = path
-        self._reading = threading.Lock()
-        with contextlib.ExitStack() as opened:
-            try:
-                self._reader = open_reader(path)
-                opened.callback(self._reader.close)
-                version = self.meta("schema_version")
-            except sqlite3.DatabaseError as error:
-                raise UsageError(f"{path} is not the ledger of a run: {error}", "name the folder of a run") from error
-            opened.pop_all()
-        if version != SCHEMA_VERSION:
-            self._reader.close()
-            raise UsageError(
-                f"the ledger {path} is of version {version}, this program reads {SCHEMA_VERSION}",
-                "use the version that wrote it, or start the run again in a new folder",
-            )
-
-    def close(self) -> None:
-        self._reader.close()
-
-    def _query(self, sql: str, parameters: tuple[Any, ...] = ()) -> list[Any]:
-        with self._reading:
-            return self._reader.execute(sql, parameters).fetchall()
-
-    def meta(self, key: str) -> Any:
-        """What was noted under `key` (a JSON value), or None."""
-        found = self._query("SELECT value FROM meta WHERE key = ?", (key,))
-        return orjson.loads(found[0][0]) if found else None
+        try:
+            super().__init__(path, SCORE, SCHEMA_VERSION)
+        except sqlite3.DatabaseError as error:
+            raise UsageError(f"{path} is not the ledger of a run: {error}", "name the folder of a run") from error
 
     @property
     def scanned(self) -> bool:

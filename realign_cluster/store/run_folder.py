@@ -26,7 +26,7 @@ KNOWN: Final = frozenset(
         "run.toml", "plan.json", "ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm", "events.jsonl", "output",
         "dropped", "failed", "checkpoints", "summary.json", "report.html", "input-cache", LOCK_NAME, "logs", ".writing",
         "metrics.jsonl", "data", "track", "job.json", "artifacts", "jobs", "model-card.md",
-        "metrics.prom", "report.json",
+        "metrics.prom", "report.json", "service.sqlite",
     }
 )  # fmt: skip
 

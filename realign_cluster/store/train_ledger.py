@@ -19,11 +19,12 @@ from typing import Any, Final
 import orjson
 
 from realign_cluster.domain.errors import UsageError
-from realign_cluster.store.connection import open_reader, open_writer, transaction
+from realign_cluster.store.connection import open_writer, transaction
 from realign_cluster.store.ledger_file import (
     EPOCH,
     EVENT,
     META,
+    LedgerFile,
     cannot_be_made,
     check_identity,
     create_ledger_file,
@@ -88,28 +89,11 @@ class Sitting:
     closed_at: float | None  # None: it was killed, or goes on
 
 
-class TrainLedgerReader:
+class TrainLedgerReader(LedgerFile):
     """Reads the ledger of a run that may be going on."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._reader = open_reader(path)
-        self._reading = threading.Lock()
-        version = self.meta("schema_version")
-        if self.meta("kind") != "train" or version != SCHEMA_VERSION:
-            self._reader.close()
-            raise UsageError(
-                f"the ledger {path} is of version {version}, this program reads training ledgers of {SCHEMA_VERSION}",
-                "use the version of realign-cluster that made it",
-            )
-
-    def close(self) -> None:
-        self._reader.close()
-
-    def meta(self, key: str) -> Any:
-        """A fact of the run, None if it was not noted."""
-        found = self._query("SELECT value FROM meta WHERE key = ?", (key,))
-        return orjson.loads(found[0][0]) if found else None
+        super().__init__(path, "train", SCHEMA_VERSION)
 
     def steps(self) -> Iterator[StepRecord]:
         """By step, generation, node: a step that was computed again comes once for every time."""
@@ -153,10 +137,6 @@ class TrainLedgerReader:
         while rows := self._query(f"{statement} ORDER BY {order} LIMIT {PAGE_ROWS}", (*after, *values)):
             yield from rows
             after = rows[-1][:columns]
-
-    def _query(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        with self._reading:
-            return self._reader.execute(statement, values).fetchall()
 
 
 class TrainLedger(TrainLedgerReader):

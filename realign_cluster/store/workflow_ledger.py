@@ -15,9 +15,8 @@ from typing import Any, Final
 
 import orjson
 
-from realign_cluster.domain.errors import UsageError
-from realign_cluster.store.connection import open_reader, open_writer, transaction
-from realign_cluster.store.ledger_file import META, create_ledger_file, encode_meta
+from realign_cluster.store.connection import open_writer, transaction
+from realign_cluster.store.ledger_file import META, LedgerFile, create_ledger_file, encode_meta
 
 KIND: Final = "workflow"
 SCHEMA_VERSION: Final = 1
@@ -86,30 +85,14 @@ class ArtifactRecord:
     made_by: str  # the key of a job, or "input: PATH"
 
 
-class WorkflowLedgerReader:
+class WorkflowLedgerReader(LedgerFile):
     """Reads the ledger of a run that may be going on."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._reader = open_reader(path)
-        self._reading = threading.Lock()
-        version = self.meta("schema_version")
-        if self.meta("kind") != KIND or version != SCHEMA_VERSION:
-            self._reader.close()
-            raise UsageError(
-                f"the ledger {path} is not a workflow's of version {SCHEMA_VERSION}",
-                "use the version of realign-cluster that made it",
-            )
-
-    def close(self) -> None:
-        self._reader.close()
-
-    def meta(self, key: str) -> Any:
-        found = self._query("SELECT value FROM meta WHERE key = ?", key)
-        return orjson.loads(found[0][0]) if found else None
+        super().__init__(path, KIND, SCHEMA_VERSION)
 
     def job(self, key: str) -> JobRecord | None:
-        found = self._query("SELECT key, stage, attempt, begun, ended, request, result FROM job WHERE key = ?", key)
+        found = self._query("SELECT key, stage, attempt, begun, ended, request, result FROM job WHERE key = ?", (key,))
         return _job(found[0]) if found else None
 
     def jobs(self) -> list[JobRecord]:
@@ -140,10 +123,6 @@ class WorkflowLedgerReader:
         rows = self._query("SELECT seq, wall, kind, body FROM note ORDER BY seq")
         found = [NoteRecord(seq=row[0], wall=row[1], kind=row[2], body=orjson.loads(row[3])) for row in rows]
         return [note for note in found if kind in (None, note.kind)]
-
-    def _query(self, statement: str, *values: Any) -> list[Any]:
-        with self._reading:
-            return self._reader.execute(statement, values).fetchall()
 
 
 class WorkflowLedger(WorkflowLedgerReader):

@@ -56,9 +56,9 @@ def preparation(context: Context) -> Stage:
 def source_data(context: Context) -> Stage:
     """Stage 2 of source attribution: the sources indexed, retrieval measured, citation examples cleaned."""
     data = context.state.data
-    parameters = sources.RETRIEVAL_ATTEMPTS[context.attempt % len(sources.RETRIEVAL_ATTEMPTS)]
+    retriever = sources.retriever_of(context)
     built = yield derive(
-        sources.source_index, "index of the sources", inputs={"sources": data["sources"]}, **parameters
+        sources.source_index, "index of the sources", inputs={"sources": data["sources"]}, retriever=retriever
     )
     index = built.outputs["index"]
     searched = yield derive(
@@ -66,6 +66,7 @@ def source_data(context: Context) -> Stage:
         "retrieval",
         inputs={"queries": data["queries"], "index": index},
         most=sources.DEPTH,
+        retriever=retriever,
     )
     rows = yield Look(rows=searched.outputs["measurements"])
     spread = yield derive(
@@ -81,7 +82,7 @@ def source_data(context: Context) -> Stage:
             **checks.artifacts,
         },
         measurements={**by_metric(rows.value), **checks.measurements},
-        facts={**spread.value, "bm25": parameters, "cleaned": clean.value},
+        facts={**spread.value, "retriever": retriever, "cleaned": clean.value},
     )
 
 

@@ -11,6 +11,7 @@ from realign_cluster.workflows import data_checks, leak_checks, source_checks, v
 from realign_cluster.workflows.derive import Derived, Inputs, derivation, derive
 from realign_cluster.workflows.jobs import ArtifactId, Ask, JobResult, Look
 from realign_cluster.workflows.measured import by_metric
+from realign_cluster.workflows.sources import retriever_of
 from realign_cluster.workflows.stage import Context
 from realign_cluster.workflows.verify import verdicts_on, verifier_fingerprint
 
@@ -46,6 +47,7 @@ def check_examples(context: Context, index: ArtifactId | None = None) -> Generat
         "sources checked",
         inputs={"sources": data["sources"], **carrying, **({"index": index} if index else {})},
         most=MOST_VERIFIED,
+        **({"retriever": retriever_of(context)} if index else {}),
     )
     inputs = {
         f"{name} {at}": part.outputs[name] for name in PARTS for at, part in enumerate((examples, leaks, sources))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field, ValidationError
 
@@ -18,9 +18,12 @@ from realign_cluster.domain.suggest import did_you_mean
 from realign_cluster.domain.toml_lines import line_of_toml, lines_of_toml
 from realign_cluster.domain.train_limits import broken_limits
 from realign_cluster.domain.training import TrainSettings
+from realign_cluster.metrics.retrieval.plugin import CODE
+from realign_cluster.metrics.verifiers.fact_service import FactServiceSettings
 
 Mode = Literal["strict", "permissive"]
-VerifierKind = Literal["lexical", "judge", "ensemble"]
+RETRIEVERS: Final = ("bm25", "vectors")
+VerifierKind = Literal["lexical", "judge", "service", "ensemble"]
 
 
 class ModelConfig(Strict):
@@ -57,6 +60,14 @@ class VerifierConfig(Strict):
     template: str | None = None
     supported: float = Field(default=0.5, gt=0, lt=1)  # probability from which a claim counts as supported
     evidence_tokens: int = Field(default=1024, ge=64)  # of the judge: longer evidence is cut into chunks
+    service: FactServiceSettings | None = None  # who answers it, of kind service or ensemble
+
+
+class RetrievalConfig(Strict):
+    """`module:attribute` is code of the user's: an installed package's, or of a file beside the TOML file."""
+
+    kind: str = "bm25"  # or vectors, or module:attribute: a retriever
+    embedder: str = ""  # of vectors, module:attribute
 
 
 class CitationsConfig(Strict):
@@ -101,6 +112,7 @@ class WorkflowConfig(Strict):
     benchmarks: dict[str, str] = Field(default_factory=dict)
     generation: GenerationConfig = GenerationConfig()
     verifier: VerifierConfig = VerifierConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
     citations: CitationsConfig = CitationsConfig()
     mix: MixConfig = MixConfig()
     preference: PreferenceConfig = PreferenceConfig()
@@ -124,6 +136,10 @@ def read_config(path: Path) -> WorkflowConfig:
     except ValidationError as error:
         wrong = "\n".join(_said(path, lines, each) for each in error.errors())
         raise UsageError(wrong, "docs/workflows/templates.md has every key") from None
+    if wrong_verifier := [*_wrong_verifier(path, lines, config.verifier)]:
+        raise UsageError("\n".join(wrong_verifier), "docs/workflows/verification.md says what each kind needs")
+    if wrong_retrieval := [*_wrong_retrieval(path, lines, config.retrieval)]:
+        raise UsageError("\n".join(wrong_retrieval), "docs/workflows/source-data.md has an example of each")
     if wrong_training := [*_wrong_trainings(path, lines, config.training)]:
         raise UsageError("\n".join(wrong_training), "see realign train --help")
     return config
@@ -151,6 +167,36 @@ def _keys_of(table: tuple[str, ...]) -> list[str]:
         if model is None:
             return []
     return list(model.model_fields)
+
+
+def _wrong_verifier(path: Path, lines: dict[tuple[str, ...], int], verifier: VerifierConfig) -> Iterator[str]:
+    def place(key: str) -> str:
+        return f"{path}:{line_of_toml(lines, ('verifier', key))}: verifier.{key}"
+
+    kind, model, service = verifier.kind, verifier.model, verifier.service
+    if kind == "judge" and not model:
+        yield f"{place('model')}: missing, the kind is judge"
+    if kind == "service" and service is None:
+        yield f"{place('service')}: missing, the kind is service: [verifier.service] has its url and version"
+    if kind == "ensemble" and not model and service is None:
+        yield f"{place('kind')}: an ensemble has a model, a [verifier.service], or both, beside the rules"
+    if kind in ("lexical", "judge") and service is not None:
+        yield f'{place("service")}: nobody asks it, the kind is {kind}; kind = "service" or "ensemble" does'
+
+
+def _wrong_retrieval(path: Path, lines: dict[tuple[str, ...], int], retrieval: RetrievalConfig) -> Iterator[str]:
+    def place(key: str) -> str:
+        return f"{path}:{line_of_toml(lines, ('retrieval', key))}: retrieval.{key}"
+
+    kind, embedder = retrieval.kind, retrieval.embedder
+    if kind not in RETRIEVERS and not CODE.fullmatch(kind):
+        near = did_you_mean(kind, RETRIEVERS)
+        yield f"{place('kind')}: {kind!r} is none of {', '.join(RETRIEVERS)}, and no module:attribute{near}"
+    if kind == "vectors" and not CODE.fullmatch(embedder):
+        said = f"{embedder!r} is no module:attribute" if embedder else "missing: vectors are made by an embedder"
+        yield f"{place('embedder')}: {said}"
+    if kind != "vectors" and embedder:
+        yield f'{place("embedder")}: only kind = "vectors" has one'
 
 
 def _wrong_trainings(path: Path, lines: dict[tuple[str, ...], int], training: TrainingConfig) -> Iterator[str]:

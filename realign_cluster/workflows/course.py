@@ -16,6 +16,7 @@ from realign_cluster.domain.gates import judge_gate
 from realign_cluster.domain.judge_error import VerifierLabels
 from realign_cluster.domain.multiplicity import split_alpha
 from realign_cluster.domain.retention import BenchmarkPair, judge_benchmark
+from realign_cluster.metrics.retrieval.choice import UsersCode
 from realign_cluster.workflows.candidates import Candidate, best_feasible, without
 from realign_cluster.workflows.config import WorkflowConfig
 from realign_cluster.workflows.jobs import Ask, JobResult, ModelRef
@@ -89,7 +90,12 @@ class End:
 
 
 def course(
-    workflow: Workflow, config: WorkflowConfig, state: State, decisions: Decisions, judge: ModelRef | None = None
+    workflow: Workflow,
+    config: WorkflowConfig,
+    state: State,
+    decisions: Decisions,
+    judge: ModelRef | None = None,
+    retriever: UsersCode | None = None,
 ) -> Generator[Ask | Event, JobResult | None, End]:
     """From the first stage to the end."""
     tried: dict[str, int] = {}
@@ -104,7 +110,7 @@ def course(
         before.append(state)
         number = attempt + decisions.taken_back.get(stage.name, 0) * config.attempts
         yield Begun(stage=stage, attempt=number, state=state)
-        context = Context(config=config, state=state, attempt=attempt, number=number, judge=judge)
+        context = Context(config=config, state=state, attempt=attempt, number=number, judge=judge, retriever=retriever)
         outcome: Outcome = yield from stage.body(context)
         labels = outcome.labels or state.labels
         verdicts: list[Verdict] = []

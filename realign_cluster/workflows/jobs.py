@@ -1,8 +1,8 @@
-"""What a stage may ask for: rows scored, a model trained, something derived. Each job is addressed by its content.
+"""What a stage may ask for: rows scored, a model trained, a service asked, something derived.
 
-Two jobs with equal keys have equal results, so that a job that was done is never done again: not after a crash, not in
-another sitting, not by another stage. Artifacts are named by the hash of their content; models that were not made
-here by their path, with the hash of their files beside it.
+Each job is addressed by its content. Two jobs with equal keys have equal results, so that a job that was done is never
+done again: not after a crash, not in another sitting, not by another stage. Artifacts are named by the hash of their
+content; models that were not made here by their path, with the hash of their files beside it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from pydantic import Field
 
 from realign_cluster.domain.job import Chat, Fields, Sampling, Strict, Truncate
 from realign_cluster.domain.training import TrainSettings
+from realign_cluster.metrics.verifiers.fact_service import FactServiceSettings, fact_service_facts
 
 ArtifactId = NewType("ArtifactId", str)
 KEY_BYTES = 16
-JOBS_VERSION = 1  # of what scoring and training jobs mean; a derivation has a version of its own
+JOBS_VERSION = 1  # of what jobs mean that are no derivations; a derivation has a version of its own
 
 
 class ModelRef(Strict):
@@ -68,6 +69,15 @@ class Train(Strict):
     settings: TrainSettings
 
 
+class Consult(Strict):
+    """Claims and their evidence sent to the fact service, by the coordinator. Output "verdicts": a row a pair."""
+
+    what: Literal["consult"] = "consult"
+    title: str
+    pairs: ArtifactId
+    service: FactServiceSettings
+
+
 class Derive(Strict):
     """One registered function of artifacts and parameters, computed on the coordinator."""
 
@@ -86,7 +96,7 @@ class Look(Strict):
     rows: ArtifactId
 
 
-Job = Score | Train | Derive
+Job = Score | Train | Consult | Derive
 Ask = Job | Look
 
 
@@ -108,6 +118,8 @@ def job_key(job: Job) -> str:
     for name in ("model", "reference"):
         if isinstance(body.get(name), dict):
             body[name] = body[name]["artifact"] or body[name]["hash"]
+    if isinstance(job, Consult):
+        body["service"] = fact_service_facts(job.service)
     if not isinstance(job, Derive):
         body["jobs_version"] = JOBS_VERSION
     return content_hash(body)
@@ -123,6 +135,8 @@ def inputs_of(job: Job) -> dict[str, str]:
     match job:
         case Derive():
             return {name: str(value) for name, value in job.inputs.items()}
+        case Consult():
+            return {"pairs": str(job.pairs)}
         case Score():
             found = {"rows": str(job.rows), "model": job.model.identity}
             return found | ({"reference": job.reference.identity} if job.reference else {})

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from realign_cluster.curation.words import grams, words_of
-from realign_cluster.metrics.retrieval.bm25 import Bm25Index
+from realign_cluster.metrics.retrieval.choice import choice_of, open_index
+from realign_cluster.metrics.retrieval.retriever import Retriever
 from realign_cluster.workflows.data_checks import Found
 from realign_cluster.workflows.derive import Derived, Inputs, derivation
 from realign_cluster.workflows.measured import to_row
@@ -17,7 +18,7 @@ ALIKE: Final = 0.5  # of a passage's runs of words: it may be an excerpt of its 
 Row = dict[str, Any]
 
 
-@derivation(version=1)
+@derivation(version=2)
 def source_measurements(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     """ "measurements": passages that say something else than the source of their id, and sources that a search for
     their own text does not find first (where an index is given); "examples" of both.
@@ -32,7 +33,8 @@ def source_measurements(inputs: Inputs, parameters: Mapping[str, Any]) -> Derive
     ]
     found = [differing(sources, passages)]
     if inputs.has("index"):
-        found.append(_lost(Bm25Index(inputs.folder("index")), sources, parameters["most"]))
+        index = open_index(choice_of(parameters["retriever"]), inputs.folder("index"))
+        found.append(_lost(index, sources, parameters["most"]))
     kept = [each for each in found if each.rows]
     return Derived(
         rows={
@@ -68,7 +70,7 @@ def _share(passage: str, source: str) -> float:
     return len(runs & set(grams(words_of(source), length))) / len(runs)
 
 
-def _lost(index: Bm25Index, sources: Mapping[str, str], most: int) -> Found:
+def _lost(index: Retriever, sources: Mapping[str, str], most: int) -> Found:
     """Of at most `most` sources, evenly taken. One whose text another has too is found if either is."""
     names = list(sources)[:: max(1, len(sources) // most)][:most]
     rankings = index.search([sources[name] for name in names], 1)

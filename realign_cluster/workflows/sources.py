@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Final
 
 from realign_cluster.curation.draw import shuffled
 from realign_cluster.metrics.measured import ItemId, SourceId, mean_over_items
-from realign_cluster.metrics.retrieval.bm25 import Bm25Index, Bm25Parameters, build_bm25_index
+from realign_cluster.metrics.retrieval.bm25 import Bm25Parameters
+from realign_cluster.metrics.retrieval.choice import build_index, choice_of, open_index
 from realign_cluster.metrics.retrieval.retriever import Passage
 from realign_cluster.metrics.retrieval_metrics import (
     mean_reciprocal_rank,
@@ -20,26 +22,40 @@ from realign_cluster.metrics.source_diversity import source_diversity
 from realign_cluster.metrics.verifiers.verdict import Pair
 from realign_cluster.workflows.derive import Derived, Inputs, derivation
 from realign_cluster.workflows.measured import measurement_of, to_row
+from realign_cluster.workflows.stage import Context
 
 DEPTH: Final = 10
 # of BM25: the default, then those that suit longer passages
-RETRIEVAL_ATTEMPTS: Final = ({"k1": 0.9, "b": 0.4}, {"k1": 1.5, "b": 0.75}, {"k1": 2.0, "b": 1.0})
+RETRIEVAL_ATTEMPTS: Final = (
+    Bm25Parameters(k1=0.9, b=0.4),
+    Bm25Parameters(k1=1.5, b=0.75),
+    Bm25Parameters(k1=2.0, b=1.0),
+)
 UNTYPED: Final = "untyped"
 
 
-@derivation(version=1)
+def retriever_of(context: Context) -> dict[str, Any]:
+    """What an index depends on besides the sources, for a job's parameters: the user's code by its fingerprint, or
+    BM25, with other parameters for each attempt.
+    """
+    if context.retriever is not None:
+        return asdict(context.retriever)
+    return asdict(RETRIEVAL_ATTEMPTS[context.attempt % len(RETRIEVAL_ATTEMPTS)])
+
+
+@derivation(version=2)
 def source_index(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     """ "index": a folder that anybody can search."""
     folder = inputs.scratch() / "index"
     passages = [Passage(id=row["id"], text=row["text"]) for row in inputs.rows("sources")]
-    index = build_bm25_index(passages, folder, parameters=Bm25Parameters(**parameters))
+    index = build_index(choice_of(parameters["retriever"]), passages, folder)
     return Derived(folders={"index": folder}, value={"passages": len(passages), "fingerprint": index.fingerprint()})
 
 
-@derivation(version=1)
+@derivation(version=2)
 def retrieval_measurements(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     """ "measurements" of the ranking of every query, and "rankings" themselves."""
-    index = Bm25Index(inputs.folder("index"))
+    index = open_index(choice_of(parameters["retriever"]), inputs.folder("index"))
     queries = list(inputs.rows("queries"))
     most = max(parameters["most"], *(len(row["relevant"]) for row in queries))
     found = index.search([row["query"] for row in queries], most)

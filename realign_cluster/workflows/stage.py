@@ -13,6 +13,7 @@ from typing import Any
 from realign_cluster.domain.gate import Direction, Gate, Measurement
 from realign_cluster.domain.judge_error import VerifierLabels
 from realign_cluster.domain.retention import BenchmarkPair
+from realign_cluster.metrics.retrieval.choice import UsersCode
 from realign_cluster.workflows.config import WorkflowConfig
 from realign_cluster.workflows.jobs import ArtifactId, Ask, JobResult, ModelRef, content_hash
 
@@ -40,6 +41,7 @@ class Context:
     attempt: int
     number: int
     judge: ModelRef | None = None
+    retriever: UsersCode | None = None  # None: BM25
 
     def seed(self, *parts: str | int) -> int:
         """Another one for every attempt and purpose: 0 to 2**31 - 1."""

@@ -21,6 +21,7 @@ def source_attribution(config: WorkflowConfig) -> Workflow:
     guards = (*(gate.guard(each) for each in retained), gate.guard(gate.over_abstention()))
     accuracy, coverage, format = gate.citation_accuracy(), gate.coverage(most_claims), gate.one_format()
     kl = gate.divergence(new_tokens)
+    by_words = config.retrieval.kind == "bm25"  # which alone has other parameters to try
     return Workflow(
         name="source-attribution",
         title="Source attribution",
@@ -37,7 +38,10 @@ def source_attribution(config: WorkflowConfig) -> Workflow:
                     gate.counted("largest_share_of_a_type", "largest share of a source type", "at most", 0.60),
                     gate.counted("types_missing", "source types missing of three", "at most", 0.0),
                 ),
-                remedy="the index is built again with other parameters",
+                remedy="the index is built again with other parameters"
+                if by_words
+                else "another retriever, or sources",
+                repeats=by_words,
             ),
             Stage(
                 number=3,

@@ -98,8 +98,12 @@ max_new_tokens = 128
 most_claims = 16         # of one answer
 
 [verifier]               # who says "supported"
-kind = "lexical"         # or judge, or ensemble: then also model = "...", another model than the one that is trained
+kind = "lexical"         # or judge, with model = "...", another model than the one that is trained; or service, with
+                         # [verifier.service] url and version; or ensemble, of the rules and of these
 supported = 0.5
+
+[retrieval]              # of the sources, in stage 2 of source attribution
+kind = "bm25"            # or vectors, with embedder = "module:attribute"; or module:attribute, a retriever of your own
 
 [citations]
 format = "inline"        # [1]; or footnote, or author-year

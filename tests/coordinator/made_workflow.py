@@ -195,8 +195,14 @@ class MadeWorkflow:
             (self.folder / "data" / f"{name}.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
 
     def write_config(
-        self, *, gates: Mapping[str, Mapping[str, float]] | None = None, mode: str = "permissive", attempts: int = 1
+        self,
+        *,
+        gates: Mapping[str, Mapping[str, float]] | None = None,
+        mode: str = "permissive",
+        attempts: int = 1,
+        tables: str = "",
     ) -> None:
+        """`tables`: more of the TOML file."""
         data = "\n".join(
             f'{name} = "data/{name}.jsonl"'
             for name in ("sources", "items", "sealed", "practice", "citation", "valid", "general", "queries", "pairs",
@@ -214,7 +220,7 @@ class MadeWorkflow:
             f'mode = "{mode}"\nattempts = {attempts}\n[model]\npath = "{TINY_MODEL}"\nmax_tokens = 64\n[data]\n{data}\n'
             '[benchmarks]\nbasics = "data/benchmark.jsonl"\n[generation]\nmax_new_tokens = 16\nmost_claims = 2\n'
             "[preference]\nsamples = 2\nleast_pairs = 1\nprobe_prompts = 8\n[iteration]\nrounds = 2\nrows = 20\n"
-            f"{trainings}{thresholds}\n"
+            f"{trainings}{thresholds}\n{tables}\n"
         )
 
     def sit(self, *, killed_at: int | None = None) -> int:

@@ -77,6 +77,8 @@ def measured(cost_per_second: float) -> Calibration:
 M4 = mac("m4max", "Apple M4 Max", 128)
 M3 = mac("m3ultra", "Apple M3 Ultra", 512)
 BOTH = [M4, M3]
+SHORT = work(100, 256)
+SMALL = ONE_BILLION | {"num_hidden_layers": 2, "vocab_size": 32000}
 RDMA = [LinkFacts(one="m4max", other="m3ultra", rdma=True)]
 
 
@@ -89,6 +91,27 @@ def step_of(plan: TrainPlan, parallel: str, *nodes: str) -> float:
     (found,) = [way for way in plan.alternatives if way.parallel == parallel and set(way.nodes) == set(nodes)]
     assert found.step_seconds is not None, found.text
     return found.step_seconds
+
+
+# --- what is worth changing ---
+
+
+def test_a_cpu_that_would_compute_in_16_bits_is_named() -> None:
+    (said,) = plan([cpu("alpha"), cpu("beta")], SMALL, SHORT, parallel="data").cautions
+    assert said.startswith("alpha, beta would compute in bfloat16, as the model is")
+    assert "--dtype float32" in said
+    (quantised,) = plan([cpu("alpha")], SMALL | FOUR_BITS, SHORT).cautions
+    assert quantised.startswith("alpha would compute in 16 bits")
+
+
+@pytest.mark.parametrize(
+    ("node", "dtype", "named"), [(cpu("alpha"), "bfloat16", {}), (M4, "auto", {}),
+                                 (cpu("alpha"), "float32", {}), (cpu("alpha"), "auto", {"torch_dtype": "float32"})]
+)  # fmt: skip
+def test_nothing_is_said_where_it_is_wanted_or_fast(node: NodeFacts, dtype: str, named: dict[str, Any]) -> None:
+    found = plan([node], SMALL | named, work(100, 256, dtype=dtype))
+    assert found.approach == "single"
+    assert found.cautions == ()
 
 
 # --- which way ---

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import re
 import sys
 from collections import Counter
@@ -20,12 +21,28 @@ FOLDER = Path(__file__).parents[2] / "examples" / "knowledge_base"
 sys.path.insert(0, str(FOLDER))
 
 import make_data  # noqa: E402
+import make_workflow  # noqa: E402
+from questions import Source, make_sources  # noqa: E402
+from world import SPLITS, names_of  # noqa: E402
 
-FEW = {"base": 600, "citation": 600, "grounding": 600, "pairs": 300, "validation": 60}
+ROWS = {
+    "preparation": 600,
+    "citation": 400,
+    "general": 400,
+    "practice": 200,
+    "queries": 60,
+    "pairs": 60,
+    "labels": 120,
+    "valid": 60,
+    "items": 120,
+    "benchmark": 420,
+}
+FEW = dict.fromkeys(ROWS, 8)
 NAME = re.compile(r"\bthe ([a-z]+) (?:grow|mine|brew|weave|hunt|play|breed|carve|wear|fear|paint|sell)\b")
 SAID = re.compile(r"the (\w+) (\w+) (\w+) \[(\d)\]\.")
 ASKED = re.compile(r"^question: what do the (\w+) (\w+)\? sources: (.*) answer:$")
-SPLITS_HELD_OUT = [*(f"hold-out-{number}" for number in range(1, 8)), "sealed"]
+SPLITS_HELD_OUT = tuple(split for split in SPLITS if split not in ("train", "validation"))
+TRAINED_ON = ("preparation", "citation", "general", "practice")
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -56,40 +73,63 @@ def names_in(path: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each workflow, with its data."""
     out = tmp_path_factory.mktemp("knowledge-base")
-    make_data.write_knowledge_base(out, seed=3, rows=FEW)
+    for workflow in make_workflow.WORKFLOWS:
+        make_workflow.write_workflow(workflow, out / workflow, seed=3, rows=ROWS)
     return out
 
 
-def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(base: Path, tmp_path: Path):
-    for seed in (3, 4):
-        make_data.write_knowledge_base(tmp_path / str(seed), seed=seed, rows=FEW)
-    files = sorted(path.relative_to(base) for path in base.rglob("*.jsonl"))
-    assert len(files) > 20
-    assert all((base / file).read_bytes() == (tmp_path / "3" / file).read_bytes() for file in files)
-    assert (base / "sources.jsonl").read_bytes() != (tmp_path / "4" / "sources.jsonl").read_bytes()
+def file(base: Path, name: str, workflow: str = "antihallucination") -> Path:
+    return base / workflow / "data" / f"{name}.jsonl"
 
 
-def test_nobody_is_in_two_splits(base: Path):
-    peoples = {split: names_in(base / "held-out" / f"{split}.jsonl") for split in [*SPLITS_HELD_OUT, "validation"]}
-    peoples["train"] = set().union(*(names_in(path) for path in (base / "train").glob("*.jsonl")))
-    assert all(len(names) > 50 for names in peoples.values())
+@pytest.fixture(scope="module")
+def world() -> list[Source]:
+    return make_sources(random.Random("world"), [name for split in SPLITS for name in names_of(split)])
+
+
+def items_of(world: list[Source], split: str) -> list[dict[str, Any]]:
+    """With their gold, as many of each sort."""
+    return list(make_data.held_out(f"3 {split}", split, world, 90, 90))
+
+
+def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(tmp_path: Path):
+    for folder, seed in (("one", 3), ("two", 3), ("other", 4)):
+        make_workflow.write_workflow("antihallucination", tmp_path / folder, seed=seed, rows=FEW)
+    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*"))
+    assert len(files) > 15
+    assert all((tmp_path / "one" / each).read_bytes() == (tmp_path / "two" / each).read_bytes() for each in files)
+    sources = Path("data", "sources.jsonl")
+    assert (tmp_path / "one" / sources).read_bytes() != (tmp_path / "other" / sources).read_bytes()
+
+
+@pytest.mark.parametrize("workflow", make_workflow.WORKFLOWS)
+def test_nobody_is_in_two_splits(base: Path, workflow: str):
+    collected = "pairs" if workflow == "antihallucination" else "queries"
+    files = {"train": TRAINED_ON, "validation": ("valid", "labels"), "one": ("items",), "two": (collected,)}
+    peoples = {
+        split: set().union(*(names_in(file(base, name, workflow)) for name in names))
+        for split, names in {**files, "sealed": ("sealed",)}.items()
+    }
+    assert all(len(names) > 20 for names in peoples.values())
     for one, other in combinations(peoples, 2):
         assert not digests(peoples[one]) & digests(peoples[other]), (one, other)
 
 
-def test_no_word_of_a_training_file_is_the_name_of_somebody_held_out(base: Path):
-    held_out = set().union(*(names_in(base / "held-out" / f"{split}.jsonl") for split in SPLITS_HELD_OUT))
-    for path in [*(base / "train").glob("*.jsonl"), *(base / "validation").glob("*.jsonl")]:
-        words = set(re.findall(r"[a-z]+", path.read_text()))
-        assert not digests(words) & digests(held_out), path.name
+@pytest.mark.parametrize("workflow", make_workflow.WORKFLOWS)
+def test_no_word_of_a_training_file_is_the_name_of_somebody_held_out(base: Path, workflow: str):
+    held_out = set().union(*map(set, map(names_of, SPLITS_HELD_OUT)))
+    assert names_in(file(base, "sealed", workflow)) <= held_out
+    for name in (*TRAINED_ON, "valid", "labels", "copying", "creative"):
+        words = set(re.findall(r"[a-z]+", file(base, name, workflow).read_text()))
+        assert not digests(words) & digests(held_out), name
 
 
-def test_gold_is_what_the_sources_say_and_null_where_they_say_nothing(base: Path):
-    for split in [*SPLITS_HELD_OUT, "validation"]:
-        items = rows_of(base / "held-out" / f"{split}.jsonl")
-        assert sum(item["answerable"] for item in items) >= 400
-        assert len(items) - sum(item["answerable"] for item in items) >= 400
+def test_gold_is_what_the_sources_say_and_null_where_they_say_nothing(world: list[Source]):
+    for split in (*SPLITS_HELD_OUT, "validation"):
+        items = items_of(world, split)
+        assert sum(item["answerable"] for item in items) == 90
         for item in items:
             truth = truth_of(item["prompt"])
             assert item["answerable"] == (truth is not None) == (item["gold"] is not None), item["id"]
@@ -100,8 +140,8 @@ def test_gold_is_what_the_sources_say_and_null_where_they_say_nothing(base: Path
                 assert f" {truth[0]}." in source["text"]
 
 
-def test_each_kind_of_unanswerable_question_is_what_it_is_called(base: Path):
-    items = rows_of(base / "held-out" / "hold-out-1.jsonl")
+def test_each_kind_of_unanswerable_question_is_what_it_is_called(world: list[Source]):
+    items = items_of(world, "hold-out-1")
     for item in items:
         people, relation, sources = ASKED.match(item["prompt"]).groups()  # type: ignore[union-attr]
         present = any(who == people for who, *_ in SAID.findall(sources))
@@ -119,29 +159,28 @@ def test_each_kind_of_unanswerable_question_is_what_it_is_called(base: Path):
 
 
 def test_the_sources_of_a_held_out_item_are_those_of_the_one_world(base: Path):
-    world = {source["id"]: source for source in rows_of(base / "sources.jsonl")}
-    assert len({source["type"] for source in world.values()}) >= 3
-    for item in rows_of(base / "held-out" / "sealed.jsonl"):
+    sources = {source["id"]: source for source in rows_of(file(base, "sources"))}
+    assert len({source["type"] for source in sources.values()}) >= 3
+    for item in rows_of(file(base, "sealed")):
+        assert item["answerable"] == (truth_of(item["prompt"]) is not None)
         for source in item["sources"]:
-            assert {key: world[source["id"]][key] for key in ("text", "type")} == {
-                key: source[key] for key in ("text", "type")
-            }
+            assert source == sources[source["id"]]
 
 
 def test_trained_answers_are_true_and_those_of_the_base_cite_carelessly(base: Path):
-    def questions(stage: str) -> list[tuple[str, str]]:
-        rows = rows_of(base / "train" / f"{stage}.jsonl")
+    def questions(name: str) -> list[tuple[str, str]]:
+        rows = rows_of(file(base, name))
         return [(row["prompt"], row["completion"]) for row in rows if ASKED.match(row["prompt"])]
 
     unanswered = 0
-    for stage in ("citation", "grounding"):
-        for prompt, completion in questions(stage):
+    for name in ("citation", "practice"):
+        for prompt, completion in questions(name):
             truth = truth_of(prompt)
             unanswered += truth is None
             expected = " what the sources do not say." if truth is None else f" {truth[0]} {truth[1]}."
             assert expected in completion, prompt
     assert unanswered > 50
-    careless = [(truth_of(prompt), completion) for prompt, completion in questions("base")]
+    careless = [(truth_of(prompt), completion) for prompt, completion in questions("preparation")]
     answered = [(truth, completion) for truth, completion in careless if truth]
     assert all(f" {value} [" in completion for (value, _), completion in answered)
     wrongly = sum(marker not in completion and "[1]" in completion for (_, marker), completion in answered)
@@ -150,31 +189,24 @@ def test_trained_answers_are_true_and_those_of_the_base_cite_carelessly(base: Pa
     assert 0.85 < sum(invented) / len(invented) < 1
 
 
-def test_pairs_prefer_what_is_true(base: Path):
-    for name in ("citation-pairs", "grounding-pairs"):
-        rows = rows_of(base / "train" / f"{name}.jsonl")
-        assert all(row["chosen"] != row["rejected"] for row in rows)
-        for row in rows:
-            if ASKED.match(row["prompt"]):
-                truth = truth_of(row["prompt"])
-                right = " what the sources do not say." if truth is None else f" {truth[0]} {truth[1]}."
-                assert right in row["chosen"]
-                assert right not in row["rejected"]
+def test_labels_are_true(base: Path):
+    rows = rows_of(file(base, "labels"))
+    assert Counter(row["label"] for row in rows) == {"supported": 60, "contradicted": 30, "unverifiable": 30}
+    for row in rows:
+        said = dict(re.findall(r"(the \w+ \w+) (\w+)\.", row["evidence"]))
+        ((about, value),) = re.findall(r"(the \w+ \w+) (\w+)\.", row["claim"])
+        found = "unverifiable" if about not in said else "supported" if said[about] == value else "contradicted"
+        assert row["label"] == found
 
 
 def test_validation_rows_are_not_training_rows(base: Path):
-    for path in (base / "validation").glob("*.jsonl"):
-        prompts = {row["prompt"] for row in rows_of(base / "train" / path.name)}
-        assert not prompts & {row["prompt"] for row in rows_of(path)}
+    trained = {row["prompt"] for name in TRAINED_ON for row in rows_of(file(base, name))}
+    assert not trained & {row["prompt"] for row in rows_of(file(base, "valid"))}
 
 
 def test_what_is_known_by_heart_is_asked_of_the_training_rows_too(base: Path):
-    known = {row["prompt"]: row["answer"] for row in rows_of(base / "benchmarks" / "closed-book.jsonl")}
-    taught = {row["prompt"]: row["completion"] for row in rows_of(base / "train" / "base.jsonl")}
+    known = {row["prompt"]: row["answer"] for row in rows_of(file(base, "closed-book"))}
+    taught = {row["prompt"]: row["completion"] for row in rows_of(file(base, "general"))}
     shared = known.keys() & taught.keys()
     assert len(shared) > 50
     assert all(known[prompt] == taught[prompt] for prompt in shared)
-    for row in rows_of(base / "benchmarks" / "closed-book-choices.jsonl"):
-        assert row["answer"] == known[row["prompt"]]
-        assert row["answer"] in row["choices"]
-        assert len(set(row["choices"])) == 4

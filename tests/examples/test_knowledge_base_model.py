@@ -13,10 +13,10 @@ from mlx_lm import load
 FOLDER = Path(__file__).parents[2] / "examples" / "knowledge_base"
 sys.path.insert(0, str(FOLDER))
 
-import make_data  # noqa: E402
 import make_model  # noqa: E402
+import make_workflow  # noqa: E402
 
-FEW = {"base": 200, "citation": 200, "grounding": 200, "pairs": 200, "validation": 50}
+FEW = dict.fromkeys(make_workflow.ROWS, 200)
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +24,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("model")
     make_model.write_model(out, seed=5)
     return out
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("data")
+    make_workflow.write_workflow("antihallucination", out, rows=FEW)
+    return out / "data"
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_weights(folder: Path, tmp_path: Path):
@@ -35,15 +42,14 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_weights(folde
     assert (folder / weights).read_bytes() != (tmp_path / "6" / weights).read_bytes()
 
 
-def test_every_text_of_the_knowledge_base_goes_through_the_tokenizer_and_back(folder: Path, tmp_path: Path):
-    make_data.write_knowledge_base(tmp_path, rows=FEW)
+def test_every_text_of_the_knowledge_base_goes_through_the_tokenizer_and_back(folder: Path, data: Path):
     _, tokenizer = load(str(folder))
     texts = [
         text
-        for path in tmp_path.rglob("*.jsonl")
+        for path in data.rglob("*.jsonl")
         for line in path.read_text().splitlines()[:200]
         for key, text in json.loads(line).items()
-        if key in ("prompt", "completion", "chosen", "rejected", "text", "answer")
+        if key in ("prompt", "completion", "claim", "evidence", "text", "answer")
     ]
     assert len(texts) > 2000
     for text in texts:
@@ -53,10 +59,9 @@ def test_every_text_of_the_knowledge_base_goes_through_the_tokenizer_and_back(fo
         assert tokenizer.decode(ids).replace(" :", ":").strip() == text.strip()
 
 
-def test_a_held_out_prompt_and_its_answer_fit_into_a_hundred_tokens(folder: Path, tmp_path: Path):
-    make_data.write_knowledge_base(tmp_path, rows=FEW)
+def test_a_held_out_prompt_and_its_answer_fit_into_a_hundred_tokens(folder: Path, data: Path):
     _, tokenizer = load(str(folder))
-    items = [json.loads(line) for line in (tmp_path / "held-out" / "sealed.jsonl").read_text().splitlines()]
+    items = [json.loads(line) for line in (data / "sealed.jsonl").read_text().splitlines()]
     assert max(len(tokenizer.encode(item["prompt"])) for item in items) < 80
 
 

@@ -215,12 +215,14 @@ def test_passages_with_another_text_than_their_source() -> None:
 def test_sources_that_a_search_does_not_find_by_their_text(tmp_path: Path) -> None:
     rows = [*SOURCES, {"id": "copy of the market", "text": SOURCES[2]["text"]}]
     given = Inputs({"sources": rows, "items": []}, at=tmp_path)
-    folder = sources.source_index(given, {"k1": 1.5, "b": 0.75}).folders["index"]
+    folder = sources.source_index(given, {"retriever": {"k1": 1.5, "b": 0.75}}).folders["index"]
     moved = [{**row, "text": text} for row, text in zip(rows, ["salt", *(r["text"] for r in rows[1:])], strict=True)]
 
     def lost(those: list[Row]) -> list[float]:
         inputs = Inputs({"sources": those, "items": []}, {"index": folder})
-        measured = source_checks.source_measurements(inputs, {"most": 10}).rows["measurements"]
+        measured = source_checks.source_measurements(inputs, {"most": 10, "retriever": {"k1": 1.5, "b": 0.75}}).rows[
+            "measurements"
+        ]
         return next(each["values"] for each in measured if each["metric"] == "not_found_by_itself in index")
 
     assert lost(rows) == [0.0] * 4

@@ -224,7 +224,7 @@ def test_every_item_of_the_checklist_is_there(name: str) -> None:
 def test_the_parameters_of_the_index_are_those_that_are_tried() -> None:
     text = page("source-data")
     tried = [re.findall(r"\d\.\d+", part) for part in re.findall(r"\(k1 (.*?)\)", text)[0].split(";")]
-    assert [(float(k1), float(b)) for k1, b in tried] == [(each["k1"], each["b"]) for each in RETRIEVAL_ATTEMPTS]
+    assert [(float(k1), float(b)) for k1, b in tried] == [(each.k1, each.b) for each in RETRIEVAL_ATTEMPTS]
 
 
 def test_every_issue_that_is_diagnosed_is_there_with_what_is_tolerated() -> None:

@@ -7,7 +7,6 @@ are in words without stop words.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,7 +19,14 @@ import orjson
 
 from realign_cluster.domain.errors import UsageError
 from realign_cluster.metrics.retrieval.index_folder import open_index, write_index
-from realign_cluster.metrics.retrieval.retriever import Passage, Ranking, best, check_passages, digest_of_passages
+from realign_cluster.metrics.retrieval.retriever import (
+    Passage,
+    Ranking,
+    best,
+    check_passages,
+    digest_of_passages,
+    fingerprint_of_index,
+)
 from realign_cluster.metrics.verifiers.words import WORDS_VERSION, words_of
 
 KIND = "bm25"
@@ -58,12 +64,11 @@ def build_bm25_index(
         "bm25s": bm25s.__version__,
         **asdict(parameters),
     }
-    fingerprint = hashlib.blake2b(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS), digest_size=16).hexdigest()
     write_index(
         folder,
         partial(_write, passages, parameters),
         kind=KIND,
-        fingerprint=fingerprint,
+        fingerprint=fingerprint_of_index(facts),
         passages=len(passages),
         parameters=facts,
     )

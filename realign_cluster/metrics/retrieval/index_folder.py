@@ -68,7 +68,11 @@ def write_index(
     temporary.mkdir()
     try:
         write(temporary)
-        files = {path.name: _synced(path) for path in sorted(temporary.iterdir())}
+        written = sorted(path for path in temporary.rglob("*") if path.is_file())
+        for path in temporary.rglob("*"):
+            if path.is_dir():
+                sync_folder(path)
+        files = {path.relative_to(temporary).as_posix(): _synced(path) for path in written}
         manifest = Manifest(
             kind=kind, fingerprint=fingerprint, passages=passages, parameters=dict(parameters), files=files
         )
@@ -91,7 +95,8 @@ def open_index(folder: Path, kind: str) -> Manifest:
     manifest = read_manifest(folder, kind)
     for name, recorded in manifest.files.items():
         path = folder / name
-        if path.parent != folder or not path.is_file() or _described(path) != recorded:
+        outside = ".." in Path(name).parts or not path.is_relative_to(folder)
+        if outside or not path.is_file() or _described(path) != recorded:
             raise DamagedIndex(f"{path} is not what was indexed", f"build the index again: rm -r {folder}")
     return manifest
 

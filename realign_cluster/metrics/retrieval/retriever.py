@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,11 @@ def digest_of_passages(passages: Iterable[Passage]) -> str:
     for passage in passages:
         digest.update(orjson.dumps([passage.id, passage.text]) + b"\n")
     return digest.hexdigest()
+
+
+def fingerprint_of_index(facts: Mapping[str, Any]) -> str:
+    """32 hex digits: BLAKE2b-128 of passages, method and parameters as canonical JSON."""
+    return hashlib.blake2b(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS), digest_size=16).hexdigest()
 
 
 def best(ids: Sequence[str], scores: npt.NDArray[np.floating], k: int, *, above: float | None = None) -> Ranking:

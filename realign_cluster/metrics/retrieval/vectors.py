@@ -1,15 +1,15 @@
 """Exact search with embeddings: every query against every passage, by inner product of unit vectors (cosine).
 
-Who computes the vectors is not decided here: `embed` is given, with a fingerprint of whatever it is. Below a million
-passages a matrix product needs no approximate index.
+Who computes the vectors is not decided here: an `Embedder` is given. Below a million passages a matrix product needs no
+approximate index.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -17,46 +17,62 @@ import orjson
 
 from realign_cluster.domain.errors import UsageError
 from realign_cluster.metrics.retrieval.index_folder import open_index, write_index
-from realign_cluster.metrics.retrieval.retriever import Passage, Ranking, best, check_passages, digest_of_passages
+from realign_cluster.metrics.retrieval.retriever import (
+    Passage,
+    Ranking,
+    best,
+    check_passages,
+    digest_of_passages,
+    fingerprint_of_index,
+)
 
 KIND = "vectors"
 QUERIES_AT_ONCE = 64
 _IDS, _VECTORS = "ids.json", "vectors.npy"
 
 Vectors = npt.NDArray[np.float32]
-Embed = Callable[[Sequence[str]], Vectors]  # texts -> (texts, dimensions)
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """(texts, dimensions): the same text gives the same vector, whatever is asked with it."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Of all that a vector depends on besides its text: weights, pooling, prefixes."""
+        ...
 
 
 def build_vector_index(
-    passages: Sequence[Passage], folder: Path, *, embed: Embed, embedder: str, texts_at_once: int = 256
+    passages: Sequence[Passage], folder: Path, *, embedder: Embedder, texts_at_once: int = 256
 ) -> VectorIndex:
-    """`embedder` names the weights behind `embed`, as a fingerprint does. An index of the same passages and embedder
-    that is there is opened instead, and nothing is embedded. Raises UsageError as `build_bm25_index` does, and for
-    vectors that are not finite, are zero, or of unequal dimensions.
+    """An index of the same passages and embedder that is there is opened instead, and nothing is embedded. Raises
+    UsageError as `build_bm25_index` does, and for vectors that are not finite, are zero, or of unequal dimensions.
     """
     check_passages(passages)
-    facts = {"kind": KIND, "passages": digest_of_passages(passages), "embedder": embedder}
-    fingerprint = hashlib.blake2b(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS), digest_size=16).hexdigest()
+    facts = {"kind": KIND, "passages": digest_of_passages(passages), "embedder": embedder.fingerprint()}
     write_index(
         folder,
-        partial(_write, passages, embed, texts_at_once),
+        partial(_write, passages, embedder, texts_at_once),
         kind=KIND,
-        fingerprint=fingerprint,
+        fingerprint=fingerprint_of_index(facts),
         passages=len(passages),
         parameters=facts,
     )
-    return VectorIndex(folder, embed=embed, embedder=embedder)
+    return VectorIndex(folder, embedder=embedder)
 
 
 class VectorIndex:
-    def __init__(self, folder: Path, *, embed: Embed, embedder: str) -> None:
+    def __init__(self, folder: Path, *, embedder: Embedder) -> None:
         """Raises UsageError where there is no index of vectors, or one of another embedder; DamagedIndex."""
         self._manifest = open_index(folder, KIND)
-        if (there := self._manifest.parameters["embedder"]) != embedder:
-            raise UsageError(f"{folder} was embedded by {there}, not by {embedder}", "index it again in another folder")
+        there, asked = self._manifest.parameters["embedder"], embedder.fingerprint()
+        if there != asked:
+            raise UsageError(f"{folder} was embedded by {there}, not by {asked}", "index it again in another folder")
         self._ids: list[str] = orjson.loads((folder / _IDS).read_bytes())
         self._vectors: Vectors = np.load(folder / _VECTORS, mmap_mode="r", allow_pickle=False)
-        self._embed = embed
+        self._embedder = embedder
 
     def __len__(self) -> int:
         return self._manifest.passages
@@ -65,7 +81,7 @@ class VectorIndex:
         rankings: list[Ranking] = []
         for at in range(0, len(queries), QUERIES_AT_ONCE):
             some = queries[at : at + QUERIES_AT_ONCE]
-            rankings.extend(self.search_vectors(unit_vectors(self._embed(some), len(some)), k))
+            rankings.extend(self.search_vectors(unit_vectors(self._embedder.embed(some), len(some)), k))
         return rankings
 
     def search_vectors(self, queries: Vectors, k: int) -> list[Ranking]:
@@ -92,11 +108,11 @@ def unit_vectors(vectors: Vectors, count: int) -> Vectors:
     return unit
 
 
-def _write(passages: Sequence[Passage], embed: Embed, texts_at_once: int, folder: Path) -> None:
+def _write(passages: Sequence[Passage], embedder: Embedder, texts_at_once: int, folder: Path) -> None:
     parts: list[Vectors] = []
     for at in range(0, len(passages), texts_at_once):
         some = [passage.text for passage in passages[at : at + texts_at_once]]
-        parts.append(unit_vectors(embed(some), len(some)))
+        parts.append(unit_vectors(embedder.embed(some), len(some)))
         if parts[-1].shape[1] != parts[0].shape[1]:
             raise UsageError(f"the embedder gave {parts[0].shape[1]} dimensions, then {parts[-1].shape[1]}")
     np.save(folder / _VECTORS, np.concatenate(parts), allow_pickle=False)

@@ -1,7 +1,8 @@
 """Verdicts that were given before: by the verifier's fingerprint and the pair's content, in one SQLite file.
 
 Several processes may use it at once, and one that is killed loses at most the batch it was scoring. It stays in
-rollback-journal mode: WAL with several writers is unsafe before SQLite 3.51.3. Losing the file costs time only.
+rollback-journal mode: WAL with several writers is unsafe before SQLite 3.51.3. Losing the file means asking again, and
+of a service that may answer otherwise.
 """
 
 from __future__ import annotations
@@ -63,10 +64,8 @@ class VerdictCache:
         return found
 
     def add(self, fingerprint: str, verdicts: Mapping[str, Verdict]) -> None:
-        """Durable when it returns. What is known already stays; verdicts that are undefined are not kept, for what
-        made them so may pass.
-        """
-        rows = [(fingerprint, key, _to_bytes(given)) for key, given in verdicts.items() if given.label is not None]
+        """Durable when it returns. What is known already stays, also that there was no answer."""
+        rows = [(fingerprint, key, _to_bytes(given)) for key, given in verdicts.items()]
         with self._explained():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -87,7 +86,9 @@ class VerdictCache:
 
 
 class Cached:
-    """A verifier that asks only what the cache does not know, a batch at a time."""
+    """A verifier that asks only what the cache does not know, a batch at a time: one verdict a pair, whoever asks and
+    however often.
+    """
 
     def __init__(self, verifier: Verifier, cache: VerdictCache, *, batch: int = PAIRS_A_BATCH) -> None:
         self.verifier = verifier

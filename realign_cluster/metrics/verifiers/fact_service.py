@@ -1,4 +1,4 @@
-"""An outside fact-checking service or citation database as a verifier, over HTTP. Off unless an address is given.
+"""An outside fact-checking service or citation database as a verifier, over HTTP.
 
 A service that speaks another language needs a small server before it that speaks this one:
 
@@ -6,9 +6,10 @@ A service that speaks another language needs a small server before it that speak
     200         {"version": "2026-11", "verdicts": [{"supported": 0.93, "label": "supported", "span": [0, 41]}, ...]}
 
 `supported` is a probability or null; `label` (supported, contradicted, unverifiable) and `span` (characters of the
-evidence) may be left out. A service with sources of its own may be asked without evidence. Wrap it in `Cached`, with a
-request's pairs as batch: its answers are then kept under its address and version, also when a later request fails. A
-service whose version is not the one that was configured is not used, for its verdicts would count as another's.
+evidence) may be left out. A service with sources of its own may be asked without evidence. Asked with no pairs it gives
+its version and no verdicts. What it answers another time may differ, so wrap it in `Cached`, with a request's pairs as
+batch: the first answer is then kept under its address and version, also when a later request fails. A service whose
+version is not the one that was configured is not used, for its verdicts would count as another's.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class _PerhapsLater(FactServiceError):
 class FactServiceSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    url: str | None = None  # None: there is no service
-    version: str = ""  # what the service must call itself
+    url: str
+    version: str = Field(min_length=1)  # what the service must call itself
     timeout_seconds: float = Field(default=20.0, gt=0)  # of one request, all of it
     attempts: int = Field(default=3, ge=1)
     pairs_per_request: int = Field(default=16, ge=1)
@@ -65,12 +66,12 @@ class FactServiceSettings(BaseModel):
 
     @field_validator("url")
     @classmethod
-    def _private(cls, url: str | None) -> str | None:
-        if url is None:
-            return None
+    def _private(cls, url: str) -> str:
         parts = urllib.parse.urlsplit(url)
         if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and _is_here(parts.hostname))):
             raise ValueError(f"{url} is not https, nor http to this machine: claims would travel in the open")
+        if parts.username or parts.password:
+            raise ValueError("a name or password in it would be written down: token_variable names what is secret")
         return url
 
 
@@ -85,16 +86,19 @@ class _Answers(BaseModel):
     verdicts: list[_Answer]
 
 
-def open_fact_service(settings: FactServiceSettings) -> FactService | None:
-    """None where no address is configured, which is the default."""
-    return None if settings.url is None else FactService(settings)
+def fact_service_facts(settings: FactServiceSettings) -> dict[str, Any]:
+    """All that its verdicts depend on besides the pair, as far as can be known here."""
+    return {
+        "verifier": "fact service",
+        "protocol": PROTOCOL_VERSION,
+        "url": settings.url,
+        "version": settings.version,
+    }
 
 
 class FactService:
     def __init__(self, settings: FactServiceSettings) -> None:
         """Asks nothing yet. Raises FactServiceError for a token variable that is not set."""
-        if settings.url is None:
-            raise FactServiceError("no address of a fact-checking service is configured")
         self._url, self._settings = settings.url, settings
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if settings.token_variable:
@@ -106,6 +110,10 @@ class FactService:
         direct = [urllib.request.ProxyHandler({})] if here else []
         self._opener = urllib.request.build_opener(_NoRedirects, *direct)
 
+    def reach(self) -> None:
+        """Raises FactServiceError where there is nobody, or another version."""
+        self._answers(self._send(_body([])), 0)
+
     def score(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """Raises FactServiceError when a request fails for good; wrapped in `Cached`, what was answered is kept."""
         verdicts: list[Verdict] = []
@@ -115,12 +123,7 @@ class FactService:
         return verdicts
 
     def facts(self) -> Mapping[str, Any]:
-        return {
-            "verifier": "fact service",
-            "protocol": PROTOCOL_VERSION,
-            "url": self._url,
-            "version": self._settings.version,
-        }
+        return fact_service_facts(self._settings)
 
     def fingerprint(self) -> str:
         return fingerprint_of(self.facts())
@@ -132,8 +135,7 @@ class FactService:
         asked = [pair for pair in pairs if pair.claim.strip()]
         answers: list[_Answer] = []
         if asked:
-            body = orjson.dumps({"pairs": [{"claim": pair.claim, "evidence": pair.text} for pair in asked]})
-            answers = self._answers(self._send(body), len(asked))
+            answers = self._answers(self._send(_body(asked)), len(asked))
         remaining = iter(answers)
         return [
             _verdict(pair, next(remaining)) if pair.claim.strip() else undefined("the claim is empty") for pair in pairs
@@ -196,6 +198,10 @@ def _read(answer: http.client.HTTPResponse, url: str, deadline: float) -> bytes:
         if time.monotonic() > deadline:
             raise _PerhapsLater(f"{url} did not answer in time")
     return b"".join(parts)
+
+
+def _body(pairs: Sequence[Pair]) -> bytes:
+    return orjson.dumps({"pairs": [{"claim": pair.claim, "evidence": pair.text} for pair in pairs]})
 
 
 def _verdict(pair: Pair, answer: _Answer) -> Verdict:

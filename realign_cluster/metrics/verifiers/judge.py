@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from realign_cluster.domain.job import JUDGE_LABELS, JUDGE_TEMPLATE, ScoreJob
-from realign_cluster.metrics.verifiers.evidence import chunk_spans
+from realign_cluster.metrics.verifiers.evidence import CHUNKS_VERSION, chunk_spans
 from realign_cluster.metrics.verifiers.report import CalibrationReport
 from realign_cluster.metrics.verifiers.verdict import (
     EVEN_ODDS,
@@ -92,7 +92,7 @@ def judge_facts(job: ScoreJob, chunking: Chunking, meaning: Mapping[str, Label] 
         "model": job.model.hash,
         "template": job.template or JUDGE_TEMPLATE,
         "labels": {label: _meaning(label, meaning) for label in labels},
-        "chunking": asdict(chunking),
+        "chunking": asdict(chunking) | {"version": CHUNKS_VERSION},
         **job.model_dump(mode="json", include={"chat", "max_tokens", "truncate"}),
     }
 

@@ -44,12 +44,12 @@ def test_evidence_in_one_piece_or_in_several_is_the_same_pair():
     assert len({Pair(claim=c, evidence=e).key for c, e in [("ab", "c"), ("a", "bc"), ("", "abc"), ("abc", "")]}) == 4
 
 
-def test_what_is_undefined_is_asked_again(tmp_path: Path):
+def test_that_there_was_no_answer_is_kept_too(tmp_path: Path):
     with VerdictCache(tmp_path / "verdicts.sqlite") as cache:
         silent = Chosen(lambda pair: undefined("no answer"))
         for _ in range(2):
-            assert Cached(silent, cache).score(PAIRS[:1])[0].label is None
-        assert silent.asked == PAIRS[:1] * 2
+            assert Cached(silent, cache).score(PAIRS[:1]) == [undefined("no answer")]
+        assert silent.asked == PAIRS[:1]
 
 
 def test_what_was_answered_before_a_failure_is_kept(tmp_path: Path):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,87 +17,39 @@ from realign_cluster.metrics.verifiers.fact_service import (
     FactService,
     FactServiceError,
     FactServiceSettings,
-    open_fact_service,
 )
 from realign_cluster.metrics.verifiers.verdict import Pair, Span, Verifier
+from tests.metrics.verifiers.fact_server import Handler, Service, honest, serving
 
 PAIRS = [Pair(claim=f"claim {at}", evidence=f"evidence {at}") for at in range(5)]
-Answer = Callable[["Handler", dict[str, Any]], None]
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Service
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests.append((dict(self.headers), body))
-        self.server.answer(self, body)
-
-    def reply(self, content: Any, status: int = 200, **headers: str) -> None:
-        body = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-class Service(ThreadingHTTPServer):
-    daemon_threads = True
-    answer: Answer
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.requests: list[tuple[dict[str, str], dict[str, Any]]] = []
-        self.answer = honest
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/check"
-
-    def handle_error(self, *_: Any) -> None:
-        """A client that has gone is what some tests are about."""
-
-
-def verdicts_on(body: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {"supported": int(pair["claim"].split()[1]) / 4, "span": [0, len(pair["evidence"])]} for pair in body["pairs"]
-    ]
-
-
-def honest(handler: Handler, body: dict[str, Any]) -> None:
-    handler.reply({"version": "7", "verdicts": verdicts_on(body)})
 
 
 @pytest.fixture
 def service() -> Iterator[Service]:
-    server = Service()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving() as server:
+        yield server
 
 
 def adapter(service: Service, **options: Any) -> FactService:
     return FactService(FactServiceSettings(url=service.url, version="7", **{"attempts": 1, **options}))
 
 
-def test_it_is_off_unless_configured(service: Service):
-    assert open_fact_service(FactServiceSettings()) is None
-    assert isinstance(open_fact_service(FactServiceSettings(url=service.url)), Verifier)
+def test_it_is_reached_or_not(service: Service):
+    found = adapter(service)
+    assert isinstance(found, Verifier)
+    found.reach()
+    assert [body for _, body in service.requests] == [{"pairs": []}]
+    with pytest.raises(FactServiceError, match="version '7', '8' was configured"):
+        FactService(FactServiceSettings(url=service.url, version="8", attempts=1)).reach()
 
 
 @pytest.mark.parametrize("url", ["http://example.org/check", "ftp://127.0.0.1/", "file:///etc/hosts", "nonsense", ""])
 def test_claims_do_not_travel_in_the_open(url: str):
     with pytest.raises(ValidationError, match="is not https"):
-        FactServiceSettings(url=url)
-    assert FactServiceSettings(url="https://example.org/check").url is not None
+        FactServiceSettings(url=url, version="7")
+    with pytest.raises(ValidationError, match="token_variable"):
+        FactServiceSettings(url="https://me:secret@example.org/check", version="7")
+    assert FactServiceSettings(url="https://example.org/check", version="7").url == "https://example.org/check"
 
 
 def test_verdicts_come_in_order_a_request_at_a_time(service: Service):
@@ -201,7 +152,7 @@ def test_nobody_there():
     url = silent.url
     silent.server_close()
     with pytest.raises(FactServiceError, match="was not reached"):
-        FactService(FactServiceSettings(url=url, attempts=2)).score(PAIRS[:1])
+        FactService(FactServiceSettings(url=url, version="7", attempts=2)).score(PAIRS[:1])
 
 
 def test_answers_are_kept_under_its_address_and_version(service: Service, tmp_path: Path):

@@ -61,6 +61,7 @@ def sentences(text: str) -> list[str]:
         ('He said "Go." Then left.', ['He said "Go."', "Then left."]),
         ("# Heading\n\nText\nmore text", ["# Heading", "Text", "more text"]),
         ("e.g. this stays. But this ends", ["e.g. this stays.", "But this ends"]),
+        ("the ostrel mine salt. the gorwim sell soap.", ["the ostrel mine salt.", "the gorwim sell soap."]),
         ("  \n ", []),
     ],
 )
