@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -174,6 +175,28 @@ def test_rounds_that_make_it_worse_are_not_kept(made: Made) -> None:
     assert iteration.outcome.facts["best"] == "entered"
     optimised = next(each for each in ended if each.stage.name == "optimisation").outcome.model
     assert (end.state, end.model) == ("complete", optimised)
+
+
+def test_a_round_that_gains_by_refusing_is_not_kept(made: Made) -> None:
+    """Its citations are better than those of the model that entered, and it no longer answers every other question."""
+    workflow = "source-attribution"
+    items = made.folders[workflow] / "data" / "items.jsonl"
+    ids = [json.loads(line)["id"] for line in items.read_text().splitlines()]
+    one, half = ids[0], set(ids[::2])
+
+    def once_uncited(row: Any) -> str:
+        return uncited(right(row)) if row["id"] == one else right(row)
+
+    def half_refusing(row: Any) -> str:
+        return refusing(row) if row["id"] in half else right(row)
+
+    world = World(answers=(careless, right, once_uncited, half_refusing))
+    end, _, ended = made.runs.run(workflow, made.configs[workflow], made.folders[workflow], world)
+    iteration = next(each for each in ended if each.stage.name == "iteration")
+    rounds = iteration.outcome.facts["rounds"]
+    assert all(each["value"] == 1.0 for each in rounds)
+    assert iteration.outcome.facts["best"] == "entered"
+    assert end.state == "complete"
 
 
 @pytest.mark.parametrize(("threshold", "state"), [(0.5, "complete"), (0.999, "incomplete")])
