@@ -295,6 +295,7 @@ def _clean(context: Context) -> Generator[Ask, JobResult, JobResult]:
             training_data.clean_rows,
             "citation examples cleaned",
             inputs={"rows": data["citation"], "items": data["items"], "sealed": data["sealed"]},
+            **context.config.cleaning.model_dump(mode="json"),
         )
     )
 
