@@ -195,6 +195,7 @@ def optimisation(context: Context) -> Stage:
         title="preference training",
         model=state.model,
         data=made.outputs["pairs"],
+        benchmarks=checkpoints(context, settings),
         settings=settings.model_copy(update={"seed": context.seed("preference")}),
     )
     if trained.failed:
@@ -251,10 +252,17 @@ def entered_optimisation(context: Context) -> ModelRef:
     return models.get("citation") or models.get("preparation") or context.state.model
 
 
-def checkpoints(context: Context) -> dict[str, ArtifactId]:
-    """The capability benchmarks, by name."""
+def checkpoints(context: Context, settings: TrainSettings) -> dict[str, ArtifactId]:
+    """The capability benchmarks, by name, for a training that stops every so many steps to look at them."""
+    if not settings.evaluation.every:
+        return {}
     found = {name.removeprefix("benchmark "): each for name, each in context.state.data.items()}
     return {name: found[name] for name in context.config.benchmarks}
+
+
+def validation(context: Context, settings: TrainSettings) -> ArtifactId | None:
+    """The rows that an sft is validated on while it goes on, if it is."""
+    return context.state.data["valid"] if settings.evaluation.every or settings.evaluation.patience else None
 
 
 def softened(settings: TrainSettings, attempt: int) -> TrainSettings:
@@ -280,8 +288,8 @@ def _trained(
         title=f"{name} training",
         model=model,
         data=mixed.outputs["rows"],
-        valid=context.state.data["valid"] if settings.evaluation.every or settings.evaluation.patience else None,
-        benchmarks=checkpoints(context) if settings.evaluation.every else {},
+        valid=validation(context, settings),
+        benchmarks=checkpoints(context, settings),
         settings=settings.model_copy(update={"seed": context.seed(name)}),
     )
     value = {**(trained.value or {}), "mix": mixed.value}

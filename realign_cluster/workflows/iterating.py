@@ -11,7 +11,7 @@ from realign_cluster.domain.iteration import Change, change_of, judge_trend
 from realign_cluster.domain.multiplicity import split_alpha
 from realign_cluster.domain.retention import BenchmarkPair
 from realign_cluster.workflows import training_data
-from realign_cluster.workflows.bodies import entered_optimisation
+from realign_cluster.workflows.bodies import checkpoints, entered_optimisation, validation
 from realign_cluster.workflows.candidates import Candidate, best_feasible, keeps
 from realign_cluster.workflows.derive import derive
 from realign_cluster.workflows.evaluating import Evaluation, divergence, evaluate
@@ -94,11 +94,14 @@ def _round(
         general=context.config.mix.general,
         seed=context.seed("round", number, "mix"),
     )
+    settings = context.config.training.iteration
     trained = yield Train(
         title=f"round {number}: training",
         model=current.model,
         data=mixed.outputs["rows"],
-        settings=context.config.training.iteration.model_copy(update={"seed": context.seed("round", number)}),
+        valid=validation(context, settings),
+        benchmarks=checkpoints(context, settings),
+        settings=settings.model_copy(update={"seed": context.seed("round", number)}),
     )
     facts: dict[str, Any] = {"round": number, "gaps": gaps, "targeted": targeted.value, "training": trained.value}
     if trained.failed:

@@ -97,7 +97,10 @@ class MadeJobs(JobRunner):
         made = self._folder / "making"
         made.mkdir()
         (made / "skill").write_text(f"{skill}")
-        metrics = [{"step": step, "loss": 3.0 / (skill + step), "gradient_norm": 1.0} for step in range(1, STEPS + 1)]
+        metrics: list[dict[str, float]] = [
+            {"step": step, "loss": 3.0 / (skill + step), "gradient_norm": 1.0} for step in range(1, STEPS + 1)
+        ]
+        metrics[-1] |= {f"validation_benchmark/{name}": 0.875 for name in job.benchmarks}
         outputs = {
             "model": ArtifactId(self._artifacts.put_folder(made)),
             "metrics": ArtifactId(self._artifacts.put_rows(metrics)),
@@ -204,7 +207,11 @@ class MadeWorkflow:
         )  # fmt: skip
         trainings = "\n".join(
             f"[training.{name}]\nsteps = {STEPS}\nglobal_batch = 4\n{more}"
-            for name, more in (("citation", ""), ("preference", 'method = "dpo"\n'), ("iteration", ""))
+            for name, more in (
+                ("citation", ""),
+                ("preference", 'method = "dpo"\n[training.preference.evaluation]\nevery = 6\n'),
+                ("iteration", ""),
+            )
         )
         thresholds = "\n".join(
             f"[gates.{stage}]\n" + "\n".join(f"{gate} = {value}" for gate, value in found.items())
