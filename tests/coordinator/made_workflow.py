@@ -16,6 +16,7 @@ import orjson
 from realign_cluster.coordinator.home import ClusterHome
 from realign_cluster.coordinator.progress import Level, ProgressSnapshot
 from realign_cluster.coordinator.stop import Stop, StopAsked
+from realign_cluster.coordinator.train_request import Track
 from realign_cluster.coordinator.workflow import _Sitting
 from realign_cluster.coordinator.workflow_jobs import Done, JobRunner
 from realign_cluster.coordinator.workflow_record import open_workflow_run
@@ -224,9 +225,10 @@ class MadeWorkflow:
             f"{trainings}{thresholds}\n"
         )
 
-    def sit(self, *, killed_at: int | None = None) -> int:
+    def sit(self, *, killed_at: int | None = None, track: Track = "none") -> int:
         """Its exit code; -1 if it was killed."""
-        request = WorkflowRequest(workflow=self.workflow, config=self.folder / "workflow.toml", out=self.run)
+        config = self.folder / "workflow.toml"
+        request = WorkflowRequest(workflow=self.workflow, config=config, out=self.run, track=track)
         with contextlib.closing(open_workflow_run(request, "realign workflow run made")) as run:
             home = ClusterHome(self.folder / "home")
             sitting = _Sitting(request, run, Unseen(), Stop(), home)
