@@ -14,7 +14,7 @@ from realign_cluster.workflows.checking import check_examples
 from realign_cluster.workflows.derive import derive
 from realign_cluster.workflows.evaluating import Evaluation, divergence, evaluate
 from realign_cluster.workflows.jobs import ArtifactId, Ask, JobResult, Look, ModelRef, Score, Train
-from realign_cluster.workflows.measured import by_metric, value_of
+from realign_cluster.workflows.measured import by_metric
 from realign_cluster.workflows.stage import Context, Outcome
 from realign_cluster.workflows.verify import verdicts_on, verifier_fingerprint
 
@@ -41,7 +41,7 @@ def preparation(context: Context) -> Stage:
             return Outcome(failed=f"the training failed: {trained.failed}")
         model, facts = trained.model(), {"training": trained.value}
     found = yield from evaluate(context, model, "items", title="baseline", perplexity=True)
-    recorded = [name for name in RECORDED if _has_value(found.measurements.get(name))]
+    recorded = [name for name in RECORDED if _is_recorded(found.measurements.get(name))]
     quality = yield from verify.measured_on_labels(context, "supported", "baseline")
     return Outcome(
         model=model,
@@ -242,8 +242,11 @@ def labels_of(report: Mapping[str, Any]) -> VerifierLabels:
     )
 
 
-def _has_value(measurement: Measurement | None) -> bool:
-    return measurement is not None and value_of(measurement) is not None
+def _is_recorded(measurement: Measurement | None) -> bool:
+    """Undefined on so many answers is a baseline too: of a model that does not cite yet, how precisely it does. Of no
+    answer at all there is none.
+    """
+    return measurement is not None and bool(measurement.items or measurement.undefined)
 
 
 def entered_optimisation(context: Context) -> ModelRef:
