@@ -12,12 +12,13 @@ DEMO_DATA ?= examples/data/instructions.jsonl
 DEMO_OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 DEMO_TRAIN_OUT ?= runs/demo-train-$(shell date +%Y%m%d-%H%M%S)
 DEMO_TRAIN_HOSTFILE ?= hostfiles/local.json
+DIAGNOSIS_OUT ?= runs/diagnosis
 DEMO_WORKFLOW_OUT ?= runs/demo-workflow-$(shell date +%Y%m%d-%H%M%S)
 SLOW := cluster or testbed
 BENCHMARKS ?= scoring_speed generate_speed noop_throughput coordinator_memory resume_million store_rows state_parts train_one_node \
   train_state_overhead train_recovery train_two_hosts gate_errors verifier_quality retrieval_quality cluster_efficiency
 
-.PHONY: help setup demo demo-train demo-workflow demo-antihallucination test check format protos locks bench soak clean
+.PHONY: help setup demo demo-train demo-workflow demo-antihallucination test check format protos locks bench bench-diagnosis soak clean
 
 help:
 	@echo "make demo        score examples/data with two nodes on this machine; ends with a report"
@@ -28,6 +29,7 @@ help:
 	@echo "make check       format, lint, types, import contracts"
 	@echo "make soak        the long tests"
 	@echo "make bench       the figures of benchmarks/README.md"
+	@echo "make bench-diagnosis  faults put into workflows on unseen seeds, diagnosed; more than an hour, goes on where it stopped"
 	@echo "make protos      generate realign_cluster/rpc/pb from proto/"
 	@echo "make locks       resolve locks/*.txt again from pyproject.toml"
 	@echo "make clean       remove the virtual environment and caches (never runs/)"
@@ -89,6 +91,10 @@ protos: setup
 
 bench: setup
 	@for bench in $(BENCHMARKS); do echo "== $$bench"; $(BIN)/python benchmarks/$$bench.py || exit 1; done
+
+bench-diagnosis: setup
+	mkdir -p $(DIAGNOSIS_OUT)
+	$(BIN)/python benchmarks/diagnosis.py --base $(DIAGNOSIS_OUT)/base --out $(DIAGNOSIS_OUT)/rows.jsonl
 
 soak: setup
 	$(BIN)/python -m pytest -m soak --timeout 7200

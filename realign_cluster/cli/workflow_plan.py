@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from realign_cluster.cli.plan_train import plan_of
 from realign_cluster.cli.train_asked import TrainAsked
@@ -227,7 +230,18 @@ async def _costs(
         settings: TrainSettings | None = getattr(config.training, name)
         if settings is not None and name in data:
             costs.append(await _training(f"{name} training", model, files[data[name]], settings, hostfile, discover))
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = Path(folder) / "pairs.jsonl"
+        pairs.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in _pairs_alike(files["practice"])))
+        preference = config.training.preference
+        costs.append(await _training("preference training", model, pairs, preference, hostfile, discover))
     return costs
+
+
+def _pairs_alike(practice: Path) -> Iterator[dict[str, Any]]:
+    """Pairs as long as those that stage 5 will make of the practice questions."""
+    for _, row in read_rows("practice", practice):
+        yield {"prompt": row["prompt"], "chosen": row["completion"], "rejected": f"{row['completion']} "}
 
 
 async def _scoring(

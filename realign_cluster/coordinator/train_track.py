@@ -75,17 +75,17 @@ class WandbWriter:
     were done twice in a sitting are there twice.
     """
 
-    def __init__(self, folder: Path, run: TrainRun) -> None:
+    def __init__(self, folder: Path, name: str, identity: str, config: Mapping[str, Any]) -> None:
         import wandb
 
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
-            name=run.folder.path.name,
-            id=run.run_id,
+            name=name,
+            id=identity,
             resume="allow",
             dir=str(folder),
             mode=None if "WANDB_MODE" in os.environ else "offline",
-            config=run.request.settings.model_dump(mode="json"),
+            config=dict(config),
             settings=wandb.Settings(silent=True, console="off"),  # standard output is the run's own
         )
         self._run.define_metric("*", step_metric="step")
@@ -113,7 +113,7 @@ class Tracking:
 
     def restore(self, history: TrainHistory) -> None:
         for step, values in _values_of(history):
-            self._write(step, values)
+            self.write(step, values)
         if history.steps:
             self._newest["step"] = (history.steps[-1].generation, history.steps[-1].step)
 
@@ -123,12 +123,15 @@ class Tracking:
             if self._is_new("step", record.generation, record.step):
                 if record.generation > before[0] > 0 and record.step <= before[1]:
                     self._carefully(partial(self._writer.again_from, record.step))
-                self._write(record.step, step_values(StepDone.model_validate(record.body)))
+                self.write(record.step, step_values(StepDone.model_validate(record.body)))
         for each in measurements:
             if each.kind == "evaluated" and self._is_new(each.kind, each.generation, each.step):
-                self._write(each.step, evaluated_values(Evaluated.model_validate(each.body)))
+                self.write(each.step, evaluated_values(Evaluated.model_validate(each.body)))
             elif each.kind == "divergence" and self._is_new(each.kind, each.generation, each.step):
-                self._write(each.step, {"kl": Diverged.model_validate(each.body).kl})
+                self.write(each.step, {"kl": Diverged.model_validate(each.body).kl})
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._carefully(partial(self._writer.write, step, values))
 
     def close(self) -> None:
         self._carefully(self._writer.close)
@@ -138,9 +141,6 @@ class Tracking:
             return False
         self._newest[kind] = (generation, step)
         return True
-
-    def _write(self, step: int, values: Values) -> None:
-        self._carefully(partial(self._writer.write, step, values))
 
     def _carefully(self, work: Callable[[], None]) -> None:
         if self._failed:
@@ -154,19 +154,33 @@ class Tracking:
 
 def open_tracking(run: TrainRun, say_failed: Callable[[str], None]) -> Tracking | None:
     """None where nothing is tracked. Raises UsageError where it cannot begin."""
-    track = run.request.track
+    settings = run.request.settings.model_dump(mode="json")
+    tracking = open_tracker(run.request.track, run.folder.path, run.run_id, settings, say_failed)
+    if tracking is not None:
+        tracking.restore(read_train_history(run.ledger))
+    return tracking
+
+
+def open_tracker(
+    track: Track, run: Path, identity: str, config: Mapping[str, Any], say_failed: Callable[[str], None]
+) -> Tracking | None:
+    """Of nothing yet, in the folder of `run`; what was there before is gone. `identity`: the same for every sitting.
+    Raises UsageError where it cannot begin.
+    """
     if track == "none":
         return None
-    folder = run.folder.path / "track" / track
+    folder = run / "track" / track
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
-        writer: CurveWriter = TensorBoardWriter(folder) if track == "tensorboard" else WandbWriter(folder.parent, run)
+        writer: CurveWriter = (
+            TensorBoardWriter(folder)
+            if track == "tensorboard"
+            else WandbWriter(folder.parent, run.name, identity, config)
+        )
     except Exception as error:  # another project's code
         raise UsageError(f"--track {track} cannot begin: {error}", "correct that, or leave --track out") from error
-    tracking = Tracking(writer, say_failed)
-    tracking.restore(read_train_history(run.ledger))
-    return tracking
+    return Tracking(writer, say_failed)
 
 
 def step_values(done: StepDone) -> Values:

@@ -21,6 +21,7 @@ from realign_cluster.coordinator.workflow_jobs import Done, JobRunner
 from realign_cluster.coordinator.workflow_metrics import METRICS_NAME, write_metrics
 from realign_cluster.coordinator.workflow_record import WorkflowRun, open_workflow_run
 from realign_cluster.coordinator.workflow_request import WorkflowRequest
+from realign_cluster.coordinator.workflow_track import StageTracking, open_stage_tracking
 from realign_cluster.domain.errors import RealignError
 from realign_cluster.store.workflow_ledger import ArtifactRecord
 from realign_cluster.workflows.course import Begun, Ended, Event, Judged, course
@@ -74,12 +75,20 @@ class _Sitting:
         self._dashboard = dashboard
         self._jobs = JobRunner(run.folder.path, run.artifacts, request.where, home, dashboard, stop, request.track)
         self._stage, self._attempt = 0, 0
+        self._tracking: StageTracking | None = None
 
     async def run(self) -> int:
         run = self._run
+        self._tracking = open_stage_tracking(
+            run, self._request.track, lambda message: self._dashboard.note(message, "warning")
+        )
         run.ledger.add_note("sitting", time.time(), {"command": run.command})
         way = course(run.workflow, run.config, run.state, run.decisions, run.judge, run.retriever)
-        end = await self._drive(way)
+        try:
+            end = await self._drive(way)
+        finally:
+            if self._tracking is not None:
+                self._tracking.close()
         run.ledger.drop_after(self._stage, self._attempt)
         summary = await asyncio.to_thread(finish_workflow, run, end, self._jobs.model_path(end.model))
         self._dashboard.note(f"{end.state}: {end.reason}", "info" if end.passed else "warning")
@@ -142,6 +151,8 @@ class _Sitting:
 
     def _note(self, event: Event) -> None:
         ledger, wall = self._run.ledger, time.time()
+        if self._tracking is not None:
+            self._tracking.take(event)
         match event:
             case Begun():
                 self._stage, self._attempt = event.stage.number, event.attempt

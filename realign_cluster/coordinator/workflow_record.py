@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from realign_cluster.coordinator.run_record import note_request
+from realign_cluster.coordinator.train_track import check_tracker
 from realign_cluster.coordinator.workflow_jobs import pinned
 from realign_cluster.coordinator.workflow_outside import pinned_judge, pinned_retriever, reach_service
 from realign_cluster.coordinator.workflow_request import WorkflowRequest
@@ -56,6 +57,7 @@ def open_workflow_run(request: WorkflowRequest, command: str | None = None) -> W
 
     Raises UsageError for a config, data or model that will not do, and for a run folder of something else.
     """
+    check_tracker(request.track)
     config = read_config(request.config)
     workflow = workflow_named(request.workflow, config)
     if request.mode is not None:

@@ -19,6 +19,7 @@ from realign_cluster.metrics.hedging import risk_coverage
 from realign_cluster.store.workflow_ledger import JobRecord, VerdictRecord
 from realign_cluster.workflows.training_data import good_answer
 
+ON_THE_WAY: Final = "validation_benchmark/"  # in a training's metrics.jsonl
 STYLES: Final = {"PASS": "kept", "FAIL": "failed", "INSUFFICIENT": "tail"}
 ALSO_DRAWN: Final = ("over_abstention", "answers_on_unanswerable", "hallucination_rate", "drift")
 
@@ -46,8 +47,23 @@ def losses_body(history: WorkflowHistory) -> str:
         )
         parts.append(
             f"<h3>{_where(job, history)}: {escape(job.request['title'])}</h3>{note(_took(job))}{drawn}{diverged}"
+            f"{_benchmarks(rows)}"
         )
     return "".join(parts)
+
+
+def _benchmarks(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the benchmarks gave on the way through a training: accuracy, or nats per token where nothing is chosen."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name.startswith(ON_THE_WAY):
+                points.setdefault(name.removeprefix(ON_THE_WAY), []).append((float(row["step"]), value))
+    found = [
+        Curve(label=name, points=each, style=f"n{at % 8}", dots=True) for at, (name, each) in enumerate(points.items())
+    ]
+    entries = [(each.style, f"{each.label}: {number(each.points[-1][1])} at last") for each in found]
+    return legend(entries) + curves(found, unit="benchmarks on the way", height=120.0) if found else ""
 
 
 def measures_body(history: WorkflowHistory, behind: Behind) -> str:

@@ -153,10 +153,13 @@ def _cleaning(history: WorkflowHistory) -> str:
     if attempt is None:
         return ""
     found = attempt.facts["cleaned"]
-    left = found["rows"] - found["doubled"] - found["contaminated"]
+    near = found.get("nearly doubled", 0)
+    nearly = f", {near:,} nearly" if near else ""
+    by = ", ".join(f"{name} {count:,}" for name, count in found.get("by variant", {}).items() if count)
+    left = found.get("kept", found["rows"] - found["doubled"] - found["contaminated"])
     return "<h3>Citation examples, cleaned</h3>" + note(
-        f"{found['rows']:,} rows: {found['doubled']:,} doubled, {found['contaminated']:,} hold a question of an "
-        f"evaluation set; both kinds are left out, {left:,} or more remain."
+        f"{found['rows']:,} rows: {found['doubled']:,} doubled{nearly}, {found['contaminated']:,} hold a question of "
+        f"an evaluation set{f' ({escape(by)})' if by else ''}; these are left out, {left:,} remain."
     )
 
 

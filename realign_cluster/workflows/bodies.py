@@ -14,7 +14,7 @@ from realign_cluster.workflows.checking import check_examples
 from realign_cluster.workflows.derive import derive
 from realign_cluster.workflows.evaluating import Evaluation, divergence, evaluate
 from realign_cluster.workflows.jobs import ArtifactId, Ask, JobResult, Look, ModelRef, Score, Train
-from realign_cluster.workflows.measured import by_metric, value_of
+from realign_cluster.workflows.measured import by_metric
 from realign_cluster.workflows.stage import Context, Outcome
 from realign_cluster.workflows.verify import verdicts_on, verifier_fingerprint
 
@@ -41,7 +41,7 @@ def preparation(context: Context) -> Stage:
             return Outcome(failed=f"the training failed: {trained.failed}")
         model, facts = trained.model(), {"training": trained.value}
     found = yield from evaluate(context, model, "items", title="baseline", perplexity=True)
-    recorded = [name for name in RECORDED if _has_value(found.measurements.get(name))]
+    recorded = [name for name in RECORDED if _is_recorded(found.measurements.get(name))]
     quality = yield from verify.measured_on_labels(context, "supported", "baseline")
     return Outcome(
         model=model,
@@ -196,6 +196,7 @@ def optimisation(context: Context) -> Stage:
         title="preference training",
         model=state.model,
         data=made.outputs["pairs"],
+        benchmarks=checkpoints(context, settings),
         settings=settings.model_copy(update={"seed": context.seed("preference")}),
     )
     if trained.failed:
@@ -242,8 +243,11 @@ def labels_of(report: Mapping[str, Any]) -> VerifierLabels:
     )
 
 
-def _has_value(measurement: Measurement | None) -> bool:
-    return measurement is not None and value_of(measurement) is not None
+def _is_recorded(measurement: Measurement | None) -> bool:
+    """Undefined on so many answers is a baseline too: of a model that does not cite yet, how precisely it does. Of no
+    answer at all there is none.
+    """
+    return measurement is not None and bool(measurement.items or measurement.undefined)
 
 
 def entered_optimisation(context: Context) -> ModelRef:
@@ -252,10 +256,17 @@ def entered_optimisation(context: Context) -> ModelRef:
     return models.get("citation") or models.get("preparation") or context.state.model
 
 
-def checkpoints(context: Context) -> dict[str, ArtifactId]:
-    """The capability benchmarks, by name."""
+def checkpoints(context: Context, settings: TrainSettings) -> dict[str, ArtifactId]:
+    """The capability benchmarks, by name, for a training that stops every so many steps to look at them."""
+    if not settings.evaluation.every:
+        return {}
     found = {name.removeprefix("benchmark "): each for name, each in context.state.data.items()}
     return {name: found[name] for name in context.config.benchmarks}
+
+
+def validation(context: Context, settings: TrainSettings) -> ArtifactId | None:
+    """The rows that an sft is validated on while it goes on, if it is."""
+    return context.state.data["valid"] if settings.evaluation.every or settings.evaluation.patience else None
 
 
 def softened(settings: TrainSettings, attempt: int) -> TrainSettings:
@@ -281,8 +292,8 @@ def _trained(
         title=f"{name} training",
         model=model,
         data=mixed.outputs["rows"],
-        valid=context.state.data["valid"] if settings.evaluation.every or settings.evaluation.patience else None,
-        benchmarks=checkpoints(context) if settings.evaluation.every else {},
+        valid=validation(context, settings),
+        benchmarks=checkpoints(context, settings),
         settings=settings.model_copy(update={"seed": context.seed(name)}),
     )
     value = {**(trained.value or {}), "mix": mixed.value}
@@ -296,6 +307,7 @@ def _clean(context: Context) -> Generator[Ask, JobResult, JobResult]:
             training_data.clean_rows,
             "citation examples cleaned",
             inputs={"rows": data["citation"], "items": data["items"], "sealed": data["sealed"]},
+            **context.config.cleaning.model_dump(mode="json"),
         )
     )
 

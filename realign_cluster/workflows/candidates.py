@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import assert_never
 
+from realign_cluster.domain.gate import Gate, Measurement
+from realign_cluster.domain.retention import BenchmarkPair, retention
 from realign_cluster.workflows.jobs import ModelRef
+from realign_cluster.workflows.measured import value_of
+from realign_cluster.workflows.stage import Counted, Retained, StageGate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,3 +37,24 @@ def best_feasible(candidates: Sequence[Candidate]) -> Candidate:
     """
     feasible = [candidate for candidate in candidates if candidate.feasible]
     return max(feasible, key=lambda each: float("-inf") if each.primary is None else each.primary)
+
+
+def keeps(
+    gate: StageGate, limit: float, measurements: Mapping[str, Measurement], benchmarks: Mapping[str, BenchmarkPair]
+) -> bool:
+    """Whether the estimate itself, without its bound, is within a gate's limit; what was not measured is not beyond it.
+    Choosing between models is no verdict: that is for the gate, of the chosen one.
+    """
+    match gate.rule:
+        case Retained():
+            pair = benchmarks.get(gate.rule.benchmark)
+            value = None if pair is None else retention(pair)
+            return value is None or value >= limit
+        case Gate():
+            measured = measurements.get(gate.rule.metric)
+            value = None if measured is None else value_of(measured)
+            return value is None or (value >= limit if gate.rule.direction == "at least" else value <= limit)
+        case Counted():
+            return True  # of the data: no model changes it
+        case _:
+            assert_never(gate.rule)

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, ValidationError
 
+from realign_cluster.curation.decontaminate import Variant
 from realign_cluster.domain.errors import UsageError
 from realign_cluster.domain.job import Chat, Strict
 from realign_cluster.domain.suggest import did_you_mean
@@ -74,6 +75,15 @@ class CitationsConfig(Strict):
     format: Literal["inline", "footnote", "author-year"] = "inline"
 
 
+class CleaningConfig(Strict):
+    """Of `citation`. Prompts that show the same passages are near copies and share long runs of words whatever they
+    ask, so by default only what is the same word for word is dropped.
+    """
+
+    near_duplicates: bool = False  # MinHash over word 5-grams, FineWeb's bands
+    contamination: tuple[Variant, ...] = ("exact",)  # variants that find an evaluation question
+
+
 class MixConfig(Strict):
     general: float = Field(default=0.3, ge=0, lt=1)  # fraction of the rows of a training
 
@@ -114,6 +124,7 @@ class WorkflowConfig(Strict):
     verifier: VerifierConfig = VerifierConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
     citations: CitationsConfig = CitationsConfig()
+    cleaning: CleaningConfig = CleaningConfig()
     mix: MixConfig = MixConfig()
     preference: PreferenceConfig = PreferenceConfig()
     iteration: IterationConfig = IterationConfig()

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from realign_cluster.domain.gate import Direction, Measurement, paired_with
 from realign_cluster.domain.iteration import Change, change_of, judge_trend
 from realign_cluster.domain.multiplicity import split_alpha
-from realign_cluster.domain.retention import BenchmarkPair, retention
+from realign_cluster.domain.retention import BenchmarkPair
 from realign_cluster.workflows import training_data
-from realign_cluster.workflows.bodies import entered_optimisation
-from realign_cluster.workflows.candidates import Candidate, best_feasible
+from realign_cluster.workflows.bodies import checkpoints, entered_optimisation, validation
+from realign_cluster.workflows.candidates import Candidate, best_feasible, keeps
 from realign_cluster.workflows.derive import derive
 from realign_cluster.workflows.evaluating import Evaluation, divergence, evaluate
 from realign_cluster.workflows.jobs import ArtifactId, Ask, JobResult, ModelRef, Train
 from realign_cluster.workflows.measured import value_of
-from realign_cluster.workflows.stage import Context, Outcome
-
-RETAINED = 0.95
+from realign_cluster.workflows.stage import Context, Outcome, StageGate
+from realign_cluster.workflows.thresholds import KL_BUDGET
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +32,12 @@ class _Standing:
     artifacts: Mapping[str, ArtifactId]
 
 
-def iteration(context: Context, primary: str, better: Direction) -> Generator[Ask, JobResult, Outcome]:
-    """`primary`: the measure that rounds are compared by, `better` which way it should go."""
+def iteration(
+    context: Context, primary: str, better: Direction, limits: Sequence[StageGate]
+) -> Generator[Ask, JobResult, Outcome]:
+    """`primary`: the measure that rounds are compared by, `better` which way it should go. `limits`: the stage's gates
+    on what a round must not cost; one that is beyond any of them is not chosen.
+    """
     config = context.config.iteration
     found = yield from evaluate(context, context.state.model, "items", title="before the rounds")
     entered = yield from _standing(context, "entered", context.state.model, found)
@@ -58,7 +61,7 @@ def iteration(context: Context, primary: str, better: Direction) -> Generator[As
         current = standing
         if trend == "flat":
             break
-    best = _best(context, standings, primary, better)
+    best = _best(context, standings, primary, better, limits)
     progress = paired_with(best.measurements[primary], entered.measurements[primary])
     if better == "at most":
         progress = replace(progress, values=tuple(-value for value in progress.values))
@@ -91,11 +94,14 @@ def _round(
         general=context.config.mix.general,
         seed=context.seed("round", number, "mix"),
     )
+    settings = context.config.training.iteration
     trained = yield Train(
         title=f"round {number}: training",
         model=current.model,
         data=mixed.outputs["rows"],
-        settings=context.config.training.iteration.model_copy(update={"seed": context.seed("round", number)}),
+        valid=validation(context, settings),
+        benchmarks=checkpoints(context, settings),
+        settings=settings.model_copy(update={"seed": context.seed("round", number)}),
     )
     facts: dict[str, Any] = {"round": number, "gaps": gaps, "targeted": targeted.value, "training": trained.value}
     if trained.failed:
@@ -116,23 +122,27 @@ def _standing(context: Context, name: str, model: ModelRef, found: Evaluation) -
     )
 
 
-def _best(context: Context, standings: list[_Standing], primary: str, better: Direction) -> _Standing:
-    """By the primary measure, of those within the divergence's budget and with their capabilities; the model that
-    entered is always among them.
+def _best(
+    context: Context, standings: list[_Standing], primary: str, better: Direction, limits: Sequence[StageGate]
+) -> _Standing:
+    """By the primary measure, of those within the divergence's budget and every limit; the model that entered is
+    always among them.
     """
-    budget = context.config.gates.get("optimisation", {}).get("kl", 0.1)
+    gates = context.config.gates
+    budget = gates.get("optimisation", {}).get("kl", KL_BUDGET)
+    thresholds = {gate: gates.get("iteration", {}).get(gate.name, gate.rule.threshold) for gate in limits}
     sign = 1.0 if better == "at least" else -1.0
     candidates = []
     for at, each in enumerate(standings):
-        kept = [left for pair in each.benchmarks.values() if (left := retention(pair)) is not None]
         divergence_now = value_of(each.measurements["kl"])
-        within = (divergence_now is None or divergence_now <= budget) and all(left >= RETAINED for left in kept)
+        within = divergence_now is None or divergence_now <= budget
+        kept = all(keeps(gate, limit, each.measurements, each.benchmarks) for gate, limit in thresholds.items())
         value = value_of(each.measurements[primary])
         candidates.append(
             Candidate(
                 stage=str(at),
                 model=each.model,
-                feasible=at == 0 or within,
+                feasible=at == 0 or (within and kept),
                 primary=None if value is None else sign * value,
             )
         )

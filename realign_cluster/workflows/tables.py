@@ -169,7 +169,7 @@ def _iteration(config: WorkflowConfig, primary: str, guards: tuple[StageGate, ..
         number=6,
         name="iteration",
         title="Iteration",
-        body=partial(iteration, primary=primary, better="at least"),
+        body=partial(iteration, primary=primary, better="at least", limits=guards),
         gates=(gate.progress(config.iteration.flat), *(gate.guard(each) for each in guards)),
         remedy="back to the best model within every limit",
         repeats=False,

@@ -21,23 +21,34 @@ Row = dict[str, Any]
 EVALUATION = ("items", "sealed")
 
 
-@derivation(version=1)
+@derivation(version=2)
 def clean_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
-    """ "rows": those of "rows" that are not doubled and hold no evaluation question; what was dropped as the value."""
-    del parameters
+    """ "rows": those of "rows" that are not doubled and hold no evaluation question, by "near_duplicates" and the
+    variants "contamination"; what was dropped as the value.
+    """
     rows = list(inputs.rows("rows"))
     texts = [_said(row) for row in rows]
-    doubled = {each.index for each in deduplicate(texts, near=False).duplicates}
+    copies = deduplicate(texts, near=parameters["near_duplicates"])
+    doubled = {each.index for each in copies.duplicates}
     sets = [
         EvaluationSet(name=name, items=tuple((_prompt_text(row),) for row in inputs.rows(name)))
         for name in EVALUATION
         if inputs.has(name)
     ]
-    found = decontaminate([(_prompt_text(row),) for row in rows], sets, variants=("exact",))
+    variants = tuple(parameters["contamination"])
+    found = decontaminate([(_prompt_text(row),) for row in rows], sets, variants=variants)
+    by_variant = {name: len({each.row for each in found.matches if each.variant == name}) for name in variants}
     dropped = doubled | set(found.dropped)
     return Derived(
         rows={"rows": [row for at, row in enumerate(rows) if at not in dropped]},
-        value={"rows": len(rows), "doubled": len(doubled), "contaminated": len(found.dropped)},
+        value={
+            "rows": len(rows),
+            "kept": len(rows) - len(dropped),
+            "doubled": copies.count("exact"),
+            "nearly doubled": copies.count("near"),
+            "contaminated": len(found.dropped),
+            "by variant": by_variant,
+        },
     )
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from realign_cluster.coordinator.workflow_history import WorkflowHistory, read_workflow_history
+from tests.workflows.answering import NAME, digests
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -26,3 +30,23 @@ def test_every_gate_passes_and_is_judged_alike_by_the_independent_script(workflo
     summary = json.loads((tmp_path / "demo" / "run" / "summary.json").read_bytes())
     assert (summary["state"], summary["passed"]) == ("complete", True)
     assert len({each["stage"] for each in summary["stages"]}) == 7
+    history = read_workflow_history(tmp_path / "demo" / "run")
+    rounds = next(each for each in history.attempts if each.name == "iteration").facts["rounds"]
+    assert len(rounds) >= 2
+    assert all(each["gaps"] and each["training"]["steps"]["done"] for each in rounds)
+    assert_nothing_is_trained_on_of_who_is_judged_on(history, tmp_path / "demo" / "made" / "data")
+
+
+def assert_nothing_is_trained_on_of_who_is_judged_on(history: WorkflowHistory, data: Path) -> None:
+    """By the hashes of words: of everything that a training of this run read, as it read it."""
+    held_out = [digests(set(NAME.findall((data / f"{name}.jsonl").read_text()))) for name in ("items", "sealed")]
+    assert all(len(names) > 50 for names in held_out)
+    assert len(history.trainings) >= 5
+    for training in history.trainings:
+        roles = training.request["inputs_by_role"]
+        for role in {"data", "valid"} & set(roles):
+            path = history.path_of(roles[role])
+            assert path, role
+            words = digests(set(re.findall(r"[a-z]+", (history.folder / path).read_text())))
+            assert len(words) > 50
+            assert not words & (held_out[0] | held_out[1]), training.request["title"]

@@ -111,6 +111,21 @@ def calm(cluster: CurateCluster, made: Path, tmp_path_factory: pytest.TempPathFa
     return out
 
 
+def test_the_plan_says_what_each_job_takes_on_this_cluster(pair: CurateCluster, made: Path) -> None:
+    """Every training that is configured, answers and samples: minutes, and memory on each node."""
+    config = ("--config", str(made / "workflow.toml"), "--hostfile", str(pair.hostfile()))
+    plan = realign(pair, "plan", "source-attribution", *config)
+    costs = {each["title"]: each for each in plan["costs"]}
+    trainings = {f"{name} training" for name in ("citation", "iteration", "preference")}
+    assert set(costs) == trainings | {"answers of one model", "samples for preference pairs"}
+    for each in costs.values():
+        assert each["minutes"] > 0
+        assert each["memory"]
+        assert all(line.startswith(("alpha: ", "beta: ")) or "GB" in line for line in each["memory"])
+    assert plan["minutes"] == pytest.approx(sum(each["minutes"] for each in costs.values()))
+    assert all(each["minutes"] for each in plan["gates"] if each["gate"] == "citation_recall")
+
+
 def test_killed_anywhere_it_ends_as_one_that_was_left_alone(
     pair: CurateCluster, made: Path, calm: Path, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ import orjson
 from realign_cluster.coordinator.home import ClusterHome
 from realign_cluster.coordinator.progress import Level, ProgressSnapshot
 from realign_cluster.coordinator.stop import Stop, StopAsked
+from realign_cluster.coordinator.train_request import Track
 from realign_cluster.coordinator.workflow import _Sitting
 from realign_cluster.coordinator.workflow_jobs import Done, JobRunner
 from realign_cluster.coordinator.workflow_record import open_workflow_run
@@ -97,7 +98,10 @@ class MadeJobs(JobRunner):
         made = self._folder / "making"
         made.mkdir()
         (made / "skill").write_text(f"{skill}")
-        metrics = [{"step": step, "loss": 3.0 / (skill + step), "gradient_norm": 1.0} for step in range(1, STEPS + 1)]
+        metrics: list[dict[str, float]] = [
+            {"step": step, "loss": 3.0 / (skill + step), "gradient_norm": 1.0} for step in range(1, STEPS + 1)
+        ]
+        metrics[-1] |= {f"validation_benchmark/{name}": 0.875 for name in job.benchmarks}
         outputs = {
             "model": ArtifactId(self._artifacts.put_folder(made)),
             "metrics": ArtifactId(self._artifacts.put_rows(metrics)),
@@ -210,7 +214,11 @@ class MadeWorkflow:
         )  # fmt: skip
         trainings = "\n".join(
             f"[training.{name}]\nsteps = {STEPS}\nglobal_batch = 4\n{more}"
-            for name, more in (("citation", ""), ("preference", 'method = "dpo"\n'), ("iteration", ""))
+            for name, more in (
+                ("citation", ""),
+                ("preference", 'method = "dpo"\n[training.preference.evaluation]\nevery = 6\n'),
+                ("iteration", ""),
+            )
         )
         thresholds = "\n".join(
             f"[gates.{stage}]\n" + "\n".join(f"{gate} = {value}" for gate, value in found.items())
@@ -223,9 +231,10 @@ class MadeWorkflow:
             f"{trainings}{thresholds}\n{tables}\n"
         )
 
-    def sit(self, *, killed_at: int | None = None) -> int:
+    def sit(self, *, killed_at: int | None = None, track: Track = "none") -> int:
         """Its exit code; -1 if it was killed."""
-        request = WorkflowRequest(workflow=self.workflow, config=self.folder / "workflow.toml", out=self.run)
+        config = self.folder / "workflow.toml"
+        request = WorkflowRequest(workflow=self.workflow, config=config, out=self.run, track=track)
         with contextlib.closing(open_workflow_run(request, "realign workflow run made")) as run:
             home = ClusterHome(self.folder / "home")
             sitting = _Sitting(request, run, Unseen(), Stop(), home)

@@ -245,6 +245,11 @@ def test_rounds_gaps_pairs_retrieval_and_the_verifiers_confusion_are_there(page:
     assert "<td>supported</td><td class=r>105</td>" in quality.replace("\n", "")
 
 
+def test_a_training_s_capability_checkpoints_are_drawn_where_it_had_some(page: Page):
+    losses = page.part("losses")
+    assert losses.count("basics: 0.875 at last") == 1  # the preference training's: no other asked for them
+
+
 def test_the_provenance_of_the_model_goes_back_to_the_inputs(history: WorkflowHistory):
     rows = provenance_rows(history, final_model(history))
     seen: set[str] = set()

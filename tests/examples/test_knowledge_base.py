@@ -5,12 +5,14 @@ What the texts say is read here from the prompts as they stand, by code that kno
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import random
 import re
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -210,3 +212,63 @@ def test_what_is_known_by_heart_is_asked_of_the_training_rows_too(base: Path):
     shared = known.keys() & taught.keys()
     assert len(shared) > 50
     assert all(known[prompt] == taught[prompt] for prompt in shared)
+    for row in rows_of(base / "benchmarks" / "closed-book-choices.jsonl"):
+        assert row["answer"] == known[row["prompt"]]
+        assert row["answer"] in row["choices"]
+        assert len(set(row["choices"])) == 4
+
+
+# --- who makes, who judges, who knows ---
+
+SAYS = re.compile(r"the (\w+) (\w+) (\w+)\.")
+
+
+def imported(path: Path) -> set[str]:
+    """Modules that a file imports, by their full names."""
+    found = set[str]()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            found |= {str(node.module), *(f"{node.module}.{name.name}" for name in node.names)}
+    return found
+
+
+def files_behind(path: Path, roots: Sequence[Path]) -> set[Path]:
+    """A file with all that it imports from below the roots, and what those import."""
+    found, wanted = set[Path](), [path]
+    while wanted:
+        file = wanted.pop()
+        if file not in found:
+            found.add(file)
+            places = [root.joinpath(*name.split(".")) for name in imported(file) for root in roots]
+            wanted += [place.with_suffix(".py") for place in places if place.with_suffix(".py").is_file()]
+            wanted += [place / "__init__.py" for place in places if (place / "__init__.py").is_file()]
+    return found
+
+
+def test_generator_verifier_and_the_script_that_judges_again_share_no_code():
+    project = FOLDER.parents[1]
+    starts = [
+        FOLDER / "make_workflow.py",
+        project / "realign_cluster" / "metrics" / "verifiers" / "lexical.py",
+        FOLDER / "recompute_run.py",
+    ]
+    behind = [files_behind(start, (FOLDER, project)) for start in starts]
+    assert {"wording.py", "world.py"} <= {file.name for file in behind[0]}
+    assert {"containment.py", "mismatch.py", "words.py"} <= {file.name for file in behind[1]}
+    assert not any(one & other for one, other in combinations(behind, 2))
+
+
+def test_the_verifier_s_gold_labels_are_what_their_texts_say(tmp_path: Path):
+    """Read by a pattern, which neither the generator nor the verifier has a part in."""
+    make_data.write(tmp_path / "labels.jsonl", make_workflow.labels("gold", make_workflow.names_of("validation"), 400))
+    labels = rows_of(tmp_path / "labels.jsonl")
+    for row in labels:
+        [(people, relation, value)] = SAYS.findall(row["claim"])
+        said = {(who, what): which for who, what, which in SAYS.findall(row["evidence"])}
+        found = said.get((people, relation))
+        expected = "unverifiable" if found is None else "supported" if found == value else "contradicted"
+        assert row["label"] == expected, row
+    assert Counter(row["label"] for row in labels) == {"supported": 200, "contradicted": 100, "unverifiable": 100}

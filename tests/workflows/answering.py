@@ -6,6 +6,7 @@ Jobs are remembered by their keys over all runs of a test session, as a run's le
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sys
@@ -42,7 +43,14 @@ FEW = {
 }
 FOUND = re.compile(r"the (\w+) (\w+) (\w+) \[(\d)\]\.")
 ASKED = re.compile(r"^question: what do the (\w+) (\w+)\?")
+NAME = re.compile(
+    r"\bthe ([a-z]+) (?:grow|mine|brew|weave|hunt|play|breed|carve|wear|fear|paint|sell)\b"
+)  # of a people
 Answer = Callable[[Mapping[str, Any]], str]
+
+
+def digests(words: set[str]) -> set[str]:
+    return {hashlib.sha256(word.encode()).hexdigest() for word in words}
 
 
 def make_data(workflow: str, folder: Path) -> WorkflowConfig:
@@ -82,12 +90,14 @@ def careless(row: Mapping[str, Any]) -> str:
 
 @dataclass(kw_only=True)
 class World:
-    """What its models are like. `models`: trained how often -> how it answers; the last one stands for later ones."""
+    """What its models are like. `answers`: trained how often -> how it answers; the last one stands for later ones.
+    `gates`: thresholds that this configuration asks for.
+    """
 
     answers: tuple[Answer, ...] = (careless, right)
     loss: float = 0.5  # nats per token
     divergence: float = 0.01  # nats per token
-    chooses_right: bool = True
+    gates: dict[str, dict[str, float]] = field(default_factory=dict)
     data: dict[str, Callable[[list[dict[str, Any]]], list[dict[str, Any]]]] = field(default_factory=dict)
 
 
@@ -100,6 +110,7 @@ class Runs:
         self._known: dict[str, JobResult] = {}
         self._gold: dict[str, set[str]] = {}  # prompt of a benchmark -> right answers
         self.done: list[str] = []
+        self.trained: list[Train] = []  # of the last run
 
     def run(
         self, workflow: str, config: WorkflowConfig, folder: Path, world: World, decisions: Decisions | None = None
@@ -112,10 +123,16 @@ class Runs:
             data[name] = ArtifactId(self.artifacts.put_rows(world.data.get(name, list)(rows)))
             for row in (row for row in rows if "answer" in row):
                 self._gold.setdefault(row["prompt"], set()).add(str(row["answer"]).strip())
+        asked = {
+            stage: {**config.gates.get(stage, {}), **world.gates.get(stage, {})}
+            for stage in (*config.gates, *world.gates)
+        }
+        config = config.model_copy(update={"gates": asked})
         state = State(data=data, model=ModelRef(path="base", hash="trained 0"))
         way = course(workflow_named(workflow, config), config, state, decisions or Decisions())
         judged: list[Judged] = []
         ended: list[Ended] = []
+        self.trained = []
         answer: JobResult | None = None
         while True:
             try:
@@ -137,6 +154,7 @@ class Runs:
                         job_key(step), lambda step=step: derive_here(step, self.artifacts, self._scratch)
                     )
                 case Train():
+                    self.trained.append(step)
                     times = int(step.model.identity.split()[1]) + 1
                     answer = JobResult(outputs={"model": ArtifactId(f"trained {times} {job_key(step)}")}, value={})
                 case Score():
@@ -156,15 +174,17 @@ class Runs:
         return JobResult(outputs={"rows": ArtifactId(made)}, value={"seconds": 1.0, "rows": len(rows)})
 
     def _scores(self, job: Score, row: dict[str, Any], say: Answer, world: World) -> dict[str, Any]:
+        row = {**row, "gold": min(self._gold.get(row["prompt"], {"a story."}))}
         match job.kinds:
             case ("generate",):
-                row = {**row, "gold": min(self._gold.get(row["prompt"], {"a story."}))}
                 assert job.sampling is not None
                 texts = [say(row), *(careless(row), right(row), careless(row))][: job.sampling.samples]
                 return {"generate": {"samples": [{"text": text, "tokens": 8, "finish": "stop"} for text in texts]}}
             case ("loglik",):
-                good = world.chooses_right == (row["response"].strip() in self._gold.get(row["prompt"], ()))
-                return {"loglik": {"sum": -world.loss * 8 if row["set"] == "valid" or good else -80.0, "tokens": 8}}
+                likely = row["set"] == "valid" or (say(row) == right(row)) == (
+                    row["response"].strip() in self._gold[row["prompt"]]
+                )  # of choices the one that it would say
+                return {"loglik": {"sum": -world.loss * 8 if likely else -80.0, "tokens": 8}}
             case ("kl",):
                 return {"kl": {"sum": world.divergence * 8, "tokens": 8}}
         raise AssertionError(job.kinds)

@@ -185,13 +185,13 @@ def run_of(fault: Fault | None, seed: int, folder: Path, base: Path, *, whole: b
         fault.inject(made, random.Random(f"{fault.name} {seed}"))
     config = made.write(folder / "files", base)
     if made.noise:
-        _add_noise(folder / "files" / "base", made.noise, seed)
+        add_noise(folder / "files" / "base", made.noise, seed)
     train = whole if whole is not None else fault is None or fault.trains
     run_here(WorkflowRequest(workflow=made.name, config=config, out=folder / "run"), folder / "home", train=train)
     return folder / "run"
 
 
-def _add_noise(model: Path, part: float, seed: int) -> None:
+def add_noise(model: Path, part: float, seed: int) -> None:
     path = str(model / "model.safetensors")
     weights = mx.load(path)
     assert isinstance(weights, dict)

@@ -105,7 +105,8 @@ class LocalJobs(JobRunner):
                 "model": ArtifactId(self._artifacts.put_folder(out)),
                 "metrics": ArtifactId(self._artifacts.put_rows({"step": at, "loss": x} for at, x in enumerate(losses))),
             }
-        result = JobResult(outputs=outputs, value={"loss": losses[-1], "steps": len(losses)})
+        steps = {"asked": job.settings.steps, "done": len(losses)}
+        result = JobResult(outputs=outputs, value={"loss": {"first": losses[0], "last": losses[-1]}, "steps": steps})
         return Done(result=result, nodes={}, versions={}, folder="")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from realign_cluster.coordinator import train_track
 from realign_cluster.coordinator.workflow_record import data_files, open_workflow_run
 from realign_cluster.coordinator.workflow_request import WorkflowRequest
 from realign_cluster.domain.errors import UsageError
@@ -138,6 +139,15 @@ def test_a_judge_that_is_the_model_that_is_trained(made: Path, tmp_path: Path) -
     made.write_text(made.read_text().replace('kind = "lexical"', verifier))
     request = WorkflowRequest(workflow="source-attribution", config=made, out=tmp_path / "run")
     with pytest.raises(UsageError, match="it would judge its own answers"):
+        open_workflow_run(request)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tracker_that_is_not_installed(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not found out by the first training, hours later."""
+    monkeypatch.setitem(train_track.PACKAGES, "wandb", "a_package_that_is_nowhere")
+    request = WorkflowRequest(workflow="source-attribution", config=made, out=tmp_path / "run", track="wandb")
+    with pytest.raises(UsageError, match="--track wandb needs the package"):
         open_workflow_run(request)
     assert not (tmp_path / "run").exists()
 
