@@ -5,7 +5,8 @@ bootstrap would have said of the same answers.
 
 First table: the truth is the threshold, so every PASS is wrong; 5 % are allowed. Yes/no items are enumerated, not
 simulated. Clustered answers have 1 to 8 claims each (`tests/domain/made_answers.py`); Wilson takes claims as
-independent items, the bootstrap draws whole answers. Second table: PASS, FAIL and INSUFFICIENT at other truths.
+independent items, the bootstrap draws whole answers. Second table: items are added until the gate passes. Third: PASS,
+FAIL and INSUFFICIENT at other truths.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from scipy.stats import binom
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from realign_cluster.domain.betting import Looks, exceeds, lower_bound, upper_bound
+from realign_cluster.domain.betting import exceeds, lower_bound, upper_bound
 from realign_cluster.domain.exact_bounds import passing_successes, wilson
+from realign_cluster.domain.multiplicity import split_alpha
 from tests.domain.made_answers import (
     MOST_CLAIMS,
     Answers,
@@ -37,6 +39,7 @@ from tests.domain.made_answers import (
 
 ALPHA = 0.05
 AT_ONCE = 2_000  # runs simulated together
+LOOKS = tuple(range(50, 401, 50))  # items at each look of one model
 CLUSTERED: tuple[tuple[Making, str], ...] = (
     (varying, "scores"),
     (varying, "ratio"),
@@ -57,15 +60,18 @@ def in_parts(runs: int, seed: int, judge: Callable[[np.random.Generator, int], d
     return {name: float(np.concatenate(flags).mean()) for name, flags in found.items()}
 
 
-def passes(answers: Answers, threshold: float, evidence: str, looks: Looks = "once", *, fail: bool = False) -> Flags:
+def passes(answers: Answers, threshold: float, evidence: str, *, alpha: float = ALPHA, fail: bool = False) -> Flags:
     """PASS of "at least `threshold`", or its FAIL, as `gates.judge_gate` makes them."""
+    if evidence == "items":
+        right = (answers.right > 0).sum(axis=1)
+        return np.asarray(right >= passing_successes(answers.right.shape[1], threshold, alpha))
     if evidence == "ratio":
         scores, sizes = answers.right / MOST_CLAIMS, answers.claims / MOST_CLAIMS
     else:
         scores, sizes = answers.scores, np.ones_like(answers.scores)
     if fail:
-        return exceeds(sizes - scores, 1 - threshold, sizes, alpha=ALPHA, looks=looks)
-    return exceeds(scores, threshold, sizes, alpha=ALPHA, looks=looks)
+        return exceeds(sizes - scores, 1 - threshold, sizes, alpha=alpha)
+    return exceeds(scores, threshold, sizes, alpha=alpha)
 
 
 def bootstrap(answers: Answers, threshold: float, evidence: str) -> Flags:
@@ -104,6 +110,7 @@ def at_the_threshold(threshold: float, runs: int) -> None:
             name = making.__name__.replace("_", " ")
             row(name, evidence, answers, found["ours"], found["wilson"], found["bootstrap"])
     looking_again(threshold, runs)
+    adding_items(threshold, runs)
 
 
 def looking_again(threshold: float, runs: int) -> None:
@@ -123,6 +130,32 @@ def looking_again(threshold: float, runs: int) -> None:
     found = in_parts(runs, 7, judge)
     row("a look after every item, 400", "items", 400, found["ours"], found["wilson"], None)
     print(f"    the exact bound for one look, used at every look: {100 * found['one look']:.1f}")
+
+
+def adding_items(threshold: float, runs: int) -> None:
+    """A workflow's looks: fifty items are added to one model until its gate passes. `looks` is declared before the
+    first and alpha divided by it; a look beyond cannot pass (`gates.of_look`).
+    """
+    print(f"\nthe same, where items are added to one model until it passes: {LOOKS[0]}, {LOOKS[1]} ... {LOOKS[-1]}, %")
+    print(f"  {'answers':32} {'evidence':10} {'8 looks declared':>17} {'1 declared':>11} {'all of alpha each':>18}")
+    for making, evidence in ((all_or_none, "items"), *CLUSTERED):
+
+        def judge(
+            generator: np.random.Generator, part: int, making: Making = making, evidence: str = evidence
+        ) -> dict[str, Flags]:
+            made = making(generator, threshold, part, LOOKS[-1])
+            looks = [Answers(made.right[:, :items], made.claims[:, :items]) for items in LOOKS]
+            shared = split_alpha(ALPHA, len(LOOKS))
+            return {
+                "declared": np.any([passes(each, threshold, evidence, alpha=shared) for each in looks], axis=0),
+                "one": passes(looks[0], threshold, evidence),
+                "uncorrected": np.any([passes(each, threshold, evidence) for each in looks], axis=0),
+            }
+
+        found = {name: 100 * rate for name, rate in in_parts(runs, 17, judge).items()}
+        name = making.__name__.replace("_", " ")
+        shown = f"{found['declared']:17.1f} {found['one']:11.1f} {found['uncorrected']:18.1f}"
+        print(f"  {name:32} {evidence:10} {shown}", flush=True)
 
 
 def row(name: str, evidence: str, items: int, ours: float, by_wilson: float, bootstrapped: float | None) -> None:

@@ -42,7 +42,7 @@ class Gate:
     threshold: float  # on the metric's own scale: for `exp`, on exp of the mean
     evidence: Evidence
     alpha: float = 0.05  # of a wrong PASS, over all attempts
-    attempts: int = 1  # candidates that may be judged on the same items; 1 where each gets a fresh hold-out
+    attempts: int = 1  # candidates on the same items, times looks at each; 1 where each gets a fresh hold-out
     looks: Looks = "once"
     lowest: float = 0.0
     highest: float = 1.0
@@ -190,6 +190,8 @@ class Verdict:
     verifier: str
     dataset: str
     reason: str
+    look: int = 1  # at this candidate: the same items are the same look
+    looks: int = 1  # that were declared before the first
     items_needed: int | None = None  # INSUFFICIENT: for 80 % power at the current estimate, all items together
     undecidable_below: int | None = None  # or: so many are not enough, so close is the estimate to the threshold
     minutes_needed: float | None = None  # what measuring items_needed (or undecidable_below) items costs

@@ -8,7 +8,7 @@ happens. Must not know stages, remedies, or who asks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 import numpy as np
@@ -74,6 +74,19 @@ def compare(direction: Direction, threshold: float, bounds: Bounds) -> tuple[Out
     if not _clears(direction, threshold, missing):
         return "FAIL", f"the {names[1]} bound {missing:.4f} is not {direction} {threshold:g}"
     return "INSUFFICIENT", f"the bounds {bounds.lower:.4f} and {bounds.upper:.4f} leave {threshold:g} between them"
+
+
+def of_look(verdict: Verdict, *, look: int, looks: int) -> Verdict:
+    """The same verdict as that of the `look`-th set of items, from 1, `looks` having been declared before the first and
+    alpha divided by them. A look beyond has nothing left of alpha: it cannot pass, whatever the bound says.
+    """
+    reason, outcome = verdict.reason, verdict.outcome
+    if look > looks and outcome == "PASS":
+        outcome = "INSUFFICIENT"
+        reason += f", but this is look {look} at it with other items, and {looks} declared: nothing is left of alpha"
+    elif look >= looks and verdict.items_needed is not None:
+        reason += f"; added to these they cannot show a PASS: of {looks} declared this is look {look}"
+    return replace(verdict, look=look, looks=looks, outcome=outcome, reason=reason)
 
 
 def judge_all(name: str, verdicts: Sequence[Verdict]) -> Conjunction:

@@ -325,7 +325,7 @@ def test_what_people_decided_and_what_changed_stands_there_with_name_time_and_re
     override_gate(made.run, "preparation.perplexity", by="A. <Name>", reason="one row is enough | for a test")
     sign_item(made.run, "thresholds understood", by="B. Name")
     page = page_of(made.run)
-    assert "Since then there was an override: the next run acts on it." in page.text
+    assert "Since then a person decided (override): the next run acts on it." in page.text
     with (made.folder / "data" / "general.jsonl").open("a") as file:
         file.write('{"prompt": "Name a tree.", "completion": " Oak."}\n')
     made.sit()
