@@ -26,6 +26,14 @@ nats of a completion over its tokens, perplexity exp of the nats of a row over i
 number of nats per token.
 """
 Scale = Literal["plain", "exp"]
+"""What is shown of a mean, or ratio: itself, or exp of it (perplexity, of nats per token)."""
+
+
+def on_scale(inner: float, scale: Scale) -> float:
+    """A mean as it is shown; infinite where exp overflows."""
+    if scale == "plain":
+        return inner
+    return math.exp(inner) if inner < 709 else math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +92,7 @@ class Gate:
 
     def shown(self, inner: float) -> float:
         """From the mean that is bounded to the metric's own scale."""
-        return math.exp(inner) if self.scale == "exp" else inner
+        return on_scale(inner, self.scale)
 
     def inner(self, shown: float) -> float:
         if self.scale == "plain":
@@ -102,7 +110,8 @@ class Gate:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """What was measured, by item. `values`: 0 or 1, a score, or the total over the item's `units` (evidence `ratio`
-    only, else empty). What was undefined is not among them, it is counted. Raises UsageError for lengths that differ,
+    only, else empty); with scale `exp` the metric is exp of their ratio. What was undefined is not among them, it is
+    counted. Raises UsageError for lengths that differ,
     for an item that is there twice (it would count twice) and for values that are not finite.
 
     Items stand in the order of arrival, which is kept for gates that look at any time.
@@ -112,6 +121,7 @@ class Measurement:
     items: tuple[str, ...]
     values: tuple[float, ...]
     units: tuple[float, ...] = ()
+    scale: Scale = "plain"
     undefined: int = 0
     verifier: str  # fingerprint of who said what is right; "" for a metric without one
     dataset: str

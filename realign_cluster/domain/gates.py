@@ -174,6 +174,8 @@ def _check(gate: Gate, measurement: Measurement, labels: VerifierLabels | None) 
     if (gate.evidence == "ratio") != bool(measurement.units) and measurement.items:
         having = "" if measurement.units else "no "
         raise UsageError(f"gate {gate.metric}: evidence {gate.evidence!r}, but the items have {having}units")
+    if gate.scale != measurement.scale and measurement.items:
+        raise UsageError(f"gate {gate.metric}: on scale {gate.scale}, measured on scale {measurement.scale}")
     if gate.evidence == "items" and not set(measurement.values) <= {0.0, 1.0}:
         raise UsageError(f"gate {gate.metric}: a yes/no item has another value than 0 and 1", 'evidence "scores"')
     if any(unit < 0 for unit in measurement.units):
