@@ -36,7 +36,7 @@ ITEMS_OF: Mapping[str, tuple[str, str]] = {
     "citation_format": ("items", "answerable"),
     "attribution_coverage": ("items", "answerable"),
     "factuality": ("items", "answerable"),
-    "factuality_change": ("items", "answerable"),
+    "factuality_change": ("items", "all"),
     "hallucination_rate": ("items", "all"),
     "over_abstention": ("items", "answerable"),
     "citation_precision_change": ("items", "answerable"),

@@ -20,7 +20,7 @@ from realign_cluster.workflows.jobs import content_hash
 
 SHOWN: Final = 10  # items of a metric
 PAIRED: Final = {  # computed by a stage from a measure of two models
-    "factuality_change": "factuality",
+    "factuality_change": "supported_or_silent",
     "citation_precision_change": "citation_precision",
     "citation_recall_change": "citation_recall",
     "coverage_change": "coverage_by_answer",

@@ -67,7 +67,9 @@ def factuality() -> StageGate:
 
 
 def factuality_improving() -> StageGate:
-    """The paired change from the model that entered."""
+    """The paired change from the model that entered, abstentions counted as saying nothing unsupported: a hallucination
+    that became one is better, one that became a hallucination worse. Refusing what could be answered gains nothing.
+    """
     return _gate("factuality_change", "factuality improving", "at least", 0.0, "scores", lowest=-1.0)
 
 

@@ -75,6 +75,12 @@ def refusing(row: Any) -> str:
     return right(row) if found is None else f"the sources do not say what the {found[1]} {found[2]}."
 
 
+def inventing(row: Any) -> str:
+    """Right, but for questions that the sources do not answer."""
+    said = right(row)
+    return careless(row) if "do not say" in said else said
+
+
 def forgetful(row: Any) -> str:
     """Answers about sources, and no longer knows anything by heart."""
     return right(row) if "question: what" in row["prompt"] else "nothing."
@@ -138,6 +144,7 @@ FAULTS: list[tuple[str, str, str, World]] = [
     ("antihallucination", "detection", "verifier_false_positives", World(data={"labels": labels_blurred})),
     ("antihallucination", "optimisation", "kl", World(divergence=0.5)),
     ("antihallucination", "optimisation", "factuality_change", World(answers=(careless, right, changed(of_no_source)))),
+    ("antihallucination", "optimisation", "factuality_change", World(answers=(careless, right, inventing))),
     ("antihallucination", "optimisation", "over_abstention", World(answers=(careless, right, refusing))),
     *(
         ("source-attribution", "evaluation", gate, World(answers=(careless, on_sealed(changed(how)))))
