@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from realign_cluster.domain.errors import UsageError
 
 from .made_workflow import MadeWorkflow
 
+KNOWLEDGE = Path(__file__).parents[2] / "examples" / "knowledge_base"
 BY: dict[str, str] = {"by": "A. Name", "reason": "one row is enough"}
 PERPLEXITY = "preparation.perplexity"  # of one row: INSUFFICIENT, and a strict run stops there
 
@@ -97,6 +101,27 @@ def test_items_added_are_another_look_which_the_ledger_keeps(tmp_path: Path) -> 
     valid_rows(made, 60)
     made.sit()
     assert verdict(made.run) == first
+
+
+def test_the_independent_script_counts_looks_too(tmp_path: Path) -> None:
+    """A PASS of a look beyond those declared, or with more than its part of alpha, would differ."""
+    sys.path.insert(0, str(KNOWLEDGE))
+    import recompute_run  # nothing of the project: a script beside the demo
+
+    made = MadeWorkflow(tmp_path / "made", mode="strict")
+    for rows in (60, 70):
+        valid_rows(made, rows)
+        made.sit()
+    with contextlib.closing(sqlite3.connect(made.run / "ledger.sqlite")) as ledger:
+        looks = recompute_run.looks_of(ledger)
+    [most] = [count for (_, gate, _), count in looks.items() if gate == "perplexity"]
+    assert most == 2
+    honest, config = verdict(made.run), {"looks": 1, "alpha": 0.05}
+    assert recompute_run.is_paid_for(honest, most, config)
+    assert not recompute_run.is_paid_for({**honest, "outcome": "PASS"}, most, config)
+    assert recompute_run.is_paid_for({**honest, "outcome": "PASS", "look": 1}, most, config)
+    assert not recompute_run.is_paid_for({**honest, "look": 3}, most, config)
+    assert not recompute_run.is_paid_for({**honest, "alpha_each": 0.1}, most, config)
 
 
 def test_looks_are_declared_before_the_first(tmp_path: Path) -> None:
