@@ -51,7 +51,7 @@ class Gate:
     evidence: Evidence
     alpha: float = 0.05  # of a wrong PASS, over all attempts
     attempts: int = 1  # candidates on the same items, times looks at each; 1 where each gets a fresh hold-out
-    looks: Looks = "once"
+    looks: Looks = "once"  # that one bound is good for; a workflow makes a bound for each look, with its part of alpha
     lowest: float = 0.0
     highest: float = 1.0
     most_units: float = 1.0  # of one answer, by design: evidence `ratio` only

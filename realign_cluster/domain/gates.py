@@ -83,9 +83,10 @@ def of_look(verdict: Verdict, *, look: int, looks: int) -> Verdict:
     reason, outcome = verdict.reason, verdict.outcome
     if look > looks and outcome == "PASS":
         outcome = "INSUFFICIENT"
-        reason += f", but this is look {look} at it with other items, and {looks} declared: nothing is left of alpha"
-    elif look >= looks and verdict.items_needed is not None:
-        reason += f"; added to these they cannot show a PASS: of {looks} declared this is look {look}"
+        reason += f", but this is look {look} of {looks} declared, by other items: nothing is left of alpha"
+    elif look >= looks and verdict.items_needed is not None and verdict.value is not None:
+        if _clears(verdict.direction, verdict.threshold, verdict.value):
+            reason += f"; added to these they make look {look + 1} of {looks} declared, which cannot pass"
     return replace(verdict, look=look, looks=looks, outcome=outcome, reason=reason)
 
 

@@ -48,18 +48,20 @@ def test_items_added_after_the_only_look_cannot_make_a_gate_pass() -> None:
     run = Run()
     first = run.judge(of(share("accuracy", 57, 3)))
     assert (first.outcome, first.look, first.looks, first.alpha_each) == ("INSUFFICIENT", 1, 1, 0.05)
-    assert "cannot show a PASS: of 1 declared this is look 1" in first.reason
+    assert first.reason.endswith("; added to these they make look 2 of 1 declared, which cannot pass")
     second = run.judge(of(share("accuracy", 380, 20)))
     assert second.bound is not None
     assert second.bound > 0.9
     assert (second.outcome, second.look) == ("INSUFFICIENT", 2)
-    assert "look 2 at it with other items, and 1 declared: nothing is left of alpha" in second.reason
+    assert second.reason.endswith("but this is look 2 of 1 declared, by other items: nothing is left of alpha")
     assert run.judge(of(share("accuracy", 380, 20))).outcome == "INSUFFICIENT"  # and again: it is still look 2
 
 
 def test_a_look_beyond_those_declared_can_fail() -> None:
     run = Run()
-    run.judge(of(share("accuracy", 57, 3)))
+    losing = run.judge(of(share("accuracy", 52, 8)))
+    assert "would show a FAIL" in losing.reason
+    assert "cannot pass" not in losing.reason
     assert run.judge(of(share("accuracy", 200, 200))).outcome == "FAIL"
 
 
@@ -76,7 +78,7 @@ def test_declared_looks_share_alpha() -> None:
     run = Run(asked=config(attempts=1, looks=2))
     first = run.judge(of(share("accuracy", 29, 0)))  # enough for 5 %, not for half of it
     assert (first.outcome, first.alpha_each, first.looks) == ("INSUFFICIENT", 0.025, 2)
-    assert "cannot show a PASS" not in first.reason
+    assert "cannot pass" not in first.reason
     second = run.judge(of(share("accuracy", 40, 0)))
     assert (second.outcome, second.look, second.alpha_each) == ("PASS", 2, 0.025)
     assert run.judge(of(share("accuracy", 400, 0))).outcome == "INSUFFICIENT"
