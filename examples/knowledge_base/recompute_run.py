@@ -5,8 +5,8 @@
 Reads the ledger with sqlite3 and the answers as JSON lines. What a sentence claims is supported if a cited source says
 the same of the same people, word for word. For each verdict on answers the value has to be the same but for the
 verifier's errors, and PASS and FAIL have to follow from exact bounds too (Clopper-Pearson over the answers that are
-wholly right). Nor may a PASS be a look beyond those that were declared, or have more than its part of alpha: the sets of
-items that its gate looked at before are counted in the ledger. Prints a line each; exit status 1 if one does not hold.
+wholly right). Nor may a PASS be a look beyond those that were declared, or have more than its part of alpha: the sets
+of items that its gate looked at are counted in the ledger. Prints a line each; exit status 1 if one does not hold.
 """
 
 from __future__ import annotations

@@ -81,12 +81,16 @@ def of_look(verdict: Verdict, *, look: int, looks: int) -> Verdict:
     alpha divided by them. A look beyond has nothing left of alpha: it cannot pass, whatever the bound says.
     """
     reason, outcome = verdict.reason, verdict.outcome
+    promised = (  # a PASS by more items
+        verdict.items_needed is not None
+        and verdict.value is not None
+        and _clears(verdict.direction, verdict.threshold, verdict.value)
+    )
     if look > looks and outcome == "PASS":
         outcome = "INSUFFICIENT"
         reason += f", but this is look {look} of {looks} declared, by other items: nothing is left of alpha"
-    elif look >= looks and verdict.items_needed is not None and verdict.value is not None:
-        if _clears(verdict.direction, verdict.threshold, verdict.value):
-            reason += f"; added to these they make look {look + 1} of {looks} declared, which cannot pass"
+    elif look >= looks and promised:
+        reason += f"; added to these they make look {look + 1} of {looks} declared, which cannot pass"
     return replace(verdict, look=look, looks=looks, outcome=outcome, reason=reason)
 
 
