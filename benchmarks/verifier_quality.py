@@ -28,6 +28,7 @@ from scipy.optimize import minimize
 from scipy.special import betaincinv, stdtrit
 
 from realign_cluster.domain.job import ScoreJob
+from realign_cluster.domain.judge_error import prediction_powered
 from realign_cluster.metrics.verifiers.calibration import calibrate
 from realign_cluster.metrics.verifiers.containment import content_words
 from realign_cluster.metrics.verifiers.judge import Chunking, JudgeVerifier
@@ -43,7 +44,6 @@ ADDRESS = re.compile(r"^\[\d+\]\s*|\S*https?://\S+")
 LEAST_TEXT = 100  # characters of evidence
 THRESHOLDS = (0.25, 0.5, 0.75)
 LABELLED, UNLABELLED = 200, 800
-NORMAL_95 = 1.959964
 
 Labels = np.ndarray[Any, np.dtype[np.float64]]  # (items,), 1 supported, 0 not
 
@@ -201,19 +201,16 @@ class Sample:
     labelled_draws: np.ndarray
 
 
-def prediction_powered(unlabelled: Labels, labelled: Labels, human: Labels) -> tuple[float, float]:
-    """Angelopoulos et al. 2023, for a mean: the judge's share on the unlabelled, less its mean error on the labelled,
-    with the variance of both.
-    """
-    error = labelled - human
-    middle = unlabelled.mean() - error.mean()
-    half = NORMAL_95 * math.sqrt(unlabelled.var(ddof=1) / len(unlabelled) + error.var(ddof=1) / len(error))
-    return middle - half, middle + half
+def bounded(sample: Sample) -> tuple[float, float]:
+    """What the project has: betting bounds, which need no normal approximation (`domain.judge_error`)."""
+    _, low, high = prediction_powered(sample.unlabelled, sample.labelled, sample.human, alpha=0.025)
+    return low, high
 
 
 def prediction_powered_by_draw(sample: Sample) -> tuple[float, float]:
-    """The same where claims that were drawn together are alike: variances between draws, Student's t with as many
-    degrees as there are draws with labels, less one.
+    """Angelopoulos et al. 2023, for a mean: the judge's share on the unlabelled, less its mean error on the labelled,
+    with the variance of both. Claims that were drawn together are alike: variances are those between draws, Student's t
+    has as many degrees as there are draws with labels, less one.
     """
     error = sample.labelled - sample.human
     middle = sample.unlabelled.mean() - error.mean()
@@ -241,7 +238,7 @@ def exact(labels: Labels) -> tuple[float, float]:
 INTERVALS: dict[str, Callable[[Sample], tuple[float, float]]] = {
     "judge alone": lambda sample: exact(np.concatenate([sample.unlabelled, sample.labelled])),
     "people alone (the labelled)": lambda sample: exact(sample.human),
-    "prediction-powered": lambda sample: prediction_powered(sample.unlabelled, sample.labelled, sample.human),
+    "prediction-powered, bounded": bounded,
     "prediction-powered by draws": prediction_powered_by_draw,
 }
 

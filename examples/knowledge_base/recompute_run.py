@@ -5,7 +5,8 @@
 Reads the ledger with sqlite3 and the answers as JSON lines. What a sentence claims is supported if a cited source says
 the same of the same people, word for word. For each verdict on answers the value has to be the same but for the
 verifier's errors, and PASS and FAIL have to follow from exact bounds too (Clopper-Pearson over the answers that are
-wholly right). Prints a line each; exit status 1 if one does not hold.
+wholly right). Nor may a PASS be a look beyond those that were declared, or have more than its part of alpha: the sets
+of items that its gate looked at are counted in the ledger. Prints a line each; exit status 1 if one does not hold.
 """
 
 from __future__ import annotations
@@ -125,12 +126,31 @@ def bounds(counts: Counts, alpha: float) -> tuple[float, float]:
     return lower, upper
 
 
+def looks_of(ledger: sqlite3.Connection) -> dict[tuple[str, str, str], int]:
+    """How many different sets of items each gate looked at: (stage, gate, candidate) -> sets."""
+    sets: dict[tuple[str, str, str], set[str]] = {}
+    for (body,) in ledger.execute("SELECT body FROM note WHERE kind = 'look'"):
+        look = json.loads(body)
+        sets.setdefault((look["stage"], look["gate"], look["candidate"]), set()).add(look["items"])
+    return {place: len(found) for place, found in sets.items()}
+
+
+def is_paid_for(verdict: dict[str, Any], most: int, config: dict[str, Any]) -> bool:
+    """Whether a verdict is one of the looks declared, and has no more than its part of alpha; `most` sets were seen."""
+    look, looks = verdict["look"], config["looks"]
+    shared = verdict["looks"] == looks and verdict["alpha_each"] <= config["alpha"] / looks * (1 + 1e-9)
+    return shared and 1 <= look <= most and (verdict["outcome"] != "PASS" or look <= looks)
+
+
 def judge_again(run: Path) -> Iterator[tuple[bool, str]]:
     ledger = sqlite3.connect(f"file:{run / 'ledger.sqlite'}?mode=ro", uri=True)
     answers: dict[tuple[int, int], str] = {}
     measured: dict[tuple[int, int], dict[str, Any]] = {}
+    names: dict[int, str] = {}
+    looked = looks_of(ledger)
+    [(config,)] = ledger.execute("SELECT value FROM meta WHERE key = 'config'")
     for stage, attempt, body in ledger.execute("SELECT stage, attempt, body FROM stage WHERE ended IS NOT NULL"):
-        made = json.loads(body)["artifacts"]
+        made, names[stage] = json.loads(body)["artifacts"], json.loads(body)["name"]
         measured[stage, attempt] = json.loads(body)["measurements"]
         if found := made.get("answers") or made.get("baseline answers"):
             answers[stage, attempt] = found
@@ -150,12 +170,15 @@ def judge_again(run: Path) -> Iterator[tuple[bool, str]]:
         theirs = measured[stage, attempt][gate]["value"]  # a verdict's has the verifier's errors taken out
         same = value == theirs or (None not in (value, theirs) and abs(value - theirs) <= SAME)
         follows = {"PASS": clears, "FAIL": misses}.get(verdict["outcome"], True)
+        most = max((seen for (at, of, _), seen in looked.items() if (at, of) == (names[stage], gate)), default=0)
+        paid = is_paid_for(verdict, most, json.loads(config)) if counts else True
         shown = "-" if value is None else f"{value:.4f}"
         said = (
             f"stage {stage} attempt {attempt + 1} {gate}: {shown}, exact bounds {lower:.4f} and {upper:.4f}, the run "
         )
         said += f"says {verdict['outcome']} of {'-' if theirs is None else round(theirs, 4)}"
-        yield same and follows, said
+        said += f" at look {verdict['look']} of {verdict['looks']}"
+        yield same and follows and paid, said
 
 
 def main() -> int:

@@ -139,16 +139,21 @@ def gates(
     override: Annotated[
         str | None, typer.Option(metavar="STAGE.GATE", help="Let the run go on from this gate; stands in the report.")
     ] = None,
+    withdraw: Annotated[
+        str | None, typer.Option(metavar="STAGE.GATE", help="Take an override back: the gate's verdict counts again.")
+    ] = None,
     by: By = "",
     reason: Annotated[str, typer.Option(help="Why: stands in the report.")] = "",
     json: Json = False,
 ) -> int:
-    """Show every verdict with value, bound, n, threshold and verifier; or override one, by name and with a reason."""
-    from realign_cluster.coordinator.workflow_decisions import override_gate
+    """Show every verdict with value, bound, n, threshold and verifier; or override one, or take that back."""
+    from realign_cluster.coordinator.workflow_decisions import override_gate, withdraw_override
     from realign_cluster.coordinator.workflow_status import gate_lines, gate_rows
 
     if override is not None:
         override_gate(run, override, by=by, reason=reason)
+    if withdraw is not None:
+        withdraw_override(run, withdraw, by=by, reason=reason)
     found = gate_rows(run)
     if json:
         options.emit("summary", {"gates": found})

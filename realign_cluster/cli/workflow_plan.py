@@ -26,7 +26,7 @@ from realign_cluster.domain.training import TrainSettings
 from realign_cluster.workflows.config import TrainingConfig, WorkflowConfig, read_config
 from realign_cluster.workflows.course import rule_as_judged
 from realign_cluster.workflows.intake import check_data, read_rows
-from realign_cluster.workflows.stage import Counted, Retained, attempts_of
+from realign_cluster.workflows.stage import Counted, Retained, judgements_of
 from realign_cluster.workflows.tables import workflow_named
 from realign_cluster.workflows.thresholds import check_thresholds
 
@@ -40,7 +40,7 @@ ITEMS_OF: Mapping[str, tuple[str, str]] = {
     "citation_format": ("items", "answerable"),
     "attribution_coverage": ("items", "answerable"),
     "factuality": ("items", "answerable"),
-    "factuality_change": ("items", "answerable"),
+    "factuality_change": ("items", "all"),
     "hallucination_rate": ("items", "all"),
     "over_abstention": ("items", "answerable"),
     "citation_precision_change": ("items", "answerable"),
@@ -79,9 +79,16 @@ async def plan_workflow(name: str, path: Path, hostfile: Path | None, *, discove
     for stage in workflow.stages:
         for gate in stage.gates:
             rule = rule_as_judged(gate, stage, config)
-            found = {"stage": stage.name, "gate": gate.name, "title": gate.title, "guard": gate.guard}
-            attempts = attempts_of(stage, config)
-            gates.append(found | _decidable(rule, stage.name, attempts, config, files, per_item))
+            alpha_each = None if isinstance(rule, Counted) else split_alpha(config.alpha, judgements_of(stage, config))
+            found = {
+                "stage": stage.name,
+                "gate": gate.name,
+                "title": gate.title,
+                "guard": gate.guard,
+                "alpha_each": alpha_each,
+                "looks": config.looks,
+            }
+            gates.append(found | _decidable(rule, stage.name, alpha_each, config, files, per_item))
     return {
         "workflow": name,
         "gates": gates,
@@ -100,7 +107,9 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
             lines.append(f"  {stage}")
         watched = " (watched)" if gate["guard"] else ""
         minutes = "" if gate.get("minutes") is None else f"; {gate['minutes']:.1f} minutes to measure"
-        lines.append(f"    {gate['title']}{watched}: {gate['text']}{minutes}")
+        looks = "" if gate["looks"] == 1 else f", at each of {gate['looks']} looks"
+        alpha = "" if gate["alpha_each"] is None else f"; alpha {gate['alpha_each']:.3g}{looks}"
+        lines.append(f"    {gate['title']}{watched}: {gate['text']}{alpha}{minutes}")
     if not plan["costs"]:
         return [*lines, "name a cluster for what it takes: --hostfile FILE"]
     lines.append("what it takes on this cluster, each job once; attempts and rounds repeat them")
@@ -114,7 +123,7 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
 def _decidable(
     rule: Gate | Counted | Retained,
     stage: str,
-    attempts: int,
+    alpha_each: float | None,
     config: WorkflowConfig,
     files: Mapping[str, Path],
     per_item: float | None,
@@ -126,7 +135,8 @@ def _decidable(
                 "text": f"{rule.fact} {rule.direction} {rule.threshold:g}: a count, compared as it is",
             }
         case Retained():
-            return _retention(rule, attempts, config, files)
+            assert alpha_each is not None
+            return _retention(rule, alpha_each, files)
         case Gate():
             count = _items(rule.metric, stage, config, files)
             found = _planned(rule, count)
@@ -155,10 +165,10 @@ def _usual_units(rule: Gate) -> float | None:
     return rule.most_units / 2 if rule.metric == "kl" else 1.0
 
 
-def _retention(rule: Retained, attempts: int, config: WorkflowConfig, files: Mapping[str, Path]) -> dict[str, Any]:
+def _retention(rule: Retained, alpha: float, files: Mapping[str, Path]) -> dict[str, Any]:
     rows = [row for _, row in read_rows(f"benchmark {rule.benchmark}", files[f"benchmark {rule.benchmark}"])]
     chance = sum(1 / len(row["choices"]) if "choices" in row else 0.0 for row in rows) / len(rows)
-    needed = _needed(rule.threshold, chance, split_alpha(config.alpha, attempts))
+    needed = _needed(rule.threshold, chance, alpha)
     enough = needed is not None and len(rows) >= needed
     said = f"{len(rows):,} items {'can' if enough else 'cannot'} show that {rule.threshold:.0%} is kept"
     wanted = "no number of items can" if needed is None else f"{needed:,} can, if all was right and nothing is lost"

@@ -218,6 +218,11 @@ def _decided(history: WorkflowHistory) -> CardPart:
         for note in history.notes_of("override")
     ]
     lines += [
+        f"override taken back: {note.body['stage']}.{note.body['gate']} by {note.body['by']}, {wall_clock(note.wall)}: "
+        f"{note.body['reason']}"
+        for note in history.notes_of("withdrawal")
+    ]
+    lines += [
         f"taken back to stage {note.body['to']} by {note.body['by'] or 'somebody unnamed'}, {wall_clock(note.wall)}: "
         f"{note.body['reason'] or 'no reason given'}"
         for note in history.notes_of("rollback")

@@ -168,6 +168,10 @@ class _Sitting:
             case Judged():
                 verdict = {**asdict(event.verdict), "title": event.gate.title, "overridden": event.overridden}
                 verdict["guard"] = event.gate.guard
+                if event.sight is not None and event.sight.new:
+                    stage, gate, candidate = event.sight.place
+                    looked = {"stage": stage, "gate": gate, "candidate": candidate, "items": event.sight.items}
+                    ledger.add_note("look", wall, looked)
                 ledger.put_verdict(event.stage.number, event.attempt, event.gate.name, wall, verdict)
                 said = event.verdict.outcome + (" (overridden)" if event.overridden else "")
                 self._dashboard.note(f"  {event.gate.title}: {said}; {event.verdict.reason}", "info")

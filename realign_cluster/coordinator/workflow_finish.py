@@ -35,7 +35,10 @@ def finish_workflow(run: WorkflowRun, end: End, model: str) -> dict[str, Any]:
     }
     run.ledger.set_meta("end", body)
     status = workflow_status(run.folder.path)
-    summary = {**body, **{name: status[name] for name in ("stages", "wall_seconds", "overrides", "rollbacks")}}
+    summary = {
+        **body,
+        **{name: status[name] for name in ("stages", "wall_seconds", "overrides", "withdrawals", "rollbacks")},
+    }
     run.folder.write_json(run.folder.summary, summary)
     write_workflow_report(run.folder.path)
     return summary

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from realign_cluster.coordinator.run_status import run_status
-from realign_cluster.coordinator.workflow_decisions import workflow_of
+from realign_cluster.coordinator.workflow_decisions import decisions_of, workflow_of
 from realign_cluster.coordinator.workflow_status import WorkflowStatus, open_ledger
 from realign_cluster.domain.errors import UsageError
 from realign_cluster.store.artifacts import ArtifactStore
@@ -104,6 +104,7 @@ class WorkflowHistory:
     artifacts: Mapping[str, ArtifactRecord]
     notes: tuple[NoteRecord, ...]
     command: str
+    overridden: frozenset[tuple[str, str]] = frozenset()  # (stage, gate), now
     request: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -127,13 +128,15 @@ class WorkflowHistory:
 
     @property
     def went_on(self) -> list[tuple[Attempt, VerdictRecord]]:
-        """Gates that could not decide and were gone on from, in permissive mode."""
+        """Gates that could not decide and were gone on from, in permissive mode. Not those that a person overrode."""
         return [
             (attempt, verdict)
             for attempt in self.attempts
             if attempt.turn == "go on"
             for verdict in attempt.verdicts
-            if verdict.body["outcome"] == "INSUFFICIENT" and not verdict.body["guard"]
+            if verdict.body["outcome"] == "INSUFFICIENT"
+            and not verdict.body["guard"]
+            and not verdict.body["overridden"]
         ]
 
     def own_threshold(self, stage: int, gate: str) -> float | None:
@@ -267,6 +270,7 @@ def read_workflow_history(run: Path) -> WorkflowHistory:
             artifacts=ledger.artifacts(),
             notes=tuple(ledger.notes()),
             command=status.command,
+            overridden=decisions_of(ledger, workflow).overridden,
             request=status.request,
         )
 

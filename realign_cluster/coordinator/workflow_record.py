@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from realign_cluster.coordinator.run_record import note_request
 from realign_cluster.coordinator.train_track import check_tracker
+from realign_cluster.coordinator.workflow_decisions import decisions_of
 from realign_cluster.coordinator.workflow_jobs import pinned
 from realign_cluster.coordinator.workflow_outside import pinned_judge, pinned_retriever, reach_service
 from realign_cluster.coordinator.workflow_request import WorkflowRequest
@@ -74,6 +74,7 @@ def open_workflow_run(request: WorkflowRequest, command: str | None = None) -> W
         folder = RunFolder.hold(request.out)
         undo.callback(folder.abandon)
         ledger = undo.enter_context(contextlib.closing(_open_ledger(folder, workflow.name)))
+        _check_looks(ledger, config, request.config)
         note_request(folder, "workflow", request.anchored(), command)
         artifacts = ArtifactStore(folder.path / "artifacts")
         data = {name: ArtifactId(_taken_in(artifacts, ledger, name, path)) for name, path in files.items()}
@@ -101,24 +102,22 @@ def data_files(config: WorkflowConfig, config_file: Path) -> dict[str, Path]:
     return {name: config_file.parent / Path(value).expanduser() for name, value in named.items()}
 
 
-def decisions_of(ledger: WorkflowLedgerReader, workflow: Workflow) -> Decisions:
-    """What people have said so far: overrides that were not withdrawn, and rollbacks."""
-    overridden: set[tuple[str, str]] = set()
-    taken_back: Counter[str] = Counter()
-    for note in ledger.notes():
-        match note.kind:
-            case "override":
-                overridden.add((note.body["stage"], note.body["gate"]))
-            case "rollback":
-                to = workflow.stage(note.body["to"]).number
-                taken_back.update(stage.name for stage in workflow.stages if stage.number > to)
-    return Decisions(overridden=frozenset(overridden), taken_back=dict(taken_back))
-
-
 def model_path(config: WorkflowConfig, config_file: Path) -> str:
     """The folder of the model that is trained, relative to the config; a hub id where there is no such folder."""
     folder = (config_file.parent / Path(config.model.path).expanduser()).absolute()
     return str(folder) if folder.is_dir() else config.model.path
+
+
+def _check_looks(ledger: WorkflowLedgerReader, config: WorkflowConfig, config_file: Path) -> None:
+    """Raises UsageError for a number of looks other than the one declared when the first was taken: what was looked at
+    has had its part of alpha.
+    """
+    declared = (ledger.meta("config") or {}).get("looks", config.looks)
+    if declared != config.looks and ledger.notes("look"):
+        raise UsageError(
+            f"{config_file}: looks: {config.looks}, but this run's gates have judged with {declared} declared",
+            f"looks = {declared}, or another --out",
+        )
 
 
 def _open_ledger(folder: RunFolder, workflow: str) -> WorkflowLedger:

@@ -31,6 +31,7 @@ from realign_cluster.store.durable import write_durably
 from realign_cluster.store.run_folder import RunFolder
 from realign_cluster.workflows.checklists import CHECKLISTS
 
+DECISIONS: Final = ("override", "withdrawal", "rollback")
 PHASES: Final = {"before": "Before training", "during": "During training", "after": "After training"}
 
 
@@ -123,9 +124,9 @@ def _not_acted_on(history: WorkflowHistory) -> str:
     """What people decided after the last sitting began: the next run acts on it."""
     sittings = history.notes_of("sitting")
     last = sittings[-1].seq if sittings else 0
-    kinds = [note.kind for note in history.notes if note.seq > last and note.kind in ("override", "rollback")]
-    said = " and ".join(dict.fromkeys(kinds))
-    return f"Since then there was an {said}: the next run acts on it." if said else ""
+    kinds = [note.kind for note in history.notes if note.seq > last and note.kind in DECISIONS]
+    said = ", ".join(dict.fromkeys(kinds))
+    return f"Since then a person decided ({said}): the next run acts on it." if said else ""
 
 
 def _figures(history: WorkflowHistory) -> str:
@@ -140,7 +141,7 @@ def _figures(history: WorkflowHistory) -> str:
         (f"{counts['PASS']}", "verdicts PASS"),
         (f"{counts['FAIL']}", "verdicts FAIL"),
         (f"{counts['INSUFFICIENT']}", "verdicts INSUFFICIENT"),
-        (f"{len(history.notes_of('override'))}", "overrides"),
+        (f"{len(history.overridden)}", "gates overridden"),
         (duration_text(seconds), f"of jobs; {_counted(len(history.notes_of('sitting')), 'sitting')}"),
         (f"{len(nodes)}", f"nodes: {', '.join(sorted(nodes))}" if nodes else "nodes"),
     ]
@@ -189,6 +190,9 @@ def _decisions(history: WorkflowHistory) -> str:
             case "override":
                 what = f"{body['stage']}.{body['gate']}, which was {body['verdict']}, counts as passed"
                 rows.append([when, "override", escape(what), escape(body["by"]), escape(body["reason"])])
+            case "withdrawal":
+                what = f"{body['stage']}.{body['gate']} is overridden no longer: its verdict counts"
+                rows.append([when, "withdrawal", escape(what), escape(body["by"]), escape(body["reason"])])
             case "rollback":
                 what = f"back to stage {body['to']}: what came after it is done anew"
                 rows.append([when, "rollback", escape(what), escape(body["by"]) or "-", escape(body["reason"]) or "-"])

@@ -15,12 +15,12 @@ from realign_cluster.coordinator.charts import number
 from realign_cluster.coordinator.markup import note, table
 from realign_cluster.coordinator.workflow_history import BASELINE, Attempt, Measured, WorkflowHistory
 from realign_cluster.coordinator.workflow_report_answers import clipped, question_of
-from realign_cluster.domain.gate import Gate
+from realign_cluster.domain.gate import Gate, on_scale
 from realign_cluster.workflows.jobs import content_hash
 
 SHOWN: Final = 10  # items of a metric
 PAIRED: Final = {  # computed by a stage from a measure of two models
-    "factuality_change": "factuality",
+    "factuality_change": "supported_or_silent",
     "citation_precision_change": "citation_precision",
     "citation_recall_change": "citation_recall",
     "coverage_change": "coverage_by_answer",
@@ -102,7 +102,7 @@ class Behind:
     def _items(self, anchor: str, found: Measured) -> Items:
         row = found.row
         values = [
-            (str(item), value / unit if unit else value, unit)
+            (str(item), on_scale(value / unit if unit else value, row.get("scale", "plain")), unit)
             for item, value, unit in zip(
                 row["items"], row["values"], row["units"] or [1.0] * len(row["items"]), strict=True
             )

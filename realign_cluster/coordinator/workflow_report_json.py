@@ -45,7 +45,7 @@ def report_json(history: WorkflowHistory, behind: Behind) -> dict[str, Any]:
         "went_on": [f"{attempt.label}, {verdict.body['title']}" for attempt, verdict in history.went_on],
         **{
             f"{kind}s": [{**note.body, "time": wall_clock(note.wall)} for note in history.notes_of(kind)]
-            for kind in ("override", "rollback", "rerun", "signature")
+            for kind in ("override", "withdrawal", "rollback", "rerun", "signature")
         },
         "stages": [
             {

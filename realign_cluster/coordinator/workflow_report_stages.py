@@ -117,9 +117,16 @@ def _gate(attempt: Attempt, verdict: VerdictRecord, history: WorkflowHistory, be
         unbroken(f"{body['direction']} {body['threshold']:g}") + changed,
         f"{body['items']:,}" if body["items"] else "counted",
         f"{body['undefined']:,}",
-        f"{body['alpha_each']:.3g}" if body["alpha_each"] else "-",
+        _alpha(body),
         ", ".join([*([short(body["verifier"])] if body["verifier"] else []), escape(body["dataset"])]) or "-",
     ]
+
+
+def _alpha(body: Mapping[str, Any]) -> str:
+    """What this look may err by; nothing where there is nothing to infer."""
+    if not body["alpha_each"]:
+        return "-"
+    return f'{body["alpha_each"]:.3g}<br><span class="dim nowrap">look {body["look"]} of {body["looks"]}</span>'
 
 
 def linked(text: str, anchor: str) -> str:

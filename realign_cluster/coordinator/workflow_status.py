@@ -61,6 +61,7 @@ def workflow_status(run: Path) -> dict[str, Any]:
             "wall_seconds": sum(job.ended - job.begun for job in jobs if job.ended),
             "begun": _time(jobs[0].begun) if jobs else None,
             "overrides": [{**note.body, "time": _time(note.wall)} for note in ledger.notes("override")],
+            "withdrawals": [{**note.body, "time": _time(note.wall)} for note in ledger.notes("withdrawal")],
             "rollbacks": [{**note.body, "time": _time(note.wall)} for note in ledger.notes("rollback")],
             "signatures": [{**note.body, "time": _time(note.wall)} for note in ledger.notes("signature")],
             "reruns": [{**note.body, "time": _time(note.wall)} for note in ledger.notes("rerun")],
@@ -109,7 +110,7 @@ def status_lines(status: dict[str, Any]) -> list[str]:
         lines.append(f"  {each['stage']}  {each['title']}{again}: {each['state']}, {each['seconds']:.0f} s of jobs")
         lines += [f"       {outcome:12}  {gate}" for gate, outcome in each["gates"].items()]
     lines += [f"  going on: {title}" for title in status["open_jobs"]]
-    for kind in ("overrides", "rollbacks", "signatures", "reruns"):
+    for kind in ("overrides", "withdrawals", "rollbacks", "signatures", "reruns"):
         lines += [f"  {kind[:-1]}: {orjson.dumps(each).decode()}" for each in status[kind]]
     return lines
 
@@ -132,6 +133,7 @@ def gate_lines(rows: list[dict[str, Any]]) -> list[str]:
         lines.append(
             f"{row['outcome']:12} {row['stage']}.{row['gate']} (attempt {row['attempt'] + 1}): {value}, bound {bound}, "
             f"{row['direction']} {row['threshold']:g}, n {row['items']}"
+            + (f", alpha {row['alpha_each']:.3g}, look {row['look']} of {row['looks']}" if row["alpha_each"] else "")
             + (f", verifier {row['verifier'][:12]}" if row["verifier"] else "")
             + (", overridden" if row["overridden"] else "")
         )

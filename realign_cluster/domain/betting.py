@@ -20,7 +20,8 @@ The same bound serves a pooled ratio sum(s) / sum(n): the ratio is above t exact
 and s - t n takes the place of x - m. A plain mean is the ratio with every n = 1.
 
 The order of the scores matters (not to validity, but to the figure), and must not depend on their values: callers put
-them in an order made of the items' names (`gates`) or, for looks at any time, in that of arrival.
+them in an order made of the items' names (`gates`) or, for looks at any time, in that of arrival. Means over several
+orders would not depend on one, and lose too much: `benchmarks/gate_errors.py --parts orders`.
 """
 
 from __future__ import annotations

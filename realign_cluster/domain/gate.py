@@ -26,6 +26,14 @@ nats of a completion over its tokens, perplexity exp of the nats of a row over i
 number of nats per token.
 """
 Scale = Literal["plain", "exp"]
+"""What is shown of a mean, or ratio: itself, or exp of it (perplexity, of nats per token)."""
+
+
+def on_scale(inner: float, scale: Scale) -> float:
+    """A mean as it is shown; infinite where exp overflows."""
+    if scale == "plain":
+        return inner
+    return math.exp(inner) if inner < 709 else math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +50,8 @@ class Gate:
     threshold: float  # on the metric's own scale: for `exp`, on exp of the mean
     evidence: Evidence
     alpha: float = 0.05  # of a wrong PASS, over all attempts
-    attempts: int = 1  # candidates that may be judged on the same items; 1 where each gets a fresh hold-out
-    looks: Looks = "once"
+    attempts: int = 1  # candidates on the same items, times looks at each; 1 where each gets a fresh hold-out
+    looks: Looks = "once"  # that one bound is good for; a workflow makes a bound for each look, with its part of alpha
     lowest: float = 0.0
     highest: float = 1.0
     most_units: float = 1.0  # of one answer, by design: evidence `ratio` only
@@ -84,7 +92,7 @@ class Gate:
 
     def shown(self, inner: float) -> float:
         """From the mean that is bounded to the metric's own scale."""
-        return math.exp(inner) if self.scale == "exp" else inner
+        return on_scale(inner, self.scale)
 
     def inner(self, shown: float) -> float:
         if self.scale == "plain":
@@ -102,7 +110,8 @@ class Gate:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """What was measured, by item. `values`: 0 or 1, a score, or the total over the item's `units` (evidence `ratio`
-    only, else empty). What was undefined is not among them, it is counted. Raises UsageError for lengths that differ,
+    only, else empty); with scale `exp` the metric is exp of their ratio. What was undefined is not among them, it is
+    counted. Raises UsageError for lengths that differ,
     for an item that is there twice (it would count twice) and for values that are not finite.
 
     Items stand in the order of arrival, which is kept for gates that look at any time.
@@ -112,6 +121,7 @@ class Measurement:
     items: tuple[str, ...]
     values: tuple[float, ...]
     units: tuple[float, ...] = ()
+    scale: Scale = "plain"
     undefined: int = 0
     verifier: str  # fingerprint of who said what is right; "" for a metric without one
     dataset: str
@@ -190,6 +200,8 @@ class Verdict:
     verifier: str
     dataset: str
     reason: str
+    look: int = 1  # at this candidate: the same items are the same look
+    looks: int = 1  # that were declared before the first
     items_needed: int | None = None  # INSUFFICIENT: for 80 % power at the current estimate, all items together
     undecidable_below: int | None = None  # or: so many are not enough, so close is the estimate to the threshold
     minutes_needed: float | None = None  # what measuring items_needed (or undecidable_below) items costs

@@ -8,7 +8,7 @@ happens. Must not know stages, remedies, or who asks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 import numpy as np
@@ -74,6 +74,24 @@ def compare(direction: Direction, threshold: float, bounds: Bounds) -> tuple[Out
     if not _clears(direction, threshold, missing):
         return "FAIL", f"the {names[1]} bound {missing:.4f} is not {direction} {threshold:g}"
     return "INSUFFICIENT", f"the bounds {bounds.lower:.4f} and {bounds.upper:.4f} leave {threshold:g} between them"
+
+
+def of_look(verdict: Verdict, *, look: int, looks: int) -> Verdict:
+    """The same verdict as that of the `look`-th set of items, from 1, `looks` having been declared before the first and
+    alpha divided by them. A look beyond has nothing left of alpha: it cannot pass, whatever the bound says.
+    """
+    reason, outcome = verdict.reason, verdict.outcome
+    promised = (  # a PASS by more items
+        verdict.items_needed is not None
+        and verdict.value is not None
+        and _clears(verdict.direction, verdict.threshold, verdict.value)
+    )
+    if look > looks and outcome == "PASS":
+        outcome = "INSUFFICIENT"
+        reason += f", but this is look {look} of {looks} declared, by other items: nothing is left of alpha"
+    elif look >= looks and promised:
+        reason += f"; added to these they make look {look + 1} of {looks} declared, which cannot pass"
+    return replace(verdict, look=look, looks=looks, outcome=outcome, reason=reason)
 
 
 def judge_all(name: str, verdicts: Sequence[Verdict]) -> Conjunction:
@@ -161,6 +179,8 @@ def _check(gate: Gate, measurement: Measurement, labels: VerifierLabels | None) 
     if (gate.evidence == "ratio") != bool(measurement.units) and measurement.items:
         having = "" if measurement.units else "no "
         raise UsageError(f"gate {gate.metric}: evidence {gate.evidence!r}, but the items have {having}units")
+    if gate.scale != measurement.scale and measurement.items:
+        raise UsageError(f"gate {gate.metric}: on scale {gate.scale}, measured on scale {measurement.scale}")
     if gate.evidence == "items" and not set(measurement.values) <= {0.0, 1.0}:
         raise UsageError(f"gate {gate.metric}: a yes/no item has another value than 0 and 1", 'evidence "scores"')
     if any(unit < 0 for unit in measurement.units):

@@ -4,6 +4,9 @@ FActScore of an answer: supported atomic facts / atomic facts; the metric is the
 with the respond ratio beside it. What becomes of irrelevant facts decides the figure: the source counts them in the
 denominator, as not supported, and so do we by default (0.5830 on its human labels of ChatGPT; 0.6233 with them left
 out). The length penalty exp(1 - gamma / n) for n <= gamma facts is another metric, off by default.
+
+FActScore leaves abstentions out, so of two models it compares only what both answer: one that refuses where it used to
+make things up, or makes things up where it used to refuse, has not changed by it. `supported_or_silent` is for that.
 """
 
 from __future__ import annotations
@@ -63,6 +66,17 @@ def factscore(
         ),
         abstained=tuple(answer.item for answer in answers if answer.facts is None),
         answers=len(answers),
+    )  # fmt: skip
+
+
+def supported_or_silent(answers: Sequence[JudgedFacts]) -> MeanOverItems:
+    """Supported facts / facts of each answer, and 1 for an abstention, which says nothing unsupported: to compare two
+    models over the same questions. Refusing where the other one is right changes nothing here, and is over-abstention's
+    to see.
+    """
+    return mean_over_items(
+        "supported or silent", "supported facts / facts, 1 for an abstention, mean over answers",
+        ((one.item, 1.0 if one.facts is None else _share(one.facts, "not_supported", None)) for one in answers),
     )  # fmt: skip
 
 

@@ -69,7 +69,7 @@ class VerdictRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoteRecord:
-    """`kind`: "sitting", "rerun", "override", "rollback", "signature"."""
+    """`kind`: "sitting", "rerun", "look", "override", "withdrawal", "rollback", "signature"."""
 
     seq: int
     wall: float

@@ -14,7 +14,7 @@ from realign_cluster.metrics.citation_marks import Form, find_marks
 from realign_cluster.metrics.citations import CitationFormat, format_agreement, known_by_number, strip_citations
 from realign_cluster.metrics.consistency import attribution_consistency
 from realign_cluster.metrics.coverage import attribution_coverage
-from realign_cluster.metrics.factuality import Fact, JudgedFacts, factscore
+from realign_cluster.metrics.factuality import Fact, JudgedFacts, factscore, supported_or_silent
 from realign_cluster.metrics.hallucination import ClaimVerdict, JudgedClaims, hallucination
 from realign_cluster.metrics.hedging import ABSTAINS, Answered, hedging, stance
 from realign_cluster.metrics.measured import ItemId, MeanOverItems, PooledRatio, SourceId, mean_over_items, pooled_ratio
@@ -65,7 +65,7 @@ def answer_pairs(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     )
 
 
-@derivation(version=3)
+@derivation(version=4)
 def answer_measurements(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     """Of generated rows and the verdicts on their pairs: "measurements", a row a metric with the value of every item,
     and "answers", what was read and found of each, for people to look at.
@@ -116,7 +116,7 @@ def measure_texts(
     answers: Sequence[tuple[Row, str]], verdicts: Mapping[str, Row], threshold: float, form: str
 ) -> dict[str, MeanOverItems | PooledRatio]:
     """Every metric of one answer to each item, by the name that gates use. An abstention makes no claim: it is counted
-    by hedging, and undefined in all that asks what was claimed.
+    by hedging, and undefined in all that asks what was claimed but `supported_or_silent`.
     """
     read = [(row, read_row(row, text)) for row, text in answers if not abstains(text)]
 
@@ -144,6 +144,7 @@ def measure_texts(
         "attribution_coverage": covered,
         "coverage_by_answer": _by_item("coverage by answer", covered),
         "factuality": factscore(judged_facts).score,
+        "supported_or_silent": supported_or_silent(judged_facts),
         "hallucination_rate": hallucinated.rate,
         "contradicted_claims": hallucinated.contradicted,
         "unverifiable_claims": hallucinated.unverifiable,

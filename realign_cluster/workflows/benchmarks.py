@@ -65,7 +65,7 @@ def likelihood_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     return Derived(rows={"rows": rows}, value={"rows": len(rows)})
 
 
-@derivation(version=1)
+@derivation(version=2)
 def benchmark_scores(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     """ "scores": {"benchmark", "item", "score", "chance"} each; "measurements": accuracies, and perplexity."""
     del parameters
@@ -102,7 +102,8 @@ def benchmark_scores(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
         for name in names
     ]
     if losses:
-        measured.append(measurement_of("perplexity", perplexity(losses).loss, verifier="", dataset="valid"))
+        loss = perplexity(losses).loss
+        measured.append(measurement_of("perplexity", loss, verifier="", dataset="valid", scale="exp"))
     return Derived(rows={"scores": found, "measurements": [to_row(each) for each in measured]})
 
 

@@ -208,7 +208,7 @@ def optimisation(context: Context) -> Stage:
     measurements = {
         **outcome.measurements,
         "kl": kl,
-        **_change(context, outcome.measurements, "factuality", "factuality_change"),
+        **_change(context, outcome.measurements, "supported_or_silent", "factuality_change"),
         **_change(context, outcome.measurements, "citation_recall", "citation_recall_change"),
         **_change(context, outcome.measurements, "citation_precision", "citation_precision_change"),
         **_change(context, outcome.measurements, "coverage_by_answer", "coverage_change"),

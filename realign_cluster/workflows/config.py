@@ -116,6 +116,7 @@ class WorkflowConfig(Strict):
     seed: int = Field(default=0, ge=0)
     mode: Mode = "strict"
     attempts: int = Field(default=2, ge=1, le=8)  # of a stage: the first and its remedies; alpha is divided by it
+    looks: int = Field(default=1, ge=1, le=8)  # at one candidate, with items added in between; alpha is divided by it
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     model: ModelConfig
     data: DataConfig

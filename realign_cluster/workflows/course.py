@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, assert_never
 
 from realign_cluster.domain.gate import Gate, Measurement, Verdict
-from realign_cluster.domain.gates import judge_gate
+from realign_cluster.domain.gates import judge_gate, of_look
 from realign_cluster.domain.judge_error import VerifierLabels
 from realign_cluster.domain.multiplicity import split_alpha
 from realign_cluster.domain.retention import BenchmarkPair, judge_benchmark
@@ -20,6 +20,7 @@ from realign_cluster.metrics.retrieval.choice import UsersCode
 from realign_cluster.workflows.candidates import Candidate, best_feasible, without
 from realign_cluster.workflows.config import WorkflowConfig
 from realign_cluster.workflows.jobs import Ask, JobResult, ModelRef
+from realign_cluster.workflows.looks import Place, Sight, sight_of
 from realign_cluster.workflows.measured import value_of
 from realign_cluster.workflows.stage import (
     Context,
@@ -31,7 +32,7 @@ from realign_cluster.workflows.stage import (
     StageGate,
     State,
     Workflow,
-    attempts_of,
+    judgements_of,
 )
 
 OF_THE_VERIFIER = ("verifier_false_positives", "verifier_false_negatives")
@@ -41,10 +42,13 @@ Turn = Literal["pass", "remedy", "roll back", "stop", "go on"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decisions:
-    """What people decided: gates (stage, gate) that are overridden, and how often each stage was taken back."""
+    """What people decided: gates (stage, gate) that are overridden, and how often each stage was taken back. And
+    `seen`: the sets of items at which gates looked at a candidate in sittings before, oldest first.
+    """
 
     overridden: frozenset[tuple[str, str]] = frozenset()
     taken_back: Mapping[str, int] = field(default_factory=dict)
+    seen: Mapping[Place, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +65,7 @@ class Judged:
     gate: StageGate
     verdict: Verdict
     overridden: bool
+    sight: Sight | None  # what was looked at: it has to be known before the verdict is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +106,7 @@ def course(
     tried: dict[str, int] = {}
     went_on: list[str] = []
     candidates = [Candidate(stage="", model=state.model, feasible=True, primary=None)]
+    seen = {place: list(sets) for place, sets in decisions.seen.items()}
     at = 0
     before: list[State] = []  # the state that each stage began with
     while at < len(workflow.stages):
@@ -116,20 +122,27 @@ def course(
         verdicts: list[Verdict] = []
         for gate in () if outcome.failed else stage.gates:
             verdict = judge_stage_gate(gate, stage, outcome, config, labels)
+            sight = sight_of(gate, stage, outcome, state, seen)
+            if sight is not None:
+                verdict = of_look(verdict, look=sight.number, looks=config.looks)
+                if sight.new:
+                    seen.setdefault(sight.place, []).append(sight.items)
             verdicts.append(verdict)
             overridden = (stage.name, gate.name) in decisions.overridden
-            yield Judged(stage=stage, attempt=number, gate=gate, verdict=verdict, overridden=overridden)
+            yield Judged(stage=stage, attempt=number, gate=gate, verdict=verdict, overridden=overridden, sight=sight)
         left = _attempts_left(workflow, stage, tried, config)
         turn, reason = next_turn(stage, outcome, verdicts, left, config, decisions)
         yield Ended(stage=stage, attempt=number, outcome=outcome, turn=turn, reason=reason)
         if outcome.model is not None:
             candidates.append(_candidate(workflow, stage, outcome, verdicts))
-        elif any(v.outcome == "FAIL" and gate.of_model for gate, v in zip(stage.gates, verdicts, strict=False)):
+        elif any(
+            v.outcome == "FAIL" and gate.judges == "model" for gate, v in zip(stage.gates, verdicts, strict=False)
+        ):
             candidates = [without(each, state.model) for each in candidates]
         match turn:
             case "pass" | "go on":
                 if turn == "go on":
-                    went_on += _not_passed(stage, verdicts)
+                    went_on += _not_passed(stage, verdicts, decisions)
                 state = _after(state, stage, outcome)
                 at += 1
             case "remedy":
@@ -207,10 +220,10 @@ def threshold_of(gate: StageGate, stage: Stage, config: WorkflowConfig) -> float
 
 
 def rule_as_judged(gate: StageGate, stage: Stage, config: WorkflowConfig) -> Rule:
-    """With its threshold and with alpha divided by the attempts that the stage has: each retrained model is a look."""
+    """With its threshold and with alpha divided by the attempts that the stage has, and by the looks at each."""
     rule = replace(gate.rule, threshold=threshold_of(gate, stage, config))
     if isinstance(rule, Gate):
-        return replace(rule, alpha=config.alpha, attempts=attempts_of(stage, config))
+        return replace(rule, alpha=config.alpha, attempts=judgements_of(stage, config))
     return rule
 
 
@@ -231,7 +244,7 @@ def judge_stage_gate(
             pair = outcome.benchmarks.get(rule.benchmark) or BenchmarkPair(
                 benchmark=rule.benchmark, items=(), before=(), after=(), chance=0.0
             )
-            alpha = split_alpha(config.alpha, attempts_of(stage, config))
+            alpha = split_alpha(config.alpha, judgements_of(stage, config))
             return judge_benchmark(
                 pair, threshold=rule.threshold, alpha=alpha, minutes_per_item=outcome.minutes_per_item
             )
@@ -316,11 +329,12 @@ def _after(state: State, stage: Stage, outcome: Outcome) -> State:
     )
 
 
-def _not_passed(stage: Stage, verdicts: list[Verdict]) -> list[str]:
+def _not_passed(stage: Stage, verdicts: list[Verdict], decisions: Decisions) -> list[str]:
+    """What the stage is gone on from without a decision: a person's override is one."""
     return [
         f"{stage.title}, {gate.title}"
         for gate, verdict in zip(stage.gates, verdicts, strict=True)
-        if verdict.outcome == "INSUFFICIENT" and not gate.guard
+        if verdict.outcome == "INSUFFICIENT" and not gate.guard and (stage.name, gate.name) not in decisions.overridden
     ]
 
 

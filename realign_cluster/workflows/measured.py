@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from realign_cluster.domain.gate import Measurement
+from realign_cluster.domain.gate import Measurement, Scale, on_scale
 from realign_cluster.metrics.measured import MeanOverItems, PooledRatio
 
 
-def measurement_of(metric: str, found: MeanOverItems | PooledRatio, *, verifier: str, dataset: str) -> Measurement:
+def measurement_of(
+    metric: str, found: MeanOverItems | PooledRatio, *, verifier: str, dataset: str, scale: Scale = "plain"
+) -> Measurement:
     """What a gate judges: the items on which the metric is defined, and how many it is not."""
     if isinstance(found, PooledRatio):
         return Measurement(
@@ -18,6 +20,7 @@ def measurement_of(metric: str, found: MeanOverItems | PooledRatio, *, verifier:
             items=tuple(str(item) for item, _, _ in found.defined),
             values=tuple(numerator for _, numerator, _ in found.defined),
             units=tuple(denominator for _, _, denominator in found.defined),
+            scale=scale,
             undefined=len(found.undefined),
             verifier=verifier,
             dataset=dataset,
@@ -26,6 +29,7 @@ def measurement_of(metric: str, found: MeanOverItems | PooledRatio, *, verifier:
         metric=metric,
         items=tuple(str(item) for item, _ in found.defined),
         values=tuple(value for _, value in found.defined),
+        scale=scale,
         undefined=len(found.undefined),
         verifier=verifier,
         dataset=dataset,
@@ -33,9 +37,9 @@ def measurement_of(metric: str, found: MeanOverItems | PooledRatio, *, verifier:
 
 
 def value_of(measurement: Measurement) -> float | None:
-    """The plain estimate: mean of the items, or total over units. None where there is nothing."""
+    """The estimate: mean of the items, or total over units, on the metric's scale. None where there is nothing."""
     below = math.fsum(measurement.units) if measurement.units else float(len(measurement.items))
-    return math.fsum(measurement.values) / below if below else None
+    return on_scale(math.fsum(measurement.values) / below, measurement.scale) if below else None
 
 
 def to_row(measurement: Measurement) -> dict[str, Any]:
@@ -49,7 +53,7 @@ def to_row(measurement: Measurement) -> dict[str, Any]:
         "items": list(measurement.items),
         "values": list(measurement.values),
         "units": list(measurement.units),
-    }
+    } | ({} if measurement.scale == "plain" else {"scale": measurement.scale})
 
 
 def from_row(row: Mapping[str, Any]) -> Measurement:
@@ -58,6 +62,7 @@ def from_row(row: Mapping[str, Any]) -> Measurement:
         items=tuple(row["items"]),
         values=tuple(row["values"]),
         units=tuple(row["units"]),
+        scale=row.get("scale", "plain"),
         undefined=row["undefined"],
         verifier=row["verifier"],
         dataset=row["dataset"],

@@ -98,7 +98,7 @@ class StageGate:
     rule: Rule
     guard: bool = False
     units_given: bool = False
-    of_model: bool = True  # False: it judges data, or the verifier
+    judges: str = "model"  # or "verifier", or data: an artifact by its name, of the stage or the user
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,9 +115,9 @@ class Stage:
     goes_back_to: str | None = None  # the stage that is done again on FAIL, this one after it
 
 
-def attempts_of(stage: Stage, config: WorkflowConfig) -> int:
-    """How often a stage may be judged on the same items: alpha is divided by it."""
-    return config.attempts if stage.repeats else 1
+def judgements_of(stage: Stage, config: WorkflowConfig) -> int:
+    """How often a stage's gates may be judged, alpha being divided by it: each attempt at each look."""
+    return (config.attempts if stage.repeats else 1) * config.looks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,6 +72,7 @@ CONFIG: Final = """\
 seed = 0
 mode = "strict"          # permissive: gone on from gates that cannot decide, and the report says so on every page
 attempts = 2             # of a stage: the first, and its remedies; alpha is divided by it
+looks = 1                # at one model, if you mean to add items until a gate can decide; alpha is divided by it too
 alpha = 0.05             # of a wrong PASS
 
 [model]

@@ -40,7 +40,8 @@ def divergence(most_tokens: int) -> StageGate:
 
 
 def retrieval_precision() -> StageGate:
-    return _of_data(_gate("retrieval_r_precision", "retrieval precision (R-precision)", "at least", 0.85, "scores"))
+    gate = _gate("retrieval_r_precision", "retrieval precision (R-precision)", "at least", 0.85, "scores")
+    return replace(gate, judges="index")
 
 
 def citation_accuracy(threshold: float = 0.90) -> tuple[StageGate, StageGate]:
@@ -66,7 +67,9 @@ def factuality() -> StageGate:
 
 
 def factuality_improving() -> StageGate:
-    """The paired change from the model that entered."""
+    """The paired change from the model that entered, abstentions counted as saying nothing unsupported: a hallucination
+    that became one is better, one that became a hallucination worse. Refusing what could be answered gains nothing.
+    """
     return _gate("factuality_change", "factuality improving", "at least", 0.0, "scores", lowest=-1.0)
 
 
@@ -76,11 +79,12 @@ def hallucination_rate(most_claims: int) -> StageGate:
 
 
 def verifier_false_positives(title: str) -> StageGate:
-    return _of_data(_gate("verifier_false_positives", title, "at most", 0.05, "items"))
+    return replace(_gate("verifier_false_positives", title, "at most", 0.05, "items"), judges="verifier")
 
 
 def pairs_supported() -> StageGate:
-    return _of_data(_gate("pairs_supported", "citation accuracy of the collected pairs", "at least", 0.85, "items"))
+    gate = _gate("pairs_supported", "citation accuracy of the collected pairs", "at least", 0.85, "items")
+    return replace(gate, judges="pairs")
 
 
 def over_abstention() -> StageGate:
@@ -104,14 +108,8 @@ def retention(benchmark: str) -> StageGate:
 
 
 def counted(fact: str, title: str, direction: Direction, threshold: float) -> StageGate:
-    return _of_data(
-        StageGate(name=fact, title=title, rule=Counted(fact=fact, direction=direction, threshold=threshold))
-    )
-
-
-def _of_data(gate: StageGate) -> StageGate:
-    """A gate whose FAIL says nothing against the model."""
-    return replace(gate, of_model=False)
+    rule = Counted(fact=fact, direction=direction, threshold=threshold)
+    return StageGate(name=fact, title=title, rule=rule, judges="data")
 
 
 def guard(gate: StageGate) -> StageGate:

@@ -162,6 +162,10 @@ def test_a_finished_run_is_only_judged_again(pair: CurateCluster, made: Path, ca
         assert [(each["gate"], each["by"], each["verdict"]) for each in overrides] == [
             ("perplexity", "A. Person", "FAIL")
         ]
+        realign(pair, "gates", str(calm), "--withdraw", "preparation.perplexity", *by)
+        assert [each["gate"] for each in realign(pair, "status", str(calm))["withdrawals"]] == ["perplexity"]
+        pair.run(command(pair, made, calm))
+        assert summary_of(calm)["state"] == "failed"
     finally:
         (made / "workflow.toml").write_text(config)
 

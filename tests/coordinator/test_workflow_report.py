@@ -6,6 +6,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -323,6 +324,15 @@ def test_a_failed_run_says_what_it_was_rolled_back_to(home: Path, tmp_path: Path
     assert '<b class="bad">FAIL</b>' in stages
 
 
+def test_what_a_person_overrode_is_not_said_to_be_gone_on_from(complete: Path):
+    history = read_workflow_history(complete)
+    [(attempt, verdict), _] = history.went_on
+    overridden = replace(verdict, body={**verdict.body, "overridden": True})
+    verdicts = tuple(overridden if each is verdict else each for each in attempt.verdicts)
+    attempts = tuple(replace(each, verdicts=verdicts) if each is attempt else each for each in history.attempts)
+    assert len(replace(history, attempts=attempts).went_on) == 1
+
+
 def test_what_people_decided_and_what_changed_stands_there_with_name_time_and_reason(home: Path, tmp_path: Path):
     made = MadeWorkflow(tmp_path / "made", gates=LOOSE, mode="strict")
     assert made.sit() == 1
@@ -330,7 +340,7 @@ def test_what_people_decided_and_what_changed_stands_there_with_name_time_and_re
     override_gate(made.run, "preparation.perplexity", by="A. <Name>", reason="one row is enough | for a test")
     sign_item(made.run, "thresholds understood", by="B. Name")
     page = page_of(made.run)
-    assert "Since then there was an override: the next run acts on it." in page.text
+    assert "Since then a person decided (override): the next run acts on it." in page.text
     with (made.folder / "data" / "general.jsonl").open("a") as file:
         file.write('{"prompt": "Name a tree.", "completion": " Oak."}\n')
     made.sit()

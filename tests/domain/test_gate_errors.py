@@ -11,6 +11,7 @@ from realign_cluster.domain.betting import exceeds
 from realign_cluster.domain.exact_bounds import clopper_pearson_lower, clopper_pearson_upper, passing_successes, wilson
 from realign_cluster.domain.gate import Gate, Measurement
 from realign_cluster.domain.gates import judge_gate, order_of
+from realign_cluster.domain.multiplicity import split_alpha
 from realign_cluster.domain.retention import BenchmarkPair, judge_benchmark
 from tests.domain.made_answers import (
     MOST_CLAIMS,
@@ -149,6 +150,30 @@ def test_looking_again_soak(making: Making) -> None:
     assert passed / FULL <= ALPHA
 
 
+LOOKS = tuple(range(50, 401, 50))  # items at each: fifty are added until the gate passes
+
+
+@pytest.mark.parametrize("evidence", ["items", "scores"])
+def test_adding_items_until_it_passes(evidence: str) -> None:
+    """One model at the threshold. Eight looks, declared, have an eighth of alpha each; with all of it each, they pass
+    wrongly too often. Where one was declared the first alone can pass (`gates.of_look`).
+    """
+    made = all_or_none(np.random.default_rng(11), 0.90, FAST, LOOKS[-1])
+
+    def passed(items: int, alpha: float) -> npt.NDArray[np.bool_]:
+        part = Answers(made.right[:, :items], made.claims[:, :items])
+        if evidence == "items":
+            right = (part.right > 0).sum(axis=1)
+            return np.asarray(right >= passing_successes(items, 0.90, alpha))
+        return exceeds(part.scores, 0.90, alpha=alpha)
+
+    shared = split_alpha(ALPHA, len(LOOKS))
+    ours = np.any([passed(items, shared) for items in LOOKS], axis=0)
+    uncorrected = np.any([passed(items, ALPHA) for items in LOOKS], axis=0)
+    assert ours.mean() <= ALPHA
+    assert uncorrected.mean() > ALPHA + 0.0103
+
+
 def test_attempts_on_the_same_items() -> None:
     """Four candidates at the threshold, judged on the same items until one passes."""
     attempts = 4
@@ -156,7 +181,7 @@ def test_attempts_on_the_same_items() -> None:
     passed, uncorrected = np.zeros(FAST, dtype=bool), np.zeros(FAST, dtype=bool)
     for _ in range(attempts):
         scores = all_or_none(generator, 0.90, FAST, 200).scores
-        passed |= exceeds(scores, 0.90, alpha=ALPHA / attempts)
+        passed |= exceeds(scores, 0.90, alpha=split_alpha(ALPHA, attempts))
         uncorrected |= exceeds(scores, 0.90, alpha=ALPHA)
     assert passed.mean() <= ALPHA
     assert uncorrected.mean() > 2 * ALPHA

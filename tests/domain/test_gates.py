@@ -35,6 +35,7 @@ def measured(
         items=tuple(f"answer-{at}" for at in range(len(values))),
         values=tuple(values),
         units=tuple(units or ()),
+        scale=gate.scale,
         undefined=undefined,
         verifier=verifier,
         dataset="held-out",
@@ -311,5 +312,7 @@ def test_a_measurement_of_something_else() -> None:
         judge_gate(PRECISION, measured(PRECISION, [0.5]))
     with pytest.raises(UsageError, match="no units"):
         judge_gate(HALLUCINATION, measured(HALLUCINATION, [0.0]))
+    with pytest.raises(UsageError, match="on scale plain, measured on scale exp"):
+        judge_gate(RECALL, replace(measured(RECALL, [1.0]), scale="exp"))
     with pytest.raises(UsageError, match="have units"):
         judge_gate(RECALL, measured(RECALL, [0.5], [1.0]))

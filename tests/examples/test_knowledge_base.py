@@ -212,10 +212,6 @@ def test_what_is_known_by_heart_is_asked_of_the_training_rows_too(base: Path):
     shared = known.keys() & taught.keys()
     assert len(shared) > 50
     assert all(known[prompt] == taught[prompt] for prompt in shared)
-    for row in rows_of(base / "benchmarks" / "closed-book-choices.jsonl"):
-        assert row["answer"] == known[row["prompt"]]
-        assert row["answer"] in row["choices"]
-        assert len(set(row["choices"])) == 4
 
 
 # --- who makes, who judges, who knows ---

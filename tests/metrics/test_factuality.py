@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from realign_cluster.metrics.factuality import Fact, JudgedFacts, f1_at, factscore
+from realign_cluster.metrics.factuality import Fact, JudgedFacts, f1_at, factscore, supported_or_silent
 from realign_cluster.metrics.hallucination import ClaimVerdict, JudgedClaims, hallucination
 from realign_cluster.metrics.hedging import ABSTAINS, stance
 from realign_cluster.metrics.measured import ItemId
@@ -32,6 +32,16 @@ def test_factscore_by_hand():
     assert found.score.undefined == ("3",)
     assert found.abstained == ("2",)
     assert found.respond_ratio == 3 / 4
+
+
+def test_an_abstention_says_nothing_unsupported():
+    """Refusing where things were made up is better, the other way round worse; FActScore sees neither."""
+    found = supported_or_silent(judged([S, S, N], [N, X], None, []))
+    assert found.defined == (("0", pytest.approx(2 / 3)), ("1", 0.0), ("2", 1.0))
+    assert found.undefined == ("3",)
+    refusing, inventing = supported_or_silent(judged([S], None)), supported_or_silent(judged([S], [N]))
+    assert (refusing.value, inventing.value) == (1.0, 0.5)
+    assert factscore(judged([S], None)).score.defined == (("0", 1.0),)
 
 
 def test_irrelevant_facts_left_out_is_another_metric_with_another_name():

@@ -73,6 +73,18 @@ def test_insufficient_is_gone_on_from_and_said_in_a_permissive_run() -> None:
     assert turns(events) == [(1, 0, "go on"), (2, 0, "pass")]
 
 
+def test_what_a_person_overrode_is_not_gone_on_from_without_a_decision() -> None:
+    two = (at_least(name="accuracy"), at_least(name="other"))
+
+    def both(context: Context) -> Outcome:
+        return Outcome(measurements={name: share(name, 19, 1) for name in ("accuracy", "other")})
+
+    one = Decisions(overridden=frozenset({("stage1", "accuracy")}))
+    end, _, _ = drive(workflow(stage(1, both, *two)), config(mode="permissive"), one)
+    assert end.went_on == ("stage1, other",)
+    assert end.reason == "gone on without: stage1, other"
+
+
 def test_a_failed_gate_is_not_gone_on_from_in_a_permissive_run() -> None:
     end, _, _ = drive(workflow(stage(1, bad, at_least())), config(mode="permissive"))
     assert end.state == "failed"

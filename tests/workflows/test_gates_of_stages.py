@@ -78,6 +78,12 @@ def refusing(row: Any) -> str:
     return right(row) if found is None else f"the sources do not say what the {found[1]} {found[2]}."
 
 
+def inventing(row: Any) -> str:
+    """Right, but for questions that the sources do not answer."""
+    said = right(row)
+    return careless(row) if "do not say" in said else said
+
+
 def forgetful(row: Any) -> str:
     """Answers about sources, and no longer knows anything by heart."""
     return right(row) if "question: what" in row["prompt"] else "nothing."
@@ -265,6 +271,7 @@ FAULTS = (
     fault(ANTI, "detection: verifier_false_positives", data={"labels": labels_blurred}),
     fault(ANTI, "optimisation: kl", divergence=0.5),
     fault(ANTI, "optimisation: factuality_change", careless, right, changed(of_no_source)),
+    fault(ANTI, "optimisation: factuality_change", careless, right, inventing, soak=True),
     fault(ANTI, "optimisation: citation_recall_change, coverage_change", careless, right, changed(uncited), soak=True),
     fault(ANTI, "optimisation: citation_precision_change", careless, right, changed(to_the_next), soak=True),
     fault(ANTI, f"optimisation: {FORGOTTEN}", right, right, forgetful, soak=True),
