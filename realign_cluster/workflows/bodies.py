@@ -252,9 +252,8 @@ def entered_optimisation(context: Context) -> ModelRef:
 
 
 def checkpoints(context: Context) -> dict[str, ArtifactId]:
-    """The capability benchmarks, by name."""
-    found = {name.removeprefix("benchmark "): each for name, each in context.state.data.items()}
-    return {name: found[name] for name in context.config.benchmarks}
+    """The capability benchmarks that ranks can score while they train, by name: those that are files."""
+    return {name: context.state.data[f"benchmark {name}"] for name in context.config.benchmark_files}
 
 
 def softened(settings: TrainSettings, attempt: int) -> TrainSettings:
