@@ -228,9 +228,10 @@ class Behind:
 
 
 def _of_task(row: Row) -> str:
-    """A document of lm-evaluation-harness: the end of what was asked."""
+    """A document of lm-evaluation-harness: the end of what was asked, after any examples."""
     said = f"; it said <q>{escape(clipped(str(row['said']), 120))}</q>" if "said" in row else ""
-    asked = escape(" ".join(str(row["prompt"]).split())[-160:])
+    prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
+    asked = escape(" ".join(prompt.split())[-160:])
     return f"{asked} <b>{escape(clipped(str(row['answer']), 120))}</b>{said}"
 
 

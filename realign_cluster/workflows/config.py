@@ -53,6 +53,7 @@ class HarnessTask(Strict):
     filter: str | None = None  # of the answers, before that metric; none: the task's first
     limit: int | None = Field(default=None, ge=1)  # documents of each task, from the first on
     num_fewshot: int | None = Field(default=None, ge=0)  # none: as the task says
+    chat: bool = False  # questions and examples as a conversation, by the model's chat template
     include: str | None = None  # folder with the YAML, code and data files of the user's own tasks
     chance: float | None = Field(default=None, ge=0, lt=1)  # of guessing; none: right choices over choices
 

@@ -19,69 +19,56 @@ from realign_cluster.workflows.stage import Context
 
 REQUESTS = "harness "  # and the benchmark's name: rows of `harness_tasks.requests_of`
 TASKS = "tasks "  # and the benchmark's name: the folder of the user's own tasks, where there is one
-GENERATED = "generated "
+PASS = "pass "  # and its number: rows that were scored
 Row = dict[str, Any]
 
 
 def harness_benchmarks(
     context: Context, model: ModelRef, *, title: str
 ) -> Generator[Ask, JobResult, ArtifactId | None]:
-    """Rows of `harness_scores`; None where no benchmark is a task. Prompts are plain text: those of the harness."""
+    """Rows of `harness_scores`; None where no benchmark is a task."""
     data, tasks = context.state.data, context.config.harness_tasks
     if not tasks:
         return None
     sets = {name: each for name, each in data.items() if name.startswith(REQUESTS)}
-    asked = yield derive(requests_by_kind, f"{title}: requests of tasks", inputs=sets)
+    asked = yield derive(requests_by_pass, f"{title}: requests of tasks", inputs=sets)
     inputs = sets | {name: each for name, each in data.items() if name.startswith(TASKS)}
-    if asked.value["likely"]:
+    for at, way in enumerate(asked.value["passes"]):
+        sampling = way["sampling"]
         scored = yield Score(
-            title=f"{title}: likelihoods of tasks",
-            rows=asked.outputs["likely"],
+            title=f"{title}: {'answers to' if sampling else 'likelihoods of'} tasks, {way['chat']}",
+            rows=asked.outputs[f"{PASS}{at}"],
             model=model,
-            kinds=("loglik",),
-            chat="plain",
+            kinds=("generate",) if sampling else ("loglik",),
+            sampling=Sampling.model_validate({**sampling, "seed": context.config.seed}) if sampling else None,
+            chat=way["chat"],
             max_tokens=context.config.model.max_tokens,
         )
-        inputs["likely"] = scored.outputs["rows"]
-    for at, sampling in enumerate(asked.value["samplings"]):
-        answered = yield Score(
-            title=f"{title}: answers to tasks",
-            rows=asked.outputs[f"{GENERATED}{at}"],
-            model=model,
-            kinds=("generate",),
-            sampling=Sampling.model_validate({**sampling, "seed": context.config.seed}),
-            chat="plain",
-            max_tokens=context.config.model.max_tokens,
-        )
-        inputs[f"{GENERATED}{at}"] = answered.outputs["rows"]
-    described = {name: task.model_dump(include={"task", "limit", "num_fewshot"}) for name, task in tasks.items()}
+        inputs[f"{PASS}{at}"] = scored.outputs["rows"]
+    described = {
+        name: task.model_dump(include={"task", "limit", "num_fewshot", "chat"}) for name, task in tasks.items()
+    }
     scores = yield derive(harness_scores, f"{title}: metrics of tasks", inputs=inputs, tasks=described)
     return scores.outputs["scores"]
 
 
 @derivation(version=1)
-def requests_by_kind(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
-    """ "likely": the requests for log-likelihoods; "generated 0", "generated 1", ...: those for answers, a set for each
-    of the "samplings" in the value.
+def requests_by_pass(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
+    """ "pass 0", "pass 1", ...: the requests of all tasks that can be scored in one go. In the value what is common to
+    each of the "passes": its "chat", and its "sampling", None where log-likelihoods are wanted.
     """
     del parameters
-    likely: list[Row] = []
-    samplings: list[Row] = []
-    generated: list[list[Row]] = []
+    passes: list[Row] = []
+    requests: list[list[Row]] = []
     for name in inputs.names():
         for row in inputs.rows(name):
+            way = {"chat": "plain" if isinstance(row["prompt"], str) else "chat", "sampling": row.get("sampling")}
+            if way not in passes:
+                passes.append(way)
+                requests.append([])
             request = {"set": name, "id": row["id"], "prompt": row["prompt"]}
-            if row["request"] == "loglikelihood":
-                likely.append({**request, "response": row["response"]})
-                continue
-            if row["sampling"] not in samplings:
-                samplings.append(row["sampling"])
-                generated.append([])
-            generated[samplings.index(row["sampling"])].append(request)
-    return Derived(
-        rows={"likely": likely} | {f"{GENERATED}{at}": rows for at, rows in enumerate(generated)},
-        value={"likely": len(likely), "samplings": samplings},
-    )
+            requests[passes.index(way)].append(request if way["sampling"] else {**request, "response": row["response"]})
+    return Derived(rows={f"{PASS}{at}": rows for at, rows in enumerate(requests)}, value={"passes": passes})
 
 
 @derivation(version=1)
@@ -129,13 +116,11 @@ def _answers(inputs: Inputs) -> tuple[dict[tuple[str, str], float | str | None],
     """What the cluster said, by set and id of the request, and how many requests were truncated."""
     found: dict[tuple[str, str], float | str | None] = {}
     truncated = 0
-    for name in inputs.names():
-        if name != "likely" and not name.startswith(GENERATED):
-            continue
+    for name in (each for each in inputs.names() if each.startswith(PASS)):
         for row in inputs.rows(name):
             (scores,) = row["scores"].values()
             samples = scores.get("samples") or [{"text": None}]
-            found[row["set"], row["id"]] = scores["sum"] if name == "likely" else samples[0]["text"]
+            found[row["set"], row["id"]] = scores["sum"] if "sum" in scores else samples[0]["text"]
             truncated += bool(scores["truncated"])
     return found, truncated
 

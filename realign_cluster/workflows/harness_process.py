@@ -28,6 +28,7 @@ TASKS_MODULE: Final = "realign_cluster.workflows.harness_tasks"
 PACKAGE: Final = "lm_eval"
 REFUSED: Final = 2  # exit status: the task will not do, and the answer says why
 Row = dict[str, Any]
+Prompt = str | list[dict[str, str]]  # a text, or the messages of a conversation
 Answers = dict[str, tuple[tuple[str, float | str], ...]]  # kind of request -> (its digest, answer), in their order
 
 
@@ -62,7 +63,7 @@ class TaskRequests:
     folder: Path | None
 
 
-def request_digest(prompt: str, response: str | None) -> str:
+def request_digest(prompt: Prompt, response: str | None) -> str:
     """BLAKE2b-128, hex: one request can be told from another by it."""
     return hashlib.blake2b(orjson.dumps([prompt, response]), digest_size=16).hexdigest()
 

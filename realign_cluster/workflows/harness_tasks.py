@@ -30,7 +30,16 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 
 from realign_cluster.domain.suggest import did_you_mean
-from realign_cluster.workflows.harness_process import REFUSED, Answers, Asked, Order, Row, TaskRefused, request_digest
+from realign_cluster.workflows.harness_process import (
+    REFUSED,
+    Answers,
+    Asked,
+    Order,
+    Prompt,
+    Row,
+    TaskRefused,
+    request_digest,
+)
 
 PLACEHOLDER: Final = -1.0  # nats; and "" for a text: what is asked does not depend on what was answered
 GREEDY_FIX: Final = "name another metric: that an answer is the likeliest of all texts is not measured here"
@@ -39,16 +48,25 @@ Chosen = tuple[str, str]  # a metric and the filter before it
 
 class Model(LM):  # type: ignore[misc]
     """What the harness takes for a model. `greedy` is claimed of every continuation: what comes out must not depend on
-    it, as the cluster's log-likelihoods do not say whether one is the likeliest text.
+    it, as the cluster's log-likelihoods do not say whether one is the likeliest text. A conversation stays one, as
+    JSON in the place of a prompt's text: templates are the tokenizer's, and applied where the model is.
     """
 
-    def __init__(self, benchmark: str, *, greedy: bool) -> None:
+    tokenizer_name = ""  # of the harness's own cache of requests, which is not used
+
+    def __init__(self, asked: Asked, *, greedy: bool) -> None:
         super().__init__()
-        self._benchmark = benchmark
+        self._asked = asked
         self._greedy = greedy
         self.requests: dict[str, list[Any]] = {}
 
-    def value(self, kind: str, at: int, prompt: str, response: str | None) -> float | str:
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        if not add_generation_prompt:
+            what = f"{self._asked.task.task} begins the model's answers for it, which a conversation here has not"
+            raise TaskRefused(self._asked.name, "chat", what, "remove the line")
+        return orjson.dumps(chat_history).decode()
+
+    def value(self, kind: str, at: int, prompt: Prompt, response: str | None) -> float | str:
         """The answer to the request at this place among its kind."""
         del at, prompt, response
         return "" if kind == "generate_until" else PLACEHOLDER
@@ -56,32 +74,35 @@ class Model(LM):  # type: ignore[misc]
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         self.requests["loglikelihood"] = requests
         return [
-            (float(self.value("loglikelihood", at, *request.args[:2])), self._greedy)
+            (
+                float(self.value("loglikelihood", at, _prompt(self._asked, request.args[0]), request.args[1])),
+                self._greedy,
+            )
             for at, request in enumerate(requests)
         ]
 
     def generate_until(self, requests: list[Any]) -> list[str]:
         self.requests["generate_until"] = requests
-        return [str(self.value("generate_until", at, request.args[0], None)) for at, request in enumerate(requests)]
+        return [
+            str(self.value("generate_until", at, _prompt(self._asked, request.args[0]), None))
+            for at, request in enumerate(requests)
+        ]
 
     def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
         name = requests[0].task_name
         what = f"{name} asks for rolling log-likelihoods of whole texts, which are not computed here"
-        raise TaskRefused(self._benchmark, "task", what, "name a multiple-choice or generation task")
+        raise TaskRefused(self._asked.name, "task", what, "name a multiple-choice or generation task")
 
 
 class Answered(Model):
-    """Answers from a table."""
+    """Answers from the table that was given."""
 
-    def __init__(self, benchmark: str, answers: Answers, *, greedy: bool) -> None:
-        super().__init__(benchmark, greedy=greedy)
-        self._answers = answers
-
-    def value(self, kind: str, at: int, prompt: str, response: str | None) -> float | str:
-        known = self._answers.get(kind, ())
+    def value(self, kind: str, at: int, prompt: Prompt, response: str | None) -> float | str:
+        answers: Answers = self._asked.answers or {}
+        known = answers.get(kind, ())
         if at >= len(known) or known[at][0] != request_digest(prompt, response):
             what = "the task gives other requests than those that were scored: its data or its code has changed"
-            raise TaskRefused(self._benchmark, "task", what, "put them back as they were, or start a new run")
+            raise TaskRefused(self._asked.name, "task", what, "put them back as they were, or start a new run")
         return known[at][1]
 
 
@@ -90,7 +111,7 @@ def requests_of(asked: Asked) -> Row:
     each, in the harness's order. `item`: the document, with its task's name where there are several; `harness`: the
     version. Raises TaskRefused.
     """
-    models = [Model(asked.name, greedy=greedy) for greedy in (False, True)]
+    models = [Model(asked, greedy=greedy) for greedy in (False, True)]
     (tasks, first), (_, second) = (_evaluated(asked, model) for model in models)
     rows, again = ([*_rows(asked, model, several=len(tasks) > 1)] for model in models)
     if rows != again:
@@ -110,10 +131,7 @@ def scores_of(asked: Asked) -> Row:
     """ "items": {"item", "score", "prompt", "answer", "said"?} each; "results": the harness's own figures, by task or
     group. The task's metric and filter must be given. Raises TaskRefused.
     """
-    answers = asked.answers or {}
-    (tasks, first), (_, second) = (
-        _evaluated(asked, Answered(asked.name, answers, greedy=greedy)) for greedy in (False, True)
-    )
+    (tasks, first), (_, second) = (_evaluated(asked, Answered(asked, greedy=greedy)) for greedy in (False, True))
     metric, filter_name = str(asked.task.metric), str(asked.task.filter)
     items = []
     for name in tasks:
@@ -126,7 +144,7 @@ def scores_of(asked: Asked) -> Row:
             {
                 "item": _item(name, sample["doc_id"], several=len(tasks) > 1),
                 "score": float(sample[metric]),
-                "prompt": sample["arguments"][0][0],
+                "prompt": _prompt(asked, sample["arguments"][0][0]),
                 "answer": _right(sample),
             }
             | ({"said": str(sample["resps"][0][0])} if isinstance(sample["resps"][0][0], str) else {})
@@ -148,7 +166,14 @@ def _evaluated(asked: Asked, model: Model) -> tuple[dict[str, Any], Row]:
     for task in loaded["tasks"].values():
         _set_shots(asked, task)
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
-    found: Row = evaluate(lm=model, task_dict=loaded, limit=asked.task.limit, bootstrap_iters=0)
+    found: Row = evaluate(
+        lm=model,
+        task_dict=loaded,
+        limit=asked.task.limit,
+        bootstrap_iters=0,
+        apply_chat_template=asked.task.chat,
+        fewshot_as_multiturn=True,
+    )
     return loaded["tasks"], found
 
 
@@ -203,9 +228,9 @@ def _set_shots(asked: Asked, task: Any) -> None:
 def _rows(asked: Asked, model: Model, *, several: bool) -> Iterator[Row]:
     every = [(kind, request) for kind, requests in model.requests.items() for request in requests]
     for number, (kind, request) in enumerate(every):
-        prompt, more = request.args[:2]
+        prompt, more = _prompt(asked, request.args[0]), request.args[1]
         row = {"id": str(number), "request": kind, "item": _item(request.task_name, request.doc_id, several=several)}
-        if not isinstance(prompt, str) or not prompt:
+        if not prompt:
             what = f"{request.task_name} wants text of which nothing stands before it: that has no log-likelihood"
             raise TaskRefused(asked.name, "task", what, "name a task whose questions have a context")
         if kind == "loglikelihood":
@@ -214,12 +239,18 @@ def _rows(asked: Asked, model: Model, *, several: bool) -> Iterator[Row]:
             yield {**row, "prompt": prompt, "sampling": _sampling(asked, request.task_name, more)}
 
 
+def _prompt(asked: Asked, text: str) -> Prompt:
+    prompt: Prompt = orjson.loads(text) if asked.task.chat and text else text
+    return prompt
+
+
 def _sampling(asked: Asked, task: str, wanted: Mapping[str, Any]) -> Row:
     """The fields of `Sampling`."""
     known = normalize_gen_kwargs(dict(wanted))
-    drawn = bool(known.pop("do_sample")) and known["temperature"] > 0
+    temperature = float(known.pop("temperature"))
+    drawn = bool(known.pop("do_sample")) and temperature > 0
     sampling = {
-        "temperature": float(known.pop("temperature")) if drawn else 0.0,
+        "temperature": temperature if drawn else 0.0,
         "max_new_tokens": int(known.pop("max_gen_toks")),
         "stop": [text for text in known.pop("until") if text],
     }

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from realign_cluster.coordinator.workflow_jobs import JobRunner, Where
+from realign_cluster.coordinator.workflow_jobs import Done, JobRunner, Where
 from realign_cluster.coordinator.workflow_record import WorkflowRun, open_workflow_run
 from realign_cluster.coordinator.workflow_request import WorkflowRequest
 from realign_cluster.workflows.evaluating import Evaluation, evaluate
@@ -21,7 +21,7 @@ from realign_cluster.workflows.template import write_template
 from tests.fixtures.models import TINY_MODEL
 
 CARDS = Path(__file__).parents[2] / "examples" / "data" / "cards-held-out.jsonl"
-QUESTIONS = 11
+QUESTIONS = 10  # 29 choices
 CHOOSING = """
 task: made_choosing
 dataset_path: json
@@ -77,24 +77,32 @@ def halves(doc, results):
 """
 
 
-def write_tasks(folder: Path) -> Path:
+def write_tasks(folder: Path, questions: int = QUESTIONS) -> Path:
     """Multiple choice of two to four, and writing to a stop text; and tasks that will not do."""
     folder.mkdir(parents=True, exist_ok=True)
     cards = [json.loads(line) for line in CARDS.read_text().splitlines()]
     with (folder / "choosing.jsonl").open("w") as file:
-        for at in range(QUESTIONS):
+        for at in range(questions):
+            card = cards[at % len(cards)]
             choices = [cards[(at + 5 * other) % len(cards)]["completion"] for other in range(2 + at % 3)]
             answer = at % len(choices)
             choices[0], choices[answer] = choices[answer], choices[0]
-            asked = f"<|user|>\n{cards[at]['prompt']}<|end|>\n<|assistant|>\n"
+            asked = f"<|user|>\n{card['prompt']}<|end|>\n<|assistant|>\n"
             begins = ("The", "1")[at % 2]  # the tiny model begins with either
-            row = {"prompt": asked, "choices": choices, "answer": answer, "begins": begins}
+            row = {
+                "plain": card["prompt"],
+                "prompt": asked,
+                "choices": choices,
+                "answer": answer,
+                "begins": begins,
+            }
             file.write(json.dumps(row) + "\n")
     prompt, begins = "{{prompt}}", '" {{begins}}"'
     own = OTHER.format(name="own", kind="multiple_choice", text=prompt, target="answer")
     tasks = {
         "choosing": CHOOSING,
         "writing": WRITING,
+        "asking": CHOOSING.replace("made_choosing", "made_asking").replace("{{prompt}}", "{{plain}}"),
         "group": GROUP,
         "again": CHOOSING.replace("made_choosing", "made_again"),
         "mixed": "group: made_mixed\ntask: [made_choosing, made_writing]\n",
@@ -115,12 +123,12 @@ def write_tasks(folder: Path) -> Path:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
     job: Job
-    result: JobResult
+    done: Done
 
 
-def write_workflow(folder: Path, *benchmarks: str) -> Path:
+def write_workflow(folder: Path, *benchmarks: str, questions: int = QUESTIONS) -> Path:
     """What `init` writes, with the tiny model and these lines as its benchmarks; returns the configuration's path."""
-    write_tasks(folder / "tasks")
+    write_tasks(folder / "tasks", questions)
     *_, path = write_template("source-attribution", folder / "made")
     text = path.read_text().replace("mlx-community/Qwen3-0.6B-4bit", str(TINY_MODEL))
     at, to = text.index("[benchmarks]"), text.index("[generation]")
@@ -153,7 +161,7 @@ def measured(run: WorkflowRun, jobs: JobRunner, **artifacts: ArtifactId) -> tupl
             if isinstance(step, Look):
                 answer = JobResult(value=list(run.artifacts.rows(step.rows)))
             else:
-                answer = (await jobs.run(step, reproducible=False)).result
-                made[step.title] = Made(job=step, result=answer)
+                made[step.title] = Made(job=step, done=await jobs.run(step, reproducible=False))
+                answer = made[step.title].done.result
 
     return asyncio.run(drive())

@@ -20,7 +20,7 @@ from realign_cluster.store.artifacts import ArtifactStore
 from realign_cluster.workflows import harness_process
 from realign_cluster.workflows.config import HarnessTask, read_config
 from realign_cluster.workflows.derive import derive
-from realign_cluster.workflows.harness import harness_scores
+from realign_cluster.workflows.harness import PASS, harness_scores
 from realign_cluster.workflows.harness_process import Asked, TaskRefused, prepared_tasks
 from realign_cluster.workflows.jobs import ArtifactId, Derive
 from realign_cluster.workflows.measured import value_of
@@ -28,9 +28,10 @@ from tests.fixtures.models import TINY_MODEL
 from tests.workflows.harness_kit import QUESTIONS, measured, opened, write_tasks, write_workflow
 from tests.workflows.local_jobs import LocalJobs, Silent
 
-THREE = (
+FOUR = (
     *("[benchmarks.choosing]", 'task = "made_choosing"', "num_fewshot = 2"),
     *("[benchmarks.normalised]", 'task = "made_choosing"', 'metric = "acc_norm"', "limit = 7"),
+    *("[benchmarks.asking]", 'task = "made_asking"', "num_fewshot = 1", "chat = true"),
     *("[benchmarks.writing]", 'task = "made_writing"', 'filter = "first word"'),
 )
 GROUP = ("[benchmarks.group]", 'task = "made_group"', "limit = 5")
@@ -49,7 +50,7 @@ def by_one_process(tasks: Path, name: str, **more: Any) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tasks)
         found: dict[str, Any] = simple_evaluate(
-            model=MLXLM(str(TINY_MODEL), use_chat_template=False),
+            model=MLXLM(str(TINY_MODEL), use_chat_template=bool(more.get("apply_chat_template"))),
             tasks=[name],
             task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
             bootstrap_iters=0,
@@ -68,38 +69,51 @@ def harness() -> None:
 
 @pytest.mark.usefixtures("harness")
 def test_its_figures_are_those_of_one_process_with_mlx_lm(tmp_path: Path) -> None:
-    with opened(write_workflow(tmp_path, *THREE), tmp_path / "run") as run:
+    with opened(write_workflow(tmp_path, *FOUR), tmp_path / "run") as run:
         evaluation, made = measured(run, local(run, tmp_path))
-        likely = list(run.artifacts.rows(made["now: likelihoods of tasks"].result.outputs["rows"]))
+        likely = [
+            row
+            for chat in ("plain", "chat")
+            for row in run.artifacts.rows(made[f"now: likelihoods of tasks, {chat}"].done.result.outputs["rows"])
+        ]
         scoring = made["now: metrics of tasks"]
-        scores = list(run.artifacts.rows(scoring.result.outputs["scores"]))
+        scores = list(run.artifacts.rows(scoring.done.result.outputs["scores"]))
         assert isinstance(scoring.job, Derive)
-        turned = {**scoring.job.inputs, "likely": ArtifactId(run.artifacts.put_rows(reversed(likely)))}
-        again = derive_here(scoring.job.model_copy(update={"inputs": turned}), run.artifacts, tmp_path / "scratch")
-    assert again.outputs == scoring.result.outputs  # whatever order answers come in
+        turned = {
+            name: ArtifactId(run.artifacts.put_rows(reversed([*run.artifacts.rows(each)])))
+            for name, each in scoring.job.inputs.items()
+            if name.startswith(PASS)
+        }
+        other = scoring.job.model_copy(update={"inputs": scoring.job.inputs | turned})
+        again = derive_here(other, run.artifacts, tmp_path / "scratch")
+    assert len(turned) == 3
+    assert again.outputs == scoring.done.result.outputs  # whatever order answers come in
     tasks = tmp_path / "tasks"
     alone = {
         "choosing": by_one_process(tasks, "made_choosing", num_fewshot=2),
         "normalised": by_one_process(tasks, "made_choosing", limit=7),
+        "asking": by_one_process(tasks, "made_asking", num_fewshot=1, apply_chat_template=True),
         "writing": by_one_process(tasks, "made_writing"),
     }
     for name, metric, filter_name in (
         ("choosing", "acc", "none"),
         ("normalised", "acc_norm", "none"),
+        ("asking", "acc", "none"),
         ("writing", "exact_match", "first word"),
     ):
         (task,) = alone[name]["results"]
         figure = alone[name]["results"][task][f"{metric},{filter_name}"]
         assert 0 < figure < 1  # an order could be wrong
-        assert scoring.result.value["results"][name][task][f"{metric},{filter_name}"] == figure
+        assert scoring.done.result.value["results"][name][task][f"{metric},{filter_name}"] == figure
         samples = [sample for sample in alone[name]["samples"][task] if sample["filter"] == filter_name]
         mine = [(row["item"], row["score"]) for row in scores if row["benchmark"] == name]
         assert mine == [(str(sample["doc_id"]), float(sample[metric])) for sample in samples]
         assert value_of(evaluation.measurements[f"accuracy of {name}"]) == pytest.approx(figure)
-    theirs = [resp[0] for sample in alone["choosing"]["samples"]["made_choosing"] for [resp] in sample["resps"]]
-    ours = [row["scores"]["loglik"]["sum"] for row in likely if row["set"] == "harness choosing"]
-    assert len(theirs) % 2
-    assert ours == pytest.approx(theirs, abs=1e-3)
+    for name in ("choosing", "asking"):
+        theirs = [resp[0] for each in alone[name]["samples"][f"made_{name}"] for [resp] in each["resps"]]
+        ours = [row["scores"]["loglik"]["sum"] for row in likely if row["set"] == f"harness {name}"]
+        assert len(theirs) % 2
+        assert ours == pytest.approx(theirs, abs=1e-3)
     said = [row["said"] for row in scores if row["benchmark"] == "writing"]
     assert said == [sample["resps"][0][0] for sample in samples]
 
@@ -113,7 +127,7 @@ def test_a_group_is_compared_with_its_baseline_item_by_item(tmp_path: Path) -> N
     assert pair.items == tuple(f"{task}/{at}" for task in ("made_choosing", "made_again") for at in range(5))
     assert pair.after == pair.before
     assert pair.chance == pytest.approx(math.fsum(1 / (2 + at % 3) for at in range(5)) / 5)
-    results = made["now: metrics of tasks"].result.value["results"]["group"]
+    results = made["now: metrics of tasks"].done.result.value["results"]["group"]
     assert results["made_group"]["acc,none"] == pytest.approx(math.fsum(pair.after) / 10)
 
 
@@ -141,7 +155,7 @@ def test_an_answer_that_is_not_there_is_named(tmp_path: Path) -> None:
     scored = {"set": "harness made", "id": "2", "scores": {"loglik": {"sum": -1.0, "truncated": False}}}
     inputs = {
         "harness made": ArtifactId(artifacts.put_rows([{**request, "metric": "acc", "filter": "none"}])),
-        "likely": ArtifactId(artifacts.put_rows([scored])),
+        "pass 0": ArtifactId(artifacts.put_rows([scored])),
     }
     job = derive(harness_scores, "", inputs=inputs, tasks={"made": {"task": "made"}})
     with pytest.raises(RunFailed, match="benchmark made: the request 3 of item 1 could not be scored"):
