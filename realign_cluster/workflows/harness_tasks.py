@@ -14,7 +14,7 @@ import importlib.metadata
 import os
 import random
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cache
 from numbers import Real
 from pathlib import Path
@@ -30,6 +30,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 
 from realign_cluster.domain.suggest import did_you_mean
+from realign_cluster.workflows.harness_metrics import GREEDY_FIX, chosen_metric, in_range, samples_of, values_of
 from realign_cluster.workflows.harness_process import (
     REFUSED,
     Answers,
@@ -42,8 +43,6 @@ from realign_cluster.workflows.harness_process import (
 )
 
 PLACEHOLDER: Final = -1.0  # nats; and "" for a text: what is asked does not depend on what was answered
-GREEDY_FIX: Final = "name another metric: that an answer is the likeliest of all texts is not measured here"
-Chosen = tuple[str, str]  # a metric and the filter before it
 
 
 class Model(LM):  # type: ignore[misc]
@@ -116,7 +115,8 @@ def requests_of(asked: Asked) -> Row:
     rows, again = ([*_rows(asked, model, several=len(tasks) > 1)] for model in models)
     if rows != again:
         raise TaskRefused(asked.name, "task", f"{asked.task.task} asks something else each time", "give it a seed")
-    metric, filter_name = _chosen(asked, tasks, first["samples"], second["samples"])
+    better = {name: task.higher_is_better() for name, task in tasks.items()}
+    metric, filter_name = chosen_metric(asked, better, first["samples"], second["samples"])
     chances = {
         _item(name, sample["doc_id"], several=len(tasks) > 1): _chance(asked, task, sample)
         for name, task in tasks.items()
@@ -135,11 +135,13 @@ def scores_of(asked: Asked) -> Row:
     metric, filter_name = str(asked.task.metric), str(asked.task.filter)
     items = []
     for name in tasks:
-        samples = _of_filter(first["samples"][name], metric, filter_name)
-        if [each[metric] for each in samples] != [
-            each[metric] for each in _of_filter(second["samples"][name], metric, filter_name)
-        ]:
-            raise TaskRefused(asked.name, "metric", f"{metric} depends on which text is the likeliest", GREEDY_FIX)
+        values, others = (values_of(each["samples"][name], (metric, filter_name)) for each in (first, second))
+        if not in_range(values):
+            what = f"{metric} of {name} is not between 0 and 1 for each document"
+            raise TaskRefused(asked.name, "metric", what, "name another metric")
+        if values != others:
+            what = f"{metric} of {name} depends on which text is the likeliest"
+            raise TaskRefused(asked.name, "metric", what, GREEDY_FIX)
         items += [
             {
                 "item": _item(name, sample["doc_id"], several=len(tasks) > 1),
@@ -148,7 +150,7 @@ def scores_of(asked: Asked) -> Row:
                 "answer": _right(sample),
             }
             | ({"said": str(sample["resps"][0][0])} if isinstance(sample["resps"][0][0], str) else {})
-            for sample in samples
+            for sample in samples_of(first["samples"][name], (metric, filter_name))
         ]
     return {"items": items, "results": {name: _figures(each) for name, each in first["results"].items()}}
 
@@ -266,48 +268,6 @@ def _item(task: str, document: int, *, several: bool) -> str:
 
 
 # --- metrics ---
-
-
-def _chosen(asked: Asked, tasks: Mapping[str, Any], first: Mapping[str, Any], second: Mapping[str, Any]) -> Chosen:
-    """The metric and filter asked for, or the first that will do: in [0, 1] for each document, more is better."""
-    usable: dict[Chosen, None] = {}
-    depends: set[str] = set()
-    for place, (name, task) in enumerate(tasks.items()):
-        here: dict[Chosen, None] = {}
-        for filter_name in dict.fromkeys(sample["filter"] for sample in first[name]):
-            for metric in dict.fromkeys(metric for sample in first[name] for metric in sample["metrics"]):
-                one, other = (
-                    [sample[metric] for sample in _of_filter(each[name], metric, filter_name)]
-                    for each in (first, second)
-                )
-                if not all(isinstance(value, Real) and 0 <= float(value) <= 1 for value in (*one, *other)):
-                    continue
-                if one != other:
-                    depends.add(metric)
-                elif task.higher_is_better().get(metric, True):
-                    here[metric, filter_name] = None
-        usable = here if place == 0 else {each: None for each in usable if each in here}
-    wanted = asked.task
-    fitting = [
-        (metric, filter_name)
-        for metric, filter_name in usable
-        if wanted.metric in (None, metric) and wanted.filter in (None, filter_name)
-    ]
-    if fitting:
-        return fitting[0]
-    if wanted.metric in depends or (wanted.metric is None and depends and not usable):
-        metric = wanted.metric or min(depends)
-        what = f"{metric} of {wanted.task} asks whether an answer is the likeliest of all texts"
-        raise TaskRefused(asked.name, "metric" if wanted.metric else "task", what, GREEDY_FIX)
-    key = "metric" if wanted.metric else "filter" if wanted.filter else "task"
-    named = " after ".join(each for each in (wanted.metric, wanted.filter and f"filter {wanted.filter}") if each)
-    what = f"{wanted.task} has no metric {named or 'in [0, 1] that each document has'}".rstrip()
-    there = ", ".join(f"{metric} (filter {filter_name})" for metric, filter_name in usable)
-    raise TaskRefused(asked.name, key, what, f"it has {there}" if there else "name another task")
-
-
-def _of_filter(samples: Sequence[Row], metric: str, filter_name: str) -> list[Row]:
-    return [each for each in samples if each["filter"] == filter_name and metric in each["metrics"]]
 
 
 def _chance(asked: Asked, task: Any, sample: Row) -> float:
