@@ -121,7 +121,7 @@ def _answers(inputs: Inputs) -> tuple[dict[tuple[str, str], float | str | None],
             (scores,) = row["scores"].values()
             samples = scores.get("samples") or [{"text": None}]
             found[row["set"], row["id"]] = scores["sum"] if "sum" in scores else samples[0]["text"]
-            truncated += bool(scores["truncated"])
+            truncated += bool(scores.get("truncated"))
     return found, truncated
 
 

@@ -12,7 +12,7 @@ from tests.cluster.kit import CurateCluster
 from tests.workflows.harness_kit import measured, opened, write_workflow
 from tests.workflows.local_jobs import LocalJobs, Silent
 
-pytestmark = [pytest.mark.cluster, pytest.mark.soak, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.soak, pytest.mark.timeout(600)]
 QUESTIONS = 302
 TASKS = (
     *("[benchmarks.choosing]", 'task = "made_choosing"'),
