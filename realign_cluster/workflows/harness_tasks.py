@@ -152,7 +152,8 @@ def scores_of(asked: Asked) -> Row:
             | ({"said": str(sample["resps"][0][0])} if isinstance(sample["resps"][0][0], str) else {})
             for sample in samples_of(first["samples"][name], (metric, filter_name))
         ]
-    return {"items": items, "results": {name: _figures(each) for name, each in first["results"].items()}}
+    results = {name: _figures(each, second["results"][name]) for name, each in first["results"].items()}
+    return {"items": items, "results": results}
 
 
 # --- the harness ---
@@ -291,12 +292,12 @@ def _right(sample: Row) -> str:
     return str(target)
 
 
-def _figures(results: Row) -> dict[str, float]:
-    """The numbers among them, by "metric,filter"."""
+def _figures(results: Row, others: Row) -> dict[str, float]:
+    """The numbers among them, by "metric,filter"; none that depends on which text is said to be the likeliest."""
     return {
         name: float(value)
         for name, value in results.items()
-        if "," in name and isinstance(value, Real) and np.isfinite(float(value))
+        if "," in name and isinstance(value, Real) and np.isfinite(float(value)) and others[name] == value
     }
 
 

@@ -109,6 +109,8 @@ def test_its_figures_are_those_of_one_process_with_mlx_lm(tmp_path: Path) -> Non
         mine = [(row["item"], row["score"]) for row in scores if row["benchmark"] == name]
         assert mine == [(str(sample["doc_id"]), float(sample[metric])) for sample in samples]
         assert value_of(evaluation.measurements[f"accuracy of {name}"]) == pytest.approx(figure)
+    measured_of_choices = scoring.done.result.value["results"]["choosing"]["made_choosing"]
+    assert set(measured_of_choices) == {"acc,none", "acc_norm,none"}  # exact_match is none: it was not measured
     for name in ("choosing", "asking"):
         theirs = [resp[0] for each in alone[name]["samples"][f"made_{name}"] for [resp] in each["resps"]]
         ours = [row["scores"]["loglik"]["sum"] for row in likely if row["set"] == f"harness {name}"]
