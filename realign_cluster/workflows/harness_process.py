@@ -20,13 +20,13 @@ from typing import Any, Final
 import orjson
 
 from realign_cluster.domain.errors import RunFailed, UsageError
-from realign_cluster.domain.job import Strict
+from realign_cluster.domain.job import Sampling, Strict
 from realign_cluster.domain.toml_lines import line_of_toml, lines_of_toml
 from realign_cluster.workflows.config import HarnessTask, WorkflowConfig
 
 TASKS_MODULE: Final = "realign_cluster.workflows.harness_tasks"
 PACKAGE: Final = "lm_eval"
-REFUSED: Final = 2  # exit status: the task will not do, and the answer says why
+REFUSED: Final = 3  # exit status: the task will not do, and the answer says why
 Row = dict[str, Any]
 Prompt = str | list[dict[str, str]]  # a text, or the messages of a conversation
 Answers = dict[str, tuple[tuple[str, float | str], ...]]  # kind of request -> (its digest, answer), in their order
@@ -100,7 +100,8 @@ def prepared_tasks(config: WorkflowConfig, config_file: Path) -> dict[str, TaskR
         raise wrong(refused.benchmark, refused.key, refused.what, refused.fix) from None
     found = {name: TaskRequests(rows=tuple(answer[name]["rows"]), folder=folders[name]) for name in wanted}
     for name, requests in found.items():
-        longest = max((row["sampling"]["max_new_tokens"] for row in requests.rows if "sampling" in row), default=0)
+        samplings = (Sampling.model_validate(row["sampling"]) for row in requests.rows if "sampling" in row)
+        longest = max((sampling.max_new_tokens for sampling in samplings), default=0)
         if longest >= config.model.max_tokens:
             what = f"the task's answers have up to {longest} tokens, model.max_tokens is {config.model.max_tokens}"
             raise wrong(name, "task", what, "raise model.max_tokens: prompt and answer together have to fit")
