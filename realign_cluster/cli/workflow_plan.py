@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,7 @@ from realign_cluster.domain.retention import BenchmarkPair, judge_benchmark
 from realign_cluster.domain.training import TrainSettings
 from realign_cluster.workflows.config import TrainingConfig, WorkflowConfig, read_config
 from realign_cluster.workflows.course import rule_as_judged
+from realign_cluster.workflows.harness_process import TaskRequests, prepared_tasks
 from realign_cluster.workflows.intake import check_data, read_rows
 from realign_cluster.workflows.stage import Counted, Retained, judgements_of
 from realign_cluster.workflows.tables import workflow_named
@@ -71,6 +72,7 @@ async def plan_workflow(name: str, path: Path, hostfile: Path | None, *, discove
     check_data(name, config, files)
     pinned_retriever(config, path)
     reach_service(config, path)
+    tasks = prepared_tasks(config, path)
     costs = [] if hostfile is None and not discover else await _costs(config, path, files, hostfile, discover)
     measuring = next((cost.minutes for cost in costs if cost.title == "answers of one model"), None)
     items = _count(files, "items", "all")
@@ -88,7 +90,7 @@ async def plan_workflow(name: str, path: Path, hostfile: Path | None, *, discove
                 "alpha_each": alpha_each,
                 "looks": config.looks,
             }
-            gates.append(found | _decidable(rule, stage.name, alpha_each, config, files, per_item))
+            gates.append(found | _decidable(rule, stage.name, alpha_each, config, files, tasks, per_item))
     return {
         "workflow": name,
         "gates": gates,
@@ -126,6 +128,7 @@ def _decidable(
     alpha_each: float | None,
     config: WorkflowConfig,
     files: Mapping[str, Path],
+    tasks: Mapping[str, TaskRequests],
     per_item: float | None,
 ) -> dict[str, Any]:
     match rule:
@@ -136,7 +139,7 @@ def _decidable(
             }
         case Retained():
             assert alpha_each is not None
-            return _retention(rule, alpha_each, files)
+            return _retention(rule, alpha_each, _chances(rule.benchmark, files, tasks))
         case Gate():
             count = _items(rule.metric, stage, config, files)
             found = _planned(rule, count)
@@ -165,14 +168,21 @@ def _usual_units(rule: Gate) -> float | None:
     return rule.most_units / 2 if rule.metric == "kl" else 1.0
 
 
-def _retention(rule: Retained, alpha: float, files: Mapping[str, Path]) -> dict[str, Any]:
-    rows = [row for _, row in read_rows(f"benchmark {rule.benchmark}", files[f"benchmark {rule.benchmark}"])]
-    chance = sum(1 / len(row["choices"]) if "choices" in row else 0.0 for row in rows) / len(rows)
-    needed = _needed(rule.threshold, chance, alpha)
-    enough = needed is not None and len(rows) >= needed
-    said = f"{len(rows):,} items {'can' if enough else 'cannot'} show that {rule.threshold:.0%} is kept"
+def _retention(rule: Retained, alpha: float, chances: Sequence[float]) -> dict[str, Any]:
+    count = len(chances)
+    needed = _needed(rule.threshold, sum(chances) / count, alpha)
+    enough = needed is not None and count >= needed
+    said = f"{count:,} items {'can' if enough else 'cannot'} show that {rule.threshold:.0%} is kept"
     wanted = "no number of items can" if needed is None else f"{needed:,} can, if all was right and nothing is lost"
-    return {"items": len(rows), "can_pass": enough, "items_if_perfect": needed, "text": f"{said}; {wanted}"}
+    return {"items": count, "can_pass": enough, "items_if_perfect": needed, "text": f"{said}; {wanted}"}
+
+
+def _chances(benchmark: str, files: Mapping[str, Path], tasks: Mapping[str, TaskRequests]) -> list[float]:
+    """Of guessing each item of a benchmark."""
+    if benchmark in tasks:
+        return list({row["item"]: float(row["chance"]) for row in tasks[benchmark].rows}.values())
+    name = f"benchmark {benchmark}"
+    return [1 / len(row["choices"]) if "choices" in row else 0.0 for _, row in read_rows(name, files[name])]
 
 
 @cache

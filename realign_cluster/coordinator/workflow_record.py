@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,8 @@ from realign_cluster.store.run_folder import RunFolder
 from realign_cluster.store.workflow_ledger import ArtifactRecord, WorkflowLedger, WorkflowLedgerReader
 from realign_cluster.workflows.config import WorkflowConfig, read_config
 from realign_cluster.workflows.course import Decisions
+from realign_cluster.workflows.harness import REQUESTS, TASKS
+from realign_cluster.workflows.harness_process import TaskRequests, prepared_tasks
 from realign_cluster.workflows.intake import check_data
 from realign_cluster.workflows.jobs import ArtifactId, ModelRef
 from realign_cluster.workflows.stage import State, Workflow
@@ -65,6 +70,7 @@ def open_workflow_run(request: WorkflowRequest, command: str | None = None) -> W
     check_thresholds(workflow, config, request.config)
     files = data_files(config, request.config)
     check_data(workflow.name, config, files)
+    tasks = prepared_tasks(config, request.config)
     model = pinned(model_path(config, request.config))
     judge = pinned_judge(config, request.config, model)
     retriever = pinned_retriever(config, request.config)
@@ -78,6 +84,7 @@ def open_workflow_run(request: WorkflowRequest, command: str | None = None) -> W
         note_request(folder, "workflow", request.anchored(), command)
         artifacts = ArtifactStore(folder.path / "artifacts")
         data = {name: ArtifactId(_taken_in(artifacts, ledger, name, path)) for name, path in files.items()}
+        data |= _tasks_taken_in(artifacts, ledger, tasks)
         ledger.set_meta("config", config.model_dump(mode="json"))
         run = WorkflowRun(
             folder=folder,
@@ -98,7 +105,7 @@ def open_workflow_run(request: WorkflowRequest, command: str | None = None) -> W
 def data_files(config: WorkflowConfig, config_file: Path) -> dict[str, Path]:
     """The user's files by their name in [data]; a benchmark's is "benchmark NAME". Paths are relative to the config."""
     named = {name: value for name, value in config.data.model_dump().items() if value is not None}
-    named |= {f"benchmark {name}": value for name, value in config.benchmarks.items()}
+    named |= {f"benchmark {name}": value for name, value in config.benchmark_files.items()}
     return {name: config_file.parent / Path(value).expanduser() for name, value in named.items()}
 
 
@@ -134,6 +141,27 @@ def _taken_in(artifacts: ArtifactStore, ledger: WorkflowLedger, name: str, path:
     found = artifacts.put_file(path)
     ledger.add_artifact(ArtifactRecord(id=found, name=name, bytes=path.stat().st_size, made_by=f"input: {path}"))
     return found
+
+
+def _tasks_taken_in(
+    artifacts: ArtifactStore, ledger: WorkflowLedger, tasks: Mapping[str, TaskRequests]
+) -> dict[str, ArtifactId]:
+    """Of each benchmark that is a task of lm-evaluation-harness: its requests, and a copy of the user's own tasks."""
+    taken: dict[str, ArtifactId] = {}
+    for name, task in tasks.items():
+        taken[f"{REQUESTS}{name}"] = ArtifactId(artifacts.put_rows(task.rows))
+        if task.folder is not None:
+            with tempfile.TemporaryDirectory() as scratch:
+                copy = Path(scratch) / "tasks"
+                shutil.copytree(task.folder, copy, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+                taken[f"{TASKS}{name}"] = ArtifactId(artifacts.put_folder(copy))
+    for role, found in taken.items():
+        ledger.add_artifact(
+            ArtifactRecord(
+                id=found, name=role, bytes=artifacts.size_bytes(found), made_by="input: lm-evaluation-harness"
+            )
+        )
+    return taken
 
 
 def read_workflow_request(path: Path) -> WorkflowRequest:

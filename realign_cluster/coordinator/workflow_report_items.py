@@ -217,12 +217,22 @@ class Behind:
             for row in self.history.rows(roles.get("answered"))
             if row["set"] == full
         }
-        found = {}
+        found = {
+            row["item"]: _of_task(row) for row in self.history.rows(roles.get("harness")) if row["benchmark"] == name
+        }
         for at, row in enumerate(self.history.rows(roles.get(full))):
             answer = f"; it said <q>{escape(clipped(said[str(at)], 120))}</q>" if str(at) in said else ""
             right = escape(clipped(str(row.get("answer", "")), 120))
             found[str(at)] = f"{escape(question_of(row))} <b>{right}</b>{answer}"
         return found
+
+
+def _of_task(row: Row) -> str:
+    """A document of lm-evaluation-harness: the end of what was asked, after any examples."""
+    said = f"; it said <q>{escape(clipped(str(row['said']), 120))}</q>" if "said" in row else ""
+    prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
+    asked = escape(" ".join(prompt.split())[-160:])
+    return f"{asked} <b>{escape(clipped(str(row['answer']), 120))}</b>{said}"
 
 
 def items_section(behind: Behind) -> str:

@@ -1,7 +1,8 @@
 """Capability benchmarks and perplexity: from the user's rows to what the cluster scores, and from that to scores.
 
 An item with choices: whether the right one has the highest log-likelihood, chance is 1 over their number. An item with
-an answer: whether what the model says is it, white space and case apart; guessing gives nothing.
+an answer: whether what the model says is it, white space and case apart; guessing gives nothing. Tasks of
+lm-evaluation-harness are scored in `harness` and only counted here.
 """
 
 from __future__ import annotations
@@ -89,6 +90,8 @@ def benchmark_scores(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
         found.append(
             {"benchmark": name.removeprefix(PREFIX), "item": str(number), "score": float(right), "chance": chance}
         )
+    if inputs.has("harness"):
+        found += [{key: row[key] for key in ("benchmark", "item", "score", "chance")} for row in inputs.rows("harness")]
     names = dict.fromkeys(row["benchmark"] for row in found)
     measured = [
         measurement_of(

@@ -257,11 +257,12 @@ def entered_optimisation(context: Context) -> ModelRef:
 
 
 def checkpoints(context: Context, settings: TrainSettings) -> dict[str, ArtifactId]:
-    """The capability benchmarks, by name, for a training that stops every so many steps to look at them."""
+    """The capability benchmarks that ranks can score, those that are files, by name, for a training that stops every so
+    many steps to look at them.
+    """
     if not settings.evaluation.every:
         return {}
-    found = {name.removeprefix("benchmark "): each for name, each in context.state.data.items()}
-    return {name: found[name] for name in context.config.benchmarks}
+    return {name: context.state.data[f"benchmark {name}"] for name in context.config.benchmark_files}
 
 
 def validation(context: Context, settings: TrainSettings) -> ArtifactId | None:

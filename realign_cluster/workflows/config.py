@@ -8,9 +8,9 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Discriminator, Field, Tag, ValidationError
 
 from realign_cluster.curation.decontaminate import Variant
 from realign_cluster.domain.errors import UsageError
@@ -47,6 +47,26 @@ class DataConfig(Strict):
     queries: str | None = None  # {"query", "relevant": [source ids]}: stage 2 of source attribution
     pairs: str | None = None  # {"claim", "sources"}: stage 2 of anti-hallucination
     labels: str | None = None  # {"claim", "evidence", "label"}: the verifier is held against them
+
+
+class HarnessTask(Strict):
+    """A benchmark that is a task of lm-evaluation-harness, or a group or tag of them."""
+
+    task: str
+    metric: str | None = None  # none: the first that each document has, in [0, 1], of which more is better
+    filter: str | None = None  # of the answers, before that metric; none: the task's first
+    limit: int | None = Field(default=None, ge=1)  # documents of each task, from the first on
+    num_fewshot: int | None = Field(default=None, ge=0)  # none: as the task says
+    chat: bool = False  # questions and examples as a conversation, by the model's chat template
+    include: str | None = None  # folder with the YAML, code and data files of the user's own tasks
+    chance: float | None = Field(default=None, ge=0, lt=1)  # of guessing; none: right choices over choices
+
+
+FORMS = (A_FILE, A_TASK) = ("a file", "a task")  # of a benchmark; pydantic puts them into the places of errors
+Benchmark = Annotated[
+    Annotated[str, Tag(A_FILE)] | Annotated[HarnessTask, Tag(A_TASK)],
+    Discriminator(lambda value: A_FILE if isinstance(value, str) else A_TASK),
+]
 
 
 class GenerationConfig(Strict):
@@ -120,7 +140,7 @@ class WorkflowConfig(Strict):
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     model: ModelConfig
     data: DataConfig
-    benchmarks: dict[str, str] = Field(default_factory=dict)
+    benchmarks: dict[str, Benchmark] = Field(default_factory=dict)
     generation: GenerationConfig = GenerationConfig()
     verifier: VerifierConfig = VerifierConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
@@ -131,6 +151,14 @@ class WorkflowConfig(Strict):
     iteration: IterationConfig = IterationConfig()
     training: TrainingConfig
     gates: dict[str, dict[str, float]] = Field(default_factory=dict)  # stage -> gate -> threshold, if another
+
+    @property
+    def benchmark_files(self) -> dict[str, str]:
+        return {name: each for name, each in self.benchmarks.items() if isinstance(each, str)}
+
+    @property
+    def harness_tasks(self) -> dict[str, HarnessTask]:
+        return {name: each for name, each in self.benchmarks.items() if isinstance(each, HarnessTask)}
 
 
 def read_config(path: Path) -> WorkflowConfig:
@@ -158,7 +186,7 @@ def read_config(path: Path) -> WorkflowConfig:
 
 
 def _said(path: Path, lines: dict[tuple[str, ...], int], error: Mapping[str, Any]) -> str:
-    at = tuple(str(part) for part in error["loc"])
+    at = tuple(str(part) for part in error["loc"] if part not in FORMS)
     place = f"{path}:{line_of_toml(lines, at)}: {'.'.join(at)}"
     match error["type"]:
         case "extra_forbidden":
@@ -173,9 +201,11 @@ def _keys_of(table: tuple[str, ...]) -> list[str]:
     """The keys that are right within a table of the file."""
     model: Any = WorkflowConfig
     for name in table:
-        annotation = model.model_fields[name].annotation if name in getattr(model, "model_fields", {}) else None
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        model = next((each for each in candidates if hasattr(each, "model_fields")), None)
+        if name not in model.model_fields:
+            continue  # a name of the user's own: of a benchmark
+        model = next(
+            (each for each in _within(model.model_fields[name].annotation) if hasattr(each, "model_fields")), None
+        )
         if model is None:
             return []
     return list(model.model_fields)
@@ -209,6 +239,13 @@ def _wrong_retrieval(path: Path, lines: dict[tuple[str, ...], int], retrieval: R
         yield f"{place('embedder')}: {said}"
     if kind != "vectors" and embedder:
         yield f'{place("embedder")}: only kind = "vectors" has one'
+
+
+def _within(annotation: Any) -> Iterator[Any]:
+    """The annotation and all that it is made of."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _within(part)
 
 
 def _wrong_trainings(path: Path, lines: dict[tuple[str, ...], int], training: TrainingConfig) -> Iterator[str]:

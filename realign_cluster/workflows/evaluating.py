@@ -14,6 +14,7 @@ from realign_cluster.domain.job import Sampling
 from realign_cluster.domain.retention import BenchmarkPair
 from realign_cluster.workflows import answers, benchmarks, distance
 from realign_cluster.workflows.derive import derive
+from realign_cluster.workflows.harness import harness_benchmarks
 from realign_cluster.workflows.jobs import ArtifactId, Ask, JobResult, Look, ModelRef, Score
 from realign_cluster.workflows.measured import by_metric
 from realign_cluster.workflows.stage import Context
@@ -66,6 +67,9 @@ def evaluate(
             max_tokens=context.config.model.max_tokens,
         )
         inputs["scored"] = scored.outputs["rows"]
+    of_tasks = yield from harness_benchmarks(context, model, title=title)
+    if of_tasks is not None:
+        inputs["harness"] = of_tasks
     scores = yield derive(benchmarks.benchmark_scores, f"{title}: benchmarks", inputs=inputs)
     rows = yield Look(rows=scores.outputs["measurements"])
     measured |= by_metric(rows.value)

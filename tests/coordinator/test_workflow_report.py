@@ -24,6 +24,7 @@ from realign_cluster.coordinator.workflow_report_examples import CHANGES, before
 from realign_cluster.coordinator.workflow_report_items import Behind
 from realign_cluster.domain.errors import UsageError
 from realign_cluster.workflows.training_data import good_answer
+from tests.workflows.harness_kit import QUESTIONS, write_tasks
 
 from .made_runs import MadeNode, make_run
 from .made_workflow import HOSTILE, TINY_MODEL, MadeWorkflow
@@ -184,6 +185,33 @@ def test_every_measure_of_a_stage_leads_to_items(history: WorkflowHistory):
         if not behind.link(attempt, metric)
     ]
     assert missing == []
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_the_retention_of_a_task_leads_to_its_documents(home: Path, tmp_path: Path):
+    """Of lm-evaluation-harness, through a whole run, which then has nothing left to do."""
+    pytest.importorskip("lm_eval", reason="the extra harness is not installed")
+    made = MadeWorkflow(tmp_path / "made", gates=LOOSE)
+    write_tasks(tmp_path / "tasks")
+    config = made.folder / "workflow.toml"
+    benchmark = '[benchmarks.cards]\ntask = "made_choosing"\ninclude = "../tasks"\n'
+    config.write_text(config.read_text().replace("[generation]", f"{benchmark}[generation]"))
+    assert made.sit() == 0
+    history = read_workflow_history(made.run)
+    last = history.last("evaluation")
+    assert last is not None
+    (verdict,) = [each.body for each in last.verdicts if each.body["metric"] == "retention of cards"]
+    assert verdict["items"] == QUESTIONS
+    behind = Behind(history)
+    for metric in ("retention of cards", "accuracy of cards"):
+        anchor = behind.link(last, metric)
+        shown = behind.items[anchor].worst
+        assert len(shown) == QUESTIONS
+        assert all("Write a card." in said and "<b>Node " in said for _, _, said in shown)
+    jobs = {job.key for job in history.jobs}
+    assert made.sit(killed_at=1) == 0
+    assert {job.key for job in read_workflow_history(made.run).jobs} == jobs
 
 
 def test_models_with_equal_sums_do_not_share_items(history: WorkflowHistory):

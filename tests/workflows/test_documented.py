@@ -19,7 +19,7 @@ from realign_cluster.domain.judge_error import VerifierLabels
 from realign_cluster.domain.retention import BenchmarkPair, judge_benchmark
 from realign_cluster.domain.training import TrainSettings
 from realign_cluster.workflows.checklists import CHECKLISTS
-from realign_cluster.workflows.config import WorkflowConfig
+from realign_cluster.workflows.config import HarnessTask, WorkflowConfig
 from realign_cluster.workflows.course import rule_as_judged
 from realign_cluster.workflows.diagnosis import DATA_RULES
 from realign_cluster.workflows.findings import Issue
@@ -31,6 +31,7 @@ from tests.workflows.made import config
 
 PAGES = Path(__file__).parents[2] / "docs" / "workflows"
 HEADINGS = {"source-attribution": "Source attribution", "antihallucination": "Anti-hallucination"}
+DOCUMENTED = [(WorkflowConfig, ""), (TrainSettings, ""), (HarnessTask, "benchmarks.NAME.")]
 STAGES = [(name, number) for name in WORKFLOWS for number in range(7)]
 
 
@@ -78,15 +79,15 @@ def documented_defaults() -> Mapping[str, str]:
     return {key: default for names, default in pairs for key in re.findall(r"`([\w.]+)`", names)}
 
 
-@pytest.mark.parametrize("model", [WorkflowConfig, TrainSettings])
-def test_every_key_is_there_with_its_default(model: type[BaseModel]) -> None:
+@pytest.mark.parametrize(("model", "prefix"), DOCUMENTED)
+def test_every_key_is_there_with_its_default(model: type[BaseModel], prefix: str) -> None:
     documented = documented_defaults()
-    wanted = {key: default_text(default) for key, default in keys_of(model)}
+    wanted = {key: default_text(default) for key, default in keys_of(model, prefix)}
     assert {key: documented.get(key) for key in wanted} == wanted
 
 
 def test_no_key_is_there_that_the_program_has_not() -> None:
-    known = {key for model in (WorkflowConfig, TrainSettings) for key, _ in keys_of(model)}
+    known = {key for model, prefix in DOCUMENTED for key, _ in keys_of(model, prefix)}
     assert set(documented_defaults()) - known == set()
 
 
