@@ -8,9 +8,10 @@ not shown to be above chance leaves retention undefined.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from itertools import takewhile
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -111,14 +112,18 @@ def retention_bounds(
     """
     candidates = np.union1d(_GRID, [also])
     scores, middle = _contributions(before, after, chance, candidates)
-    above = [bool(betting.exceeds(row, at, alpha=alpha)) for row, at in zip(scores, middle, strict=True)]
-    below = [bool(betting.exceeds(1.0 - row, 1.0 - at, alpha=alpha)) for row, at in zip(scores, middle, strict=True)]
-    low = above.index(False) if False in above else len(above)
-    high = below[::-1].index(False) if False in below else len(below)
+    rows = list(zip(scores, middle, strict=True))
+    low = _until_not(betting.exceeds(row, at, alpha=alpha) for row, at in rows)
+    high = _until_not(betting.exceeds(1.0 - row, 1.0 - at, alpha=alpha) for row, at in reversed(rows))
     return (
         float(candidates[low - 1]) if low else 0.0,
         float(candidates[len(candidates) - high]) if high else MOST_RETENTION,
     )
+
+
+def _until_not(rejected: Iterable[Any]) -> int:
+    """How many come before the first that is not; what comes after it is not looked at."""
+    return sum(1 for _ in takewhile(bool, rejected))
 
 
 def _contributions(before: Numbers, after: Numbers, chance: float, candidates: Numbers) -> tuple[Numbers, Numbers]:
