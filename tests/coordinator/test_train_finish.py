@@ -20,7 +20,7 @@ from realign_cluster.coordinator.home import ClusterHome
 from realign_cluster.coordinator.part_store import manifest_of
 from realign_cluster.coordinator.stop import Stop, StopAsked
 from realign_cluster.coordinator.train import train
-from realign_cluster.coordinator.train_finish import finish_training
+from realign_cluster.coordinator.train_finish import EXPORT_MODULE, finish_training
 from realign_cluster.coordinator.train_record import TrainRun, open_train_run
 from realign_cluster.coordinator.train_request import TrainRequest
 from realign_cluster.domain.errors import RunFailed
@@ -61,10 +61,15 @@ def run(tmp_path: Path) -> Iterator[TrainRun]:
     made.close()
 
 
+def _writing() -> list[psutil.Process]:
+    """Children that are that program already: until then they have this process's handling of signals."""
+    return [child for child in psutil.Process().children() if EXPORT_MODULE in child.cmdline()]
+
+
 async def interrupted_export(run: TrainRun, stop: Stop) -> None:
     finish = Finish(state="complete", reason="all is done")
     finishing = asyncio.create_task(finish_training(run, finish, {}, note=lambda text, level: None, stop=stop))
-    [child] = await asyncio.to_thread(wait_until, psutil.Process().children, 10, "the process that writes it")
+    [child] = await asyncio.to_thread(wait_until, _writing, 10, "the process that writes it")
     child.send_signal(signal.SIGINT)
     await finishing
 
