@@ -15,6 +15,7 @@ DEMO_TRAIN_HOSTFILE ?= hostfiles/local.json
 DIAGNOSIS_OUT ?= runs/diagnosis
 DEMO_WORKFLOW_OUT ?= runs/demo-workflow-$(shell date +%Y%m%d-%H%M%S)
 SLOW := cluster or testbed
+LONGEST := tests/launcher $(patsubst %,tests/cluster/test_%.py,contract faults workflow train_faults) tests/testbed
 BENCHMARKS ?= scoring_speed generate_speed noop_throughput coordinator_memory resume_million store_rows state_parts train_one_node \
   train_state_overhead train_recovery train_two_hosts gate_errors verifier_quality retrieval_quality cluster_efficiency
 
@@ -70,10 +71,10 @@ demo-antihallucination: setup
 	$(BIN)/python examples/workflow_demo.py antihallucination --out $(DEMO_WORKFLOW_OUT)
 
 # The tests with real daemons mostly wait; each file keeps its own cluster or test bed, so whole files run side by side,
-# those of the test bed, which take longest, first.
+# those that take longest first.
 test: setup
 	$(BIN)/python -m pytest -q -n 2 -m "not soak and not ($(SLOW))"
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not soak and ($(SLOW))" tests/testbed tests
+	$(BIN)/python -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder -m "not soak and ($(SLOW))" $(LONGEST) tests
 
 check: setup
 	$(BIN)/ruff format --check .
