@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from realign_cluster.coordinator.workflow_history import WorkflowHistory, read_workflow_history
+from tests.launcher.station import free_ports
 from tests.workflows.answering import NAME, digests
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -22,7 +23,13 @@ pytestmark = [pytest.mark.cluster, pytest.mark.soak, pytest.mark.timeout(1800)]
 @pytest.mark.parametrize("workflow", ["source-attribution", "antihallucination"])
 def test_every_gate_passes_and_is_judged_alike_by_the_independent_script(workflow: str, tmp_path: Path) -> None:
     """The script's exit status says whether both judgements agree; a demo may end in a FAIL, this one should not."""
-    demo = [sys.executable, str(EXAMPLES / "workflow_demo.py"), workflow, "--out", str(tmp_path / "demo")]
+    hosts = json.loads((EXAMPLES.parent / "hostfiles" / "local.json").read_bytes())
+    for host, port in zip(hosts["hosts"], free_ports(len(hosts["hosts"])), strict=True):
+        host["realign"] |= {"port": port, "state": str(tmp_path / host["realign"]["name"])}
+    hostfile = tmp_path / "hosts.json"
+    hostfile.write_text(json.dumps(hosts))
+    demo = [sys.executable, str(EXAMPLES / "workflow_demo.py"), workflow]
+    demo += ["--hostfile", str(hostfile), "--out", str(tmp_path / "demo")]
     environment = os.environ | {"REALIGN_HOME": str(tmp_path / "home")}
     done = subprocess.run(demo, capture_output=True, text=True, env=environment, timeout=1700, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
