@@ -139,3 +139,23 @@ def test_looks_are_declared_before_the_first(tmp_path: Path) -> None:
     config.write_text(config.read_text().replace("looks = 3", "looks = 4"))
     with pytest.raises(UsageError, match="looks: 4, but this run's gates have judged with 3 declared"):
         made.sit()
+
+
+def test_a_run_from_before_looks_were_counted_is_shown_and_gone_on_with(tmp_path: Path) -> None:
+    made = MadeWorkflow(tmp_path / "made", mode="strict")
+    made.sit()
+    with contextlib.closing(sqlite3.connect(made.run / "ledger.sqlite")) as ledger, ledger:
+        for gate, body in ledger.execute("SELECT gate, body FROM verdict").fetchall():
+            before = {key: value for key, value in orjson.loads(body).items() if key not in ("look", "looks")}
+            ledger.execute("UPDATE verdict SET body = ? WHERE gate = ?", (orjson.dumps(before), gate))
+        ledger.execute("DELETE FROM note WHERE kind = 'look'")
+        [config] = ledger.execute("SELECT value FROM meta WHERE key = 'config'").fetchone()
+        before = {key: value for key, value in orjson.loads(config).items() if key != "looks"}
+        ledger.execute("UPDATE meta SET value = ? WHERE key = 'config'", (orjson.dumps(before).decode(),))
+    (line,) = [each for each in gate_lines(gate_rows(made.run)) if "preparation.perplexity" in each]
+    assert "alpha 0.05" in line
+    assert "look" not in line
+    assert ">look " not in page_of(made.run)
+    assert workflow_status(made.run)["state"] == "incomplete"
+    made.sit()
+    assert (verdict(made.run)["look"], verdict(made.run)["looks"]) == (1, 1)
