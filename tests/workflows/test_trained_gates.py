@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from realign_cluster.coordinator.workflow_history import read_workflow_history
-from realign_cluster.coordinator.workflow_jobs import derive_here
+from realign_cluster.coordinator.workflow_jobs_here import derive_here
 from realign_cluster.coordinator.workflow_request import WorkflowRequest
 from realign_cluster.coordinator.workflow_status import gate_rows, workflow_status
 from realign_cluster.store.artifacts import ArtifactStore
