@@ -16,6 +16,7 @@ from realign_cluster.coordinator.workflow_history import read_workflow_history
 from realign_cluster.coordinator.workflow_report import write_workflow_report
 from realign_cluster.coordinator.workflow_status import gate_lines, gate_rows, status_lines, workflow_status
 from realign_cluster.domain.errors import UsageError
+from realign_cluster.store.workflow_ledger import WorkflowLedger
 
 from .made_workflow import MadeWorkflow
 
@@ -101,6 +102,28 @@ def test_items_added_are_another_look_which_the_ledger_keeps(tmp_path: Path) -> 
     valid_rows(made, 60)
     made.sit()
     assert verdict(made.run) == first
+
+
+def test_killed_between_a_look_and_its_verdict_it_is_no_other_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = MadeWorkflow(tmp_path / "made", mode="strict")
+    valid_rows(made, 60)
+    with monkeypatch.context() as dying:
+        dying.setattr(WorkflowLedger, "put_verdict", _dies)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                made.sit()
+    assert gate_rows(made.run) == []
+    made.sit()
+    assert (verdict(made.run)["outcome"], verdict(made.run)["look"]) == ("PASS", 1)
+    with contextlib.closing(sqlite3.connect(made.run / "ledger.sqlite")) as ledger:
+        [looks] = ledger.execute("SELECT count(*) FROM note WHERE kind = 'look'").fetchone()
+    assert looks == len([each for each in gate_rows(made.run) if each["alpha_each"]])
+
+
+def _dies(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_the_independent_script_counts_looks_too(tmp_path: Path) -> None:
