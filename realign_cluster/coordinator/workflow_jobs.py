@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,7 @@ class JobRunner:
         request = TrainRequest(
             data=(str(self._artifacts.rows_path(job.data)),),
             valid=(str(self._artifacts.rows_path(job.valid)),) if job.valid else (),
-            benchmarks=tuple(await asyncio.to_thread(self._benchmarks, job, folder)),
+            benchmarks=self._benchmarks(job, folder),
             model=self.model_path(job.model),
             out=folder,
             settings=job.settings,
@@ -174,14 +174,15 @@ class JobRunner:
             value=_course_of(summary),
         )
 
-    def _benchmarks(self, job: Train, folder: Path) -> Iterator[str]:
+    def _benchmarks(self, job: Train, folder: Path) -> tuple[str, ...]:
         """The benchmarks' rows under their names: a training calls them by the names of their files."""
-        for name, artifact in job.benchmarks.items():
-            path = folder.with_name(f"{folder.name}.benchmarks") / f"{name}.jsonl"
+        named = folder.with_name(f"{folder.name}.benchmarks")
+        paths = {name: named / f"{name}.jsonl" for name in job.benchmarks}
+        for name, path in paths.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                path.symlink_to(self._artifacts.rows_path(artifact).absolute())
-            yield str(path)
+            path.unlink(missing_ok=True)  # the run may have been moved since
+            path.symlink_to(self._artifacts.rows_path(job.benchmarks[name]).absolute())
+        return tuple(map(str, paths.values()))
 
     async def _fuse(self, model: str, adapters: Path, out: Path) -> None:
         """A short-lived process: the coordinator never imports MLX."""
