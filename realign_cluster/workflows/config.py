@@ -222,6 +222,8 @@ def _wrong_verifier(path: Path, lines: dict[tuple[str, ...], int], verifier: Ver
         yield f"{place('service')}: missing, the kind is service: [verifier.service] has its url and version"
     if kind == "ensemble" and not model and service is None:
         yield f"{place('kind')}: an ensemble has a model, a [verifier.service], or both, beside the rules"
+    if kind in ("lexical", "service") and model:
+        yield f'{place("model")}: nobody asks it, the kind is {kind}; kind = "judge" or "ensemble" does'
     if kind in ("lexical", "judge") and service is not None:
         yield f'{place("service")}: nobody asks it, the kind is {kind}; kind = "service" or "ensemble" does'
 
