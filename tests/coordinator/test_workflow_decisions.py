@@ -64,6 +64,18 @@ def test_an_override_that_was_taken_back_stands_in_the_record_and_counts_no_more
     assert read_workflow_history(made.run).overridden == {("preparation", "perplexity")}
 
 
+def test_a_run_that_ended_and_does_not_any_more_hands_no_model_over(tmp_path: Path) -> None:
+    made = MadeWorkflow(tmp_path / "made", mode="permissive")
+    assert made.sit() == 0
+    assert (made.run / "output" / "skill").exists()
+    config = made.folder / "workflow.toml"
+    config.write_text(config.read_text().replace('mode = "permissive"', 'mode = "strict"'))
+    assert made.sit() == 1
+    assert stages(made.run) == {"preparation": "stop"}
+    assert not (made.run / "output").exists()
+    assert orjson.loads((made.run / "summary.json").read_bytes())["output"] is None
+
+
 def test_only_what_is_overridden_is_taken_back_and_by_name(tmp_path: Path) -> None:
     made = MadeWorkflow(tmp_path / "made", mode="strict")
     made.sit()
