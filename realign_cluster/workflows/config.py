@@ -256,9 +256,14 @@ def _wrong_trainings(path: Path, lines: dict[tuple[str, ...], int], training: Tr
         if settings is None:
             continue
         at = ("training", name)
+
+        def place(*key: str, at: tuple[str, ...] = at) -> str:
+            return f"{path}:{line_of_toml(lines, (*at, *key))}: {'.'.join((*at, *key))}"
+
         for broken in broken_limits(settings):
-            place = f"{path}:{line_of_toml(lines, (*at, *broken.path))}: {'.'.join((*at, *broken.path))}"
-            yield f"{place}: {broken.what}; it should be {broken.right}"
+            yield f"{place(*broken.path)}: {broken.what}; it should be {broken.right}"
         if settings.preference != (name == "preference"):
             kind = "on pairs, such as dpo" if name == "preference" else "sft"
-            yield f"{path}:{line_of_toml(lines, (*at, 'method'))}: {'.'.join(at)}.method: the method should be {kind}"
+            yield f"{place('method')}: the method should be {kind}"
+        if name == "preference" and settings.evaluation.patience is not None:
+            yield f"{place('evaluation', 'patience')}: no pairs are validated on, so it would never stop early"
