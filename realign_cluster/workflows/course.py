@@ -106,12 +106,11 @@ def course(
         labels = outcome.labels or state.labels
         verdicts: list[Verdict] = []
         for gate in () if outcome.failed else stage.gates:
-            verdict = judge_stage_gate(gate, stage, outcome, config, labels)
             sight = sight_of(gate, stage, outcome, state, seen)
-            if sight is not None:
-                verdict = of_look(verdict, look=sight.number, looks=config.looks)
-                if sight.new:
-                    seen.setdefault(sight.place, []).append(sight.items)
+            judged = judge_stage_gate(gate, stage, outcome, config, labels)
+            verdict = of_look(judged, look=sight.number if sight is not None else 1, looks=config.looks)
+            if sight is not None and sight.new:
+                seen.setdefault(sight.place, []).append(sight.items)
             verdicts.append(verdict)
             overridden = (stage.name, gate.name) in decisions.overridden
             yield Judged(stage=stage, attempt=number, gate=gate, verdict=verdict, overridden=overridden, sight=sight)
