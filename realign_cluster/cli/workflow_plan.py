@@ -20,14 +20,13 @@ from realign_cluster.coordinator.workflow_record import data_files, model_path
 from realign_cluster.domain.gate import Gate
 from realign_cluster.domain.gate_plan import GatePlan, plan_gate
 from realign_cluster.domain.job import Sampling
-from realign_cluster.domain.multiplicity import split_alpha
 from realign_cluster.domain.retention import BenchmarkPair, judge_benchmark
 from realign_cluster.domain.training import TrainSettings
 from realign_cluster.workflows.config import TrainingConfig, WorkflowConfig, read_config
-from realign_cluster.workflows.course import rule_as_judged
 from realign_cluster.workflows.harness_process import TaskRequests, prepared_tasks
 from realign_cluster.workflows.intake import check_data, read_rows
-from realign_cluster.workflows.stage import Counted, Retained, judgements_of
+from realign_cluster.workflows.judging import alpha_each, rule_as_judged
+from realign_cluster.workflows.stage import Counted, Retained
 from realign_cluster.workflows.tables import workflow_named
 from realign_cluster.workflows.thresholds import check_thresholds
 
@@ -81,16 +80,16 @@ async def plan_workflow(name: str, path: Path, hostfile: Path | None, *, discove
     for stage in workflow.stages:
         for gate in stage.gates:
             rule = rule_as_judged(gate, stage, config)
-            alpha_each = None if isinstance(rule, Counted) else split_alpha(config.alpha, judgements_of(stage, config))
+            alpha = None if isinstance(rule, Counted) else alpha_each(stage, config)
             found = {
                 "stage": stage.name,
                 "gate": gate.name,
                 "title": gate.title,
                 "guard": gate.guard,
-                "alpha_each": alpha_each,
+                "alpha_each": alpha,
                 "looks": config.looks,
             }
-            gates.append(found | _decidable(rule, stage.name, alpha_each, config, files, tasks, per_item))
+            gates.append(found | _decidable(rule, stage.name, alpha, config, files, tasks, per_item))
     return {
         "workflow": name,
         "gates": gates,
@@ -125,7 +124,7 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
 def _decidable(
     rule: Gate | Counted | Retained,
     stage: str,
-    alpha_each: float | None,
+    alpha: float | None,
     config: WorkflowConfig,
     files: Mapping[str, Path],
     tasks: Mapping[str, TaskRequests],
@@ -138,8 +137,8 @@ def _decidable(
                 "text": f"{rule.fact} {rule.direction} {rule.threshold:g}: a count, compared as it is",
             }
         case Retained():
-            assert alpha_each is not None
-            return _retention(rule, alpha_each, _chances(rule.benchmark, files, tasks))
+            assert alpha is not None
+            return _retention(rule, alpha, _chances(rule.benchmark, files, tasks))
         case Gate():
             count = _items(rule.metric, stage, config, files)
             found = _planned(rule, count)

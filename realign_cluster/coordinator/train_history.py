@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Any
 
 from realign_cluster.coordinator.train_generations import Course, GenerationReader, GenerationRecord
-from realign_cluster.domain.rank_report import Diverged, Ended, Evaluated, Kept, NotKept, StepDone
+from realign_cluster.domain.rank_report import BENCHMARK, Diverged, Ended, Evaluated, Kept, NotKept, StepDone
 from realign_cluster.domain.standing import Judged, best_of
 from realign_cluster.store.train_ledger import EventRecord, Measurement, Sitting, StepRecord, TrainLedgerReader
 
@@ -106,8 +106,8 @@ class TrainHistory:
         found: dict[str, list[tuple[int, float]]] = defaultdict(list)
         for each in self.evaluations:
             for name, value in each.metrics.items():
-                if name.startswith("benchmark/"):
-                    found[name.removeprefix("benchmark/")].append((each.step, value))
+                if name.startswith(BENCHMARK):
+                    found[name.removeprefix(BENCHMARK)].append((each.step, value))
         return dict(sorted(found.items()))
 
     def benchmark_summary(self) -> dict[str, dict[str, float]]:
@@ -149,7 +149,8 @@ class TrainHistory:
             }
             if (evaluated := evaluations.get(step.step)) is not None:
                 line |= {
-                    name if "/" in name else f"validation_{name}": value for name, value in evaluated.metrics.items()
+                    name if name.startswith(BENCHMARK) else f"validation_{name}": value
+                    for name, value in evaluated.metrics.items()
                 }
             if (diverged := divergences.get(step.step)) is not None:
                 line["kl"] = diverged.kl

@@ -18,7 +18,7 @@ from realign_cluster.coordinator.train_history import TrainHistory, read_train_h
 from realign_cluster.coordinator.train_record import TrainRun
 from realign_cluster.coordinator.train_request import Track
 from realign_cluster.domain.errors import UsageError
-from realign_cluster.domain.rank_report import Diverged, Evaluated, StepDone
+from realign_cluster.domain.rank_report import BENCHMARK, Diverged, Evaluated, StepDone
 from realign_cluster.store.train_ledger import Measurement, StepRecord
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # that the extra of this name brings
@@ -196,7 +196,9 @@ def step_values(done: StepDone) -> Values:
 
 def evaluated_values(evaluated: Evaluated) -> Values:
     """A benchmark keeps its name, "benchmark/NAME"."""
-    return {name if "/" in name else f"validation/{name}": value for name, value in evaluated.metrics.items()}
+    return {
+        name if name.startswith(BENCHMARK) else f"validation/{name}": value for name, value in evaluated.metrics.items()
+    }
 
 
 def _values_of(history: TrainHistory) -> Iterator[tuple[int, Values]]:

@@ -22,6 +22,8 @@ def finish_workflow(run: WorkflowRun, end: End, model: str) -> dict[str, Any]:
     output = None
     if end.state != "incomplete" and Path(model).is_dir():
         output = _hand_over(Path(model), run.folder.output)
+    else:  # what an earlier sitting ended with, and this one does not
+        shutil.rmtree(run.folder.output, ignore_errors=True)
     body = {
         "state": end.state,
         "passed": end.passed,

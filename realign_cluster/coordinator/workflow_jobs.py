@@ -1,6 +1,5 @@
-"""Carries out a workflow's jobs: scoring and training as runs of their own within the workflow's folder, derivations
-and questions to a fact service in a thread. A job that was interrupted goes on where it stopped: its run folder is
-named by its key; what the service answered is kept with the run, and is its answer from then on.
+"""Carries out a workflow's jobs: scoring and training as runs of their own within the workflow's folder, what needs no
+cluster in a thread. A job that was interrupted goes on where it stopped: its run folder is named by its key.
 """
 
 from __future__ import annotations
@@ -8,8 +7,8 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,10 @@ from realign_cluster.coordinator.roll_call import RollCall
 from realign_cluster.coordinator.stop import Stop, StopAsked
 from realign_cluster.coordinator.train import train
 from realign_cluster.coordinator.train_request import Track, TrainRequest
+from realign_cluster.coordinator.workflow_jobs_here import consult_here, derive_here
 from realign_cluster.domain.errors import NodesMissing, RunFailed
-from realign_cluster.metrics.verifiers.cache import Cached, VerdictCache
-from realign_cluster.metrics.verifiers.fact_service import FactService, FactServiceError
-from realign_cluster.metrics.verifiers.verdict import unanswerable
 from realign_cluster.store.artifacts import ArtifactStore, link_or_copy
-from realign_cluster.store.model_files import describe_model
-from realign_cluster.workflows.derive import REGISTRY, Derived
 from realign_cluster.workflows.jobs import ArtifactId, Consult, Derive, Job, JobResult, ModelRef, Score, Train, job_key
-from realign_cluster.workflows.verify import pair_of, verdict_row
 
 SERVICE_ANSWERS = "service.sqlite"
 FUSE_MODULE = "realign_cluster.training.fuse"
@@ -101,10 +95,8 @@ class JobRunner:
                 return await self._score(job, reproducible)
             case Train():
                 return await self._train(job)
-            case Consult():
-                return await asyncio.to_thread(self._consult, job)
-            case Derive():
-                return await asyncio.to_thread(self._derive, job)
+            case Consult() | Derive():
+                return await asyncio.to_thread(self._here, job)
 
     def model_path(self, model: ModelRef) -> str:
         return str(self._artifacts.folder_path(model.artifact)) if model.artifact else model.path
@@ -155,7 +147,7 @@ class JobRunner:
         request = TrainRequest(
             data=(str(self._artifacts.rows_path(job.data)),),
             valid=(str(self._artifacts.rows_path(job.valid)),) if job.valid else (),
-            benchmarks=tuple(await asyncio.to_thread(self._benchmarks, job, folder)),
+            benchmarks=self._benchmarks(job, folder),
             model=self.model_path(job.model),
             out=folder,
             settings=job.settings,
@@ -182,14 +174,15 @@ class JobRunner:
             value=_course_of(summary),
         )
 
-    def _benchmarks(self, job: Train, folder: Path) -> Iterator[str]:
+    def _benchmarks(self, job: Train, folder: Path) -> tuple[str, ...]:
         """The benchmarks' rows under their names: a training calls them by the names of their files."""
-        for name, artifact in job.benchmarks.items():
-            path = folder.with_name(f"{folder.name}.benchmarks") / f"{name}.jsonl"
+        named = folder.with_name(f"{folder.name}.benchmarks")
+        paths = {name: named / f"{name}.jsonl" for name in job.benchmarks}
+        for name, path in paths.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                path.symlink_to(self._artifacts.rows_path(artifact).absolute())
-            yield str(path)
+            path.unlink(missing_ok=True)  # the run may have been moved since
+            path.symlink_to(self._artifacts.rows_path(job.benchmarks[name]).absolute())
+        return tuple(map(str, paths.values()))
 
     async def _fuse(self, model: str, adapters: Path, out: Path) -> None:
         """A short-lived process: the coordinator never imports MLX."""
@@ -231,32 +224,13 @@ class JobRunner:
             folder=str(folder.relative_to(self._folder)),
         )
 
-    def _consult(self, job: Consult) -> Done:
-        """Each different pair is asked once in a run. One that needs no asking is not sent: a service that knows more
-        than the evidence would support what has none.
-        """
-        pairs = [pair_of(row) for row in self._artifacts.rows(job.pairs)]
-        said = {pair.key: answer for pair in pairs if (answer := unanswerable(pair)) is not None}
-        asked = [pair for pair in pairs if pair.key not in said]
-        at_once = job.service.pairs_per_request
-        try:
-            with VerdictCache(self._folder / SERVICE_ANSWERS) as cache:
-                service = Cached(FactService(job.service), cache, batch=at_once)
-                for at in range(0, len(asked), at_once):
-                    self._stop.raise_if_asked()
-                    some = asked[at : at + at_once]
-                    said |= {pair.key: answer for pair, answer in zip(some, service.score(some), strict=True)}
-        except FactServiceError as error:
-            raise RunFailed(
-                f"{job.title}: {error.message}",
-                error.fix or "see that it runs; the same command goes on, and what was answered is not asked again",
-            ) from error
-        rows = [verdict_row(pair, said[pair.key]) for pair in pairs]
-        outputs = {"verdicts": ArtifactId(self._artifacts.put_rows(rows))}
-        return Done(result=JobResult(outputs=outputs), nodes={}, versions={}, folder="")
-
-    def _derive(self, job: Derive) -> Done:
-        result = derive_here(job, self._artifacts, self._folder / "jobs" / f"{job_key(job)}.making")
+    def _here(self, job: Consult | Derive) -> Done:
+        match job:
+            case Consult():
+                answers = self._folder / SERVICE_ANSWERS
+                result = consult_here(job, self._artifacts, answers, self._stop.raise_if_asked)
+            case Derive():
+                result = derive_here(job, self._artifacts, self._folder / "jobs" / f"{job_key(job)}.making")
         return Done(result=result, nodes={}, versions={}, folder="")
 
     def _job_folder(self, job: Job) -> Path:
@@ -266,49 +240,9 @@ class JobRunner:
         return _PartOf(self._dashboard, job.title)
 
 
-def derive_here(job: Derive, artifacts: ArtifactStore, scratch: Path) -> JobResult:
-    """Computes a derivation; `scratch` is a folder of its own for the time."""
-    shutil.rmtree(scratch, ignore_errors=True)
-    derived: Derived = REGISTRY[job.function].function(_Reader(artifacts, job, scratch), job.parameters)
-    outputs = {name: ArtifactId(artifacts.put_rows(rows)) for name, rows in derived.rows.items()}
-    outputs |= {name: ArtifactId(artifacts.put_folder(path)) for name, path in derived.folders.items()}
-    shutil.rmtree(scratch, ignore_errors=True)
-    return JobResult(outputs=outputs, value=derived.value)
-
-
-def pinned(path: str) -> ModelRef:
-    """A model from outside by the content of its files. Raises UsageError where it cannot be used."""
-    return ModelRef(path=path, hash=describe_model(path).hash)
-
-
 def _course_of(summary: Mapping[str, Any]) -> dict[str, Any]:
     names = ("loss", "validation", "kl", "steps", "tokens", "wall_seconds", "steps_lost", "generations")
     return {name: summary.get(name) for name in names}
-
-
-class _Reader:
-    """What a derivation may read."""
-
-    def __init__(self, artifacts: ArtifactStore, job: Derive, scratch: Path) -> None:
-        self._artifacts = artifacts
-        self._job = job
-        self._scratch = scratch
-
-    def rows(self, name: str) -> Any:
-        return self._artifacts.rows(self._job.inputs[name])
-
-    def folder(self, name: str) -> Path:
-        return self._artifacts.folder_path(self._job.inputs[name])
-
-    def has(self, name: str) -> bool:
-        return name in self._job.inputs
-
-    def names(self) -> tuple[str, ...]:
-        return tuple(self._job.inputs)
-
-    def scratch(self) -> Path:
-        self._scratch.mkdir(parents=True, exist_ok=True)
-        return self._scratch
 
 
 class _PartOf:
@@ -322,8 +256,6 @@ class _PartOf:
         del title
 
     def update(self, snapshot: ProgressSnapshot) -> None:
-        from dataclasses import replace
-
         said = f"{self._title}: {snapshot.message}" if snapshot.message else self._title
         self._whole.update(replace(snapshot, message=said))
 

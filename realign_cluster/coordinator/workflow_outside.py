@@ -1,16 +1,21 @@
-"""What a workflow uses that it does not make: a judge, the user's code, a fact service. Looked for before it starts."""
+"""What a workflow uses that it does not make: models, the user's code, a fact service. Looked for before it starts."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from realign_cluster.coordinator.workflow_jobs import pinned
 from realign_cluster.domain.errors import UsageError
 from realign_cluster.metrics.retrieval.choice import UsersCode, pinned_code
 from realign_cluster.metrics.verifiers.fact_service import FactService, FactServiceError
+from realign_cluster.store.model_files import describe_model
 from realign_cluster.workflows.config import RETRIEVERS, WorkflowConfig
 from realign_cluster.workflows.jobs import ModelRef
 from realign_cluster.workflows.verify import members_of
+
+
+def pinned(path: str) -> ModelRef:
+    """A model from outside by the content of its files. Raises UsageError where it cannot be used."""
+    return ModelRef(path=path, hash=describe_model(path).hash)
 
 
 def pinned_judge(config: WorkflowConfig, config_file: Path, model: ModelRef) -> ModelRef | None:

@@ -13,8 +13,7 @@ from typing import Any
 from realign_cluster.coordinator.run_record import note_request
 from realign_cluster.coordinator.train_track import check_tracker
 from realign_cluster.coordinator.workflow_decisions import decisions_of
-from realign_cluster.coordinator.workflow_jobs import pinned
-from realign_cluster.coordinator.workflow_outside import pinned_judge, pinned_retriever, reach_service
+from realign_cluster.coordinator.workflow_outside import pinned, pinned_judge, pinned_retriever, reach_service
 from realign_cluster.coordinator.workflow_request import WorkflowRequest
 from realign_cluster.domain.errors import UsageError
 from realign_cluster.metrics.retrieval.choice import UsersCode

@@ -15,11 +15,11 @@ from realign_cluster.coordinator.intervals import Estimate, intervals
 from realign_cluster.coordinator.markup import legend, note, table
 from realign_cluster.coordinator.workflow_history import Attempt, WorkflowHistory
 from realign_cluster.coordinator.workflow_report_items import Behind
+from realign_cluster.domain.rank_report import BENCHMARK
 from realign_cluster.metrics.hedging import risk_coverage
 from realign_cluster.store.workflow_ledger import JobRecord, VerdictRecord
 from realign_cluster.workflows.training_data import good_answer
 
-ON_THE_WAY: Final = "validation_benchmark/"  # in a training's metrics.jsonl
 STYLES: Final = {"PASS": "kept", "FAIL": "failed", "INSUFFICIENT": "tail"}
 ALSO_DRAWN: Final = ("over_abstention", "answers_on_unanswerable", "hallucination_rate", "drift")
 
@@ -57,8 +57,8 @@ def _benchmarks(rows: Sequence[Mapping[str, Any]]) -> str:
     points: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         for name, value in row.items():
-            if name.startswith(ON_THE_WAY):
-                points.setdefault(name.removeprefix(ON_THE_WAY), []).append((float(row["step"]), value))
+            if name.startswith(BENCHMARK):
+                points.setdefault(name.removeprefix(BENCHMARK), []).append((float(row["step"]), value))
     found = [
         Curve(label=name, points=each, style=f"n{at % 8}", dots=True) for at, (name, each) in enumerate(points.items())
     ]

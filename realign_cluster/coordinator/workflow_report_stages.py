@@ -126,7 +126,8 @@ def _alpha(body: Mapping[str, Any]) -> str:
     """What this look may err by; nothing where there is nothing to infer."""
     if not body["alpha_each"]:
         return "-"
-    return f'{body["alpha_each"]:.3g}<br><span class="dim nowrap">look {body["look"]} of {body["looks"]}</span>'
+    look = f'<br><span class="dim nowrap">look {body["look"]} of {body["looks"]}</span>' if body["look"] else ""
+    return f"{body['alpha_each']:.3g}{look}"
 
 
 def linked(text: str, anchor: str) -> str:

@@ -133,7 +133,8 @@ def gate_lines(rows: list[dict[str, Any]]) -> list[str]:
         lines.append(
             f"{row['outcome']:12} {row['stage']}.{row['gate']} (attempt {row['attempt'] + 1}): {value}, bound {bound}, "
             f"{row['direction']} {row['threshold']:g}, n {row['items']}"
-            + (f", alpha {row['alpha_each']:.3g}, look {row['look']} of {row['looks']}" if row["alpha_each"] else "")
+            + (f", alpha {row['alpha_each']:.3g}" if row["alpha_each"] else "")
+            + (f", look {row['look']} of {row['looks']}" if row["alpha_each"] and row["look"] else "")
             + (f", verifier {row['verifier'][:12]}" if row["verifier"] else "")
             + (", overridden" if row["overridden"] else "")
         )

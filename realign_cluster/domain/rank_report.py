@@ -6,13 +6,15 @@ Steps count what is done: `step` 3 means three optimizer steps are behind the st
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, TypeAdapter
 
 from realign_cluster.domain.report import Loose
 from realign_cluster.domain.section_limits import SectionName
 from realign_cluster.domain.world import StatePart
+
+BENCHMARK: Final = "benchmark/"  # and its name: among the metrics of an evaluation, in metrics.jsonl and in trackers
 
 
 class Section(Loose):
@@ -96,7 +98,7 @@ class NotKept(Loose):
 class Evaluated(Loose):
     op: Literal["evaluated"] = "evaluated"
     step: int
-    metrics: dict[str, float]
+    metrics: dict[str, float]  # of a benchmark by BENCHMARK and its name
     seconds: float
 
 

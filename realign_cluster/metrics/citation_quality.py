@@ -19,11 +19,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
 
 from realign_cluster.metrics.measured import ItemId, MeanOverItems, harmonic_mean, mean_over_items
-
-ALCE_MOST_CITATIONS: Final = 3  # of a sentence; what its eval.py looks at by default
 
 
 class Variant(StrEnum):

@@ -15,11 +15,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Literal
+from typing import Literal
 
 from realign_cluster.metrics.measured import ItemId, MeanOverItems, mean_over_items, ratio_or_none, refuse_doubles
-
-GAMMA: Final = 10  # facts below which the source's length penalty sets in
 
 
 class Fact(StrEnum):

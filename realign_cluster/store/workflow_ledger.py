@@ -36,6 +36,7 @@ CREATE TABLE verdict (
 CREATE TABLE note (seq INTEGER PRIMARY KEY, wall REAL NOT NULL, kind TEXT NOT NULL, body BLOB NOT NULL)
 """
 ROOM_BYTES: Final = 1 << 20
+UNCOUNTED: Final[dict[str, Any]] = {"look": None, "looks": None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +65,7 @@ class VerdictRecord:
     attempt: int
     gate: str
     wall: float
-    body: dict[str, Any]
+    body: dict[str, Any]  # "look" and "looks" are None where a verdict is from before looks were counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +115,7 @@ class WorkflowLedgerReader(LedgerFile):
     def verdicts(self) -> list[VerdictRecord]:
         rows = self._query("SELECT stage, attempt, gate, wall, body FROM verdict ORDER BY stage, attempt, gate")
         return [
-            VerdictRecord(stage=row[0], attempt=row[1], gate=row[2], wall=row[3], body=orjson.loads(row[4]))
+            VerdictRecord(stage=row[0], attempt=row[1], gate=row[2], wall=row[3], body=UNCOUNTED | orjson.loads(row[4]))
             for row in rows
         ]
 

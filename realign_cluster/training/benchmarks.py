@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from realign_cluster.domain.rank_report import BENCHMARK
 from realign_cluster.domain.training import TrainJob
 from realign_cluster.store.benchmark_data import PREFIX
 from realign_cluster.training.context import RankContext
@@ -34,7 +35,7 @@ def run_benchmarks(context: RankContext, step: int) -> dict[str, float]:
             ]
         )
         items, correct = _questions(context.orders.data_dir / f"{PREFIX}{name}.jsonl")
-        found[f"benchmark/{name}"] = judged(sums, examples.completion_tokens, items, correct)
+        found[f"{BENCHMARK}{name}"] = judged(sums, examples.completion_tokens, items, correct)
     return found
 
 

@@ -10,6 +10,7 @@ from realign_cluster.domain.gate import Measurement, paired_with
 from realign_cluster.domain.judge_error import VerifierLabels
 from realign_cluster.domain.training import TrainSettings
 from realign_cluster.workflows import sources, training_data, verify
+from realign_cluster.workflows.answers import answer_pairs
 from realign_cluster.workflows.checking import check_examples
 from realign_cluster.workflows.derive import derive
 from realign_cluster.workflows.evaluating import Evaluation, divergence, evaluate
@@ -167,8 +168,6 @@ def optimisation(context: Context) -> Stage:
         max_tokens=config.model.max_tokens,
     )
     generated = sampled.outputs["rows"]
-    from realign_cluster.workflows.answers import answer_pairs
-
     asked = yield derive(answer_pairs, "samples: what is claimed", inputs={"generated": generated})
     verdicts = yield from verdicts_on(context, asked.outputs["pairs"], "samples")
     made = yield derive(

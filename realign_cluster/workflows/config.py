@@ -222,6 +222,8 @@ def _wrong_verifier(path: Path, lines: dict[tuple[str, ...], int], verifier: Ver
         yield f"{place('service')}: missing, the kind is service: [verifier.service] has its url and version"
     if kind == "ensemble" and not model and service is None:
         yield f"{place('kind')}: an ensemble has a model, a [verifier.service], or both, beside the rules"
+    if kind in ("lexical", "service") and model:
+        yield f'{place("model")}: nobody asks it, the kind is {kind}; kind = "judge" or "ensemble" does'
     if kind in ("lexical", "judge") and service is not None:
         yield f'{place("service")}: nobody asks it, the kind is {kind}; kind = "service" or "ensemble" does'
 
@@ -254,9 +256,14 @@ def _wrong_trainings(path: Path, lines: dict[tuple[str, ...], int], training: Tr
         if settings is None:
             continue
         at = ("training", name)
+
+        def place(*key: str, at: tuple[str, ...] = at) -> str:
+            return f"{path}:{line_of_toml(lines, (*at, *key))}: {'.'.join((*at, *key))}"
+
         for broken in broken_limits(settings):
-            place = f"{path}:{line_of_toml(lines, (*at, *broken.path))}: {'.'.join((*at, *broken.path))}"
-            yield f"{place}: {broken.what}; it should be {broken.right}"
+            yield f"{place(*broken.path)}: {broken.what}; it should be {broken.right}"
         if settings.preference != (name == "preference"):
             kind = "on pairs, such as dpo" if name == "preference" else "sft"
-            yield f"{path}:{line_of_toml(lines, (*at, 'method'))}: {'.'.join(at)}.method: the method should be {kind}"
+            yield f"{place('method')}: the method should be {kind}"
+        if name == "preference" and settings.evaluation.patience is not None:
+            yield f"{place('evaluation', 'patience')}: no pairs are validated on, so it would never stop early"

@@ -11,32 +11,17 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, assert_never
 
-from realign_cluster.domain.gate import Gate, Measurement, Verdict
-from realign_cluster.domain.gates import judge_gate, of_look
-from realign_cluster.domain.judge_error import VerifierLabels
-from realign_cluster.domain.multiplicity import split_alpha
-from realign_cluster.domain.retention import BenchmarkPair, judge_benchmark
+from realign_cluster.domain.gate import Verdict
+from realign_cluster.domain.gates import of_look
 from realign_cluster.metrics.retrieval.choice import UsersCode
 from realign_cluster.workflows.candidates import Candidate, best_feasible, without
 from realign_cluster.workflows.config import WorkflowConfig
 from realign_cluster.workflows.jobs import Ask, JobResult, ModelRef
+from realign_cluster.workflows.judging import judge_stage_gate
 from realign_cluster.workflows.looks import Place, Sight, sight_of
 from realign_cluster.workflows.measured import value_of
-from realign_cluster.workflows.stage import (
-    Context,
-    Counted,
-    Outcome,
-    Retained,
-    Rule,
-    Stage,
-    StageGate,
-    State,
-    Workflow,
-    judgements_of,
-)
+from realign_cluster.workflows.stage import Context, Outcome, Stage, StageGate, State, Workflow
 
-OF_THE_VERIFIER = ("verifier_false_positives", "verifier_false_negatives")
-COUNT_UNSUPPORTED = ("hallucination_rate",)
 Turn = Literal["pass", "remedy", "roll back", "stop", "go on"]
 
 
@@ -121,12 +106,11 @@ def course(
         labels = outcome.labels or state.labels
         verdicts: list[Verdict] = []
         for gate in () if outcome.failed else stage.gates:
-            verdict = judge_stage_gate(gate, stage, outcome, config, labels)
             sight = sight_of(gate, stage, outcome, state, seen)
-            if sight is not None:
-                verdict = of_look(verdict, look=sight.number, looks=config.looks)
-                if sight.new:
-                    seen.setdefault(sight.place, []).append(sight.items)
+            judged = judge_stage_gate(gate, stage, outcome, config, labels)
+            verdict = of_look(judged, look=sight.number if sight is not None else 1, looks=config.looks)
+            if sight is not None and sight.new:
+                seen.setdefault(sight.place, []).append(sight.items)
             verdicts.append(verdict)
             overridden = (stage.name, gate.name) in decisions.overridden
             yield Judged(stage=stage, attempt=number, gate=gate, verdict=verdict, overridden=overridden, sight=sight)
@@ -214,94 +198,12 @@ def next_turn(
     return "pass", "every gate passed"
 
 
-def threshold_of(gate: StageGate, stage: Stage, config: WorkflowConfig) -> float:
-    """The user's where there is one, else the workflow's own."""
-    return config.gates.get(stage.name, {}).get(gate.name, gate.rule.threshold)
-
-
-def rule_as_judged(gate: StageGate, stage: Stage, config: WorkflowConfig) -> Rule:
-    """With its threshold and with alpha divided by the attempts that the stage has, and by the looks at each."""
-    rule = replace(gate.rule, threshold=threshold_of(gate, stage, config))
-    if isinstance(rule, Gate):
-        return replace(rule, alpha=config.alpha, attempts=judgements_of(stage, config))
-    return rule
-
-
-def judge_stage_gate(
-    gate: StageGate, stage: Stage, outcome: Outcome, config: WorkflowConfig, labels: VerifierLabels | None = None
-) -> Verdict:
-    """The verdict on what an attempt measured. Rates that a verifier reported have its errors in their bounds."""
-    rule = rule_as_judged(gate, stage, config)
-    match rule:
-        case Gate():
-            nothing = Measurement(metric=rule.metric, items=(), values=(), verifier="", dataset="")
-            measured = outcome.measurements.get(rule.metric, nothing)
-            if gate.units_given and measured.units:
-                rule = replace(rule, most_units=max(measured.units))
-            known = labels_for(rule, measured, labels)
-            return judge_gate(rule, measured, labels=known, minutes_per_item=outcome.minutes_per_item)
-        case Retained():
-            pair = outcome.benchmarks.get(rule.benchmark) or BenchmarkPair(
-                benchmark=rule.benchmark, items=(), before=(), after=(), chance=0.0
-            )
-            alpha = split_alpha(config.alpha, judgements_of(stage, config))
-            return judge_benchmark(
-                pair, threshold=rule.threshold, alpha=alpha, minutes_per_item=outcome.minutes_per_item
-            )
-        case Counted():
-            return _compare(rule, outcome.facts.get(rule.fact))
-        case _:
-            assert_never(rule)
-
-
-def labels_for(rule: Gate, measured: Measurement, labels: VerifierLabels | None) -> VerifierLabels | None:
-    """Those that say how far a rate can be trusted: of the verifier that reported it, of what the rate counts. None for
-    what no verifier reported, for differences of rates, and for the verifier's own quality.
-    """
-    if labels is None or measured.verifier != labels.verifier or rule.metric in OF_THE_VERIFIER:
-        return None
-    if (rule.lowest, rule.highest, rule.scale) != (0.0, 1.0, "plain"):
-        return None
-    if rule.metric not in COUNT_UNSUPPORTED:
-        return labels
-    return replace(
-        labels,
-        true_positives=labels.true_negatives,
-        false_negatives=labels.false_positives,
-        true_negatives=labels.true_positives,
-        false_positives=labels.false_negatives,
-    )
-
-
 def _attempts_left(workflow: Workflow, stage: Stage, tried: Mapping[str, int], config: WorkflowConfig) -> int:
     """Of the stage, and of the one that its remedy goes back to: alpha was divided by no more."""
     if not stage.repeats:
         return 0
     names = [stage.name] + ([stage.goes_back_to] if stage.goes_back_to else [])
     return min(config.attempts - 1 - tried.get(name, 0) for name in names)
-
-
-def _compare(rule: Counted, value: float | None) -> Verdict:
-    """Of a count: there is nothing to infer, so it is its own bound."""
-    clear = value is not None and (value >= rule.threshold if rule.direction == "at least" else value <= rule.threshold)
-    said = "was not measured" if value is None else f"{value:g} is {rule.direction} {rule.threshold:g}"
-    if value is not None and not clear:
-        said = f"{value:g} is not {rule.direction} {rule.threshold:g}"
-    return Verdict(
-        metric=rule.fact,
-        outcome="INSUFFICIENT" if value is None else "PASS" if clear else "FAIL",
-        direction=rule.direction,
-        threshold=rule.threshold,
-        value=value,
-        bound=value,
-        opposite_bound=value,
-        items=0,
-        undefined=0,
-        alpha_each=0.0,
-        verifier="",
-        dataset="",
-        reason=said,
-    )
 
 
 def _candidate(workflow: Workflow, stage: Stage, outcome: Outcome, verdicts: list[Verdict]) -> Candidate:

@@ -16,6 +16,7 @@ from realign_cluster.workflows.candidates import Candidate, best_feasible, keeps
 from realign_cluster.workflows.derive import derive
 from realign_cluster.workflows.evaluating import Evaluation, divergence, evaluate
 from realign_cluster.workflows.jobs import ArtifactId, Ask, JobResult, ModelRef, Train
+from realign_cluster.workflows.judging import threshold_of
 from realign_cluster.workflows.measured import value_of
 from realign_cluster.workflows.stage import Context, Outcome, StageGate
 from realign_cluster.workflows.thresholds import KL_BUDGET
@@ -128,9 +129,8 @@ def _best(
     """By the primary measure, of those within the divergence's budget and every limit; the model that entered is
     always among them.
     """
-    gates = context.config.gates
-    budget = gates.get("optimisation", {}).get("kl", KL_BUDGET)
-    thresholds = {gate: gates.get("iteration", {}).get(gate.name, gate.rule.threshold) for gate in limits}
+    budget = context.config.gates.get("optimisation", {}).get("kl", KL_BUDGET)
+    thresholds = {gate: threshold_of(gate, "iteration", context.config) for gate in limits}
     sign = 1.0 if better == "at least" else -1.0
     candidates = []
     for at, each in enumerate(standings):

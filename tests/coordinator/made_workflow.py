@@ -101,7 +101,7 @@ class MadeJobs(JobRunner):
         metrics: list[dict[str, float]] = [
             {"step": step, "loss": 3.0 / (skill + step), "gradient_norm": 1.0} for step in range(1, STEPS + 1)
         ]
-        metrics[-1] |= {f"validation_benchmark/{name}": 0.875 for name in job.benchmarks}
+        metrics[-1] |= {f"benchmark/{name}": 0.875 for name in job.benchmarks}
         outputs = {
             "model": ArtifactId(self._artifacts.put_folder(made)),
             "metrics": ArtifactId(self._artifacts.put_rows(metrics)),

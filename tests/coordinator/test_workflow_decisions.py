@@ -16,6 +16,7 @@ from realign_cluster.coordinator.workflow_history import read_workflow_history
 from realign_cluster.coordinator.workflow_report import write_workflow_report
 from realign_cluster.coordinator.workflow_status import gate_lines, gate_rows, status_lines, workflow_status
 from realign_cluster.domain.errors import UsageError
+from realign_cluster.store.workflow_ledger import WorkflowLedger
 
 from .made_workflow import MadeWorkflow
 
@@ -63,6 +64,18 @@ def test_an_override_that_was_taken_back_stands_in_the_record_and_counts_no_more
     assert read_workflow_history(made.run).overridden == {("preparation", "perplexity")}
 
 
+def test_a_run_that_ended_and_does_not_any_more_hands_no_model_over(tmp_path: Path) -> None:
+    made = MadeWorkflow(tmp_path / "made", mode="permissive")
+    assert made.sit() == 0
+    assert (made.run / "output" / "skill").exists()
+    config = made.folder / "workflow.toml"
+    config.write_text(config.read_text().replace('mode = "permissive"', 'mode = "strict"'))
+    assert made.sit() == 1
+    assert stages(made.run) == {"preparation": "stop"}
+    assert not (made.run / "output").exists()
+    assert orjson.loads((made.run / "summary.json").read_bytes())["output"] is None
+
+
 def test_only_what_is_overridden_is_taken_back_and_by_name(tmp_path: Path) -> None:
     made = MadeWorkflow(tmp_path / "made", mode="strict")
     made.sit()
@@ -103,6 +116,28 @@ def test_items_added_are_another_look_which_the_ledger_keeps(tmp_path: Path) -> 
     assert verdict(made.run) == first
 
 
+def test_killed_between_a_look_and_its_verdict_it_is_no_other_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = MadeWorkflow(tmp_path / "made", mode="strict")
+    valid_rows(made, 60)
+    with monkeypatch.context() as dying:
+        dying.setattr(WorkflowLedger, "put_verdict", _dies)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                made.sit()
+    assert gate_rows(made.run) == []
+    made.sit()
+    assert (verdict(made.run)["outcome"], verdict(made.run)["look"]) == ("PASS", 1)
+    with contextlib.closing(sqlite3.connect(made.run / "ledger.sqlite")) as ledger:
+        [looks] = ledger.execute("SELECT count(*) FROM note WHERE kind = 'look'").fetchone()
+    assert looks == len([each for each in gate_rows(made.run) if each["alpha_each"]])
+
+
+def _dies(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_the_independent_script_counts_looks_too(tmp_path: Path) -> None:
     """A PASS of a look beyond those declared, or with more than its part of alpha, would differ."""
     sys.path.insert(0, str(KNOWLEDGE))
@@ -139,3 +174,23 @@ def test_looks_are_declared_before_the_first(tmp_path: Path) -> None:
     config.write_text(config.read_text().replace("looks = 3", "looks = 4"))
     with pytest.raises(UsageError, match="looks: 4, but this run's gates have judged with 3 declared"):
         made.sit()
+
+
+def test_a_run_from_before_looks_were_counted_is_shown_and_gone_on_with(tmp_path: Path) -> None:
+    made = MadeWorkflow(tmp_path / "made", mode="strict")
+    made.sit()
+    with contextlib.closing(sqlite3.connect(made.run / "ledger.sqlite")) as ledger, ledger:
+        for gate, body in ledger.execute("SELECT gate, body FROM verdict").fetchall():
+            before = {key: value for key, value in orjson.loads(body).items() if key not in ("look", "looks")}
+            ledger.execute("UPDATE verdict SET body = ? WHERE gate = ?", (orjson.dumps(before), gate))
+        ledger.execute("DELETE FROM note WHERE kind = 'look'")
+        [config] = ledger.execute("SELECT value FROM meta WHERE key = 'config'").fetchone()
+        before = {key: value for key, value in orjson.loads(config).items() if key != "looks"}
+        ledger.execute("UPDATE meta SET value = ? WHERE key = 'config'", (orjson.dumps(before).decode(),))
+    (line,) = [each for each in gate_lines(gate_rows(made.run)) if "preparation.perplexity" in each]
+    assert "alpha 0.05" in line
+    assert "look" not in line
+    assert ">look " not in page_of(made.run)
+    assert workflow_status(made.run)["state"] == "incomplete"
+    made.sit()
+    assert (verdict(made.run)["look"], verdict(made.run)["looks"]) == (1, 1)

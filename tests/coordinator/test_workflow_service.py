@@ -136,6 +136,10 @@ REFUSED: dict[str, tuple[Callable[[Path, Service], MadeWorkflow], str]] = {
     "token": (lambda f, s: made(f, s, more='token_variable = "FACTS_OF_A_TEST"'), "FACTS_OF_A_TEST is not set"),
     "key": (lambda f, s: made(f, s, more="pairs_per_reqest = 4"), "did you mean 'pairs_per_request'"),
     "kind": (lambda f, s: made(f, s, kind="lexical"), "service: nobody asks it, the kind is lexical"),
+    "model": (
+        lambda f, s: MadeWorkflow(f, tables='[verifier]\nkind = "lexical"\nmodel = "a-judge"'),
+        "model: nobody asks it, the kind is lexical",
+    ),
     "open": (
         lambda f, s: MadeWorkflow(
             f, tables=TABLES.format(kind="service", url="http://example.org/check", version="7", more="")

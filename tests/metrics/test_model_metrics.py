@@ -1,4 +1,4 @@
-"""Divergence, perplexity and retention: by hand, and against the sum over a whole vocabulary."""
+"""Divergence and perplexity: by hand, and against the sum over a whole vocabulary."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from realign_cluster.metrics.divergence import CompletionDivergence, Estimator, estimate_nats, kl_per_token
 from realign_cluster.metrics.measured import ItemId
 from realign_cluster.metrics.perplexity import perplexity
-from realign_cluster.metrics.retention import benchmark_retention, retention
 
 
 def completion(prompt: str, nats: float, tokens: int) -> CompletionDivergence:
@@ -80,60 +79,3 @@ class TestPerplexity:
         assert perplexity([(ItemId("a"), 1e6, 1)]).value == math.inf
         with pytest.raises(ValueError, match="text 'a'"):
             perplexity([(ItemId("a"), math.nan, 1)])
-
-
-def scores(*values: float) -> dict[ItemId, float]:
-    return {ItemId(str(number)): value for number, value in enumerate(values)}
-
-
-class TestRetention:
-    def test_by_hand(self):
-        """0.85 to 0.70 with four choices: 0.45 of 0.60 above chance is left."""
-        one = benchmark_retention("arc", scores(*[1] * 17, *[0] * 3), scores(*[1] * 14, *[0] * 6), chance=0.25)
-        assert one.value == pytest.approx(0.45 / 0.60)
-        assert one.why_undefined == ""
-
-    @pytest.mark.parametrize("before", [(1, 0, 0, 0), (0, 0, 0, 0)])
-    def test_a_baseline_at_or_below_chance_is_undefined_and_says_so(self, before: tuple[float, ...]):
-        one = benchmark_retention("arc", scores(*before), scores(1, 1, 1, 1), chance=0.25)
-        assert one.value is None
-        assert "nothing to retain" in one.why_undefined
-        assert retention([one]).undefined == ("arc",)
-        assert (retention([one]).least, retention([one]).mean) == (None, None)
-
-    def test_no_items(self):
-        one = benchmark_retention("arc", {}, {}, chance=0.0)
-        assert one.value is None
-        assert "no items" in one.why_undefined
-
-    def test_the_least_and_the_mean(self):
-        kept = benchmark_retention("a", scores(1, 1), scores(1, 1), chance=0.0)
-        lost = benchmark_retention("b", scores(1, 1), scores(1, 0), chance=0.0)
-        flat = benchmark_retention("c", scores(0, 0), scores(1, 0), chance=0.0)
-        found = retention([kept, lost, flat])
-        assert found.least is lost
-        assert found.mean == 0.75
-        assert found.undefined == ("c",)
-
-    @pytest.mark.parametrize(
-        ("before", "after", "chance", "says"),
-        [
-            (scores(1), scores(1, 1), 0.0, "item '1' was measured only after"),
-            (scores(1), scores(1), 1.0, "guessing"),
-            (scores(1), scores(2), 0.0, "score of 2"),
-        ],
-    )
-    def test_what_cannot_be_compared_is_refused(self, before, after, chance: float, says: str):
-        with pytest.raises(ValueError, match=says):
-            benchmark_retention("arc", before, after, chance)
-
-    @given(
-        st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([0.0, 0.5, 1.0])), min_size=1),
-        st.sampled_from([0.0, 0.25, 0.5]), st.sampled_from([0.9, 0.95, 1.0]),
-    )  # fmt: skip
-    def test_margins_say_what_the_ratio_says(self, items: list[tuple[float, float]], chance: float, threshold: float):
-        before, after = scores(*(item[0] for item in items)), scores(*(item[1] for item in items))
-        one = benchmark_retention("arc", before, after, chance)
-        mean = sum(margin for _, margin in one.margins(threshold)) / len(items)
-        if one.value is not None and abs(mean) > 1e-9:
-            assert (mean > 0) == (one.value > threshold)

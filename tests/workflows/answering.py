@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from realign_cluster.coordinator.workflow_jobs import derive_here
+from realign_cluster.coordinator.workflow_jobs_here import derive_here
 from realign_cluster.store.artifacts import ArtifactStore
 from realign_cluster.workflows.config import WorkflowConfig, read_config
 from realign_cluster.workflows.course import Begun, Decisions, End, Ended, Judged, course

@@ -116,6 +116,13 @@ def test_a_preference_training_that_is_none(made: Path) -> None:
         read_config(made)
 
 
+def test_a_preference_training_that_would_never_stop_early(made: Path) -> None:
+    wanted = 'method = "dpo"\nevaluation = { every = 2, patience = 3 }'
+    made.write_text(made.read_text().replace('method = "dpo"', wanted))
+    with pytest.raises(UsageError, match=r"training\.preference\.evaluation\.patience: no pairs are validated on"):
+        read_config(made)
+
+
 @pytest.mark.parametrize(
     ("gates", "said"),
     [

@@ -20,9 +20,9 @@ from realign_cluster.domain.retention import BenchmarkPair, judge_benchmark
 from realign_cluster.domain.training import TrainSettings
 from realign_cluster.workflows.checklists import CHECKLISTS
 from realign_cluster.workflows.config import HarnessTask, WorkflowConfig
-from realign_cluster.workflows.course import rule_as_judged
 from realign_cluster.workflows.diagnosis import DATA_RULES
 from realign_cluster.workflows.findings import Issue
+from realign_cluster.workflows.judging import rule_as_judged
 from realign_cluster.workflows.sources import RETRIEVAL_ATTEMPTS
 from realign_cluster.workflows.stage import Stage, StageGate, Workflow
 from realign_cluster.workflows.tables import WORKFLOWS, workflow_named

@@ -13,7 +13,8 @@ import pytest
 from realign_cluster.cli.workflow_plan import plan_workflow
 from realign_cluster.coordinator.home import ClusterHome
 from realign_cluster.coordinator.stop import Stop
-from realign_cluster.coordinator.workflow_jobs import Where, derive_here
+from realign_cluster.coordinator.workflow_jobs import Where
+from realign_cluster.coordinator.workflow_jobs_here import derive_here
 from realign_cluster.coordinator.workflow_record import WorkflowRun
 from realign_cluster.domain.errors import RunFailed, UsageError
 from realign_cluster.store.artifacts import ArtifactStore

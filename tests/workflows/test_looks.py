@@ -137,7 +137,9 @@ def test_retention_is_looked_at_likewise() -> None:
 
 
 def test_nothing_measured_is_no_look() -> None:
-    run = Run()
-    assert run.judge(lambda: Outcome()).outcome == "INSUFFICIENT"
+    run = Run(asked=config(attempts=1, looks=2))
+    nothing = run.judge(lambda: Outcome())
+    assert (nothing.outcome, nothing.look, nothing.looks) == ("INSUFFICIENT", 1, 2)
     assert run.seen == {}
-    assert run.judge(of(share("accuracy", 100, 0))).outcome == "PASS"
+    first = run.judge(of(share("accuracy", 100, 0)))
+    assert (first.outcome, first.look, first.looks) == ("PASS", 1, 2)

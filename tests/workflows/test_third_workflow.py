@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from realign_cluster.coordinator.workflow_jobs import derive_here
+from realign_cluster.coordinator.workflow_jobs_here import derive_here
 from realign_cluster.store.artifacts import ArtifactStore
 from realign_cluster.workflows.course import Begun, Decisions, End, Ended, Judged, course
 from realign_cluster.workflows.derive import REGISTRY

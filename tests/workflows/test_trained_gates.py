@@ -16,15 +16,15 @@ from typing import Any
 import pytest
 
 from realign_cluster.coordinator.workflow_history import read_workflow_history
-from realign_cluster.coordinator.workflow_jobs import derive_here
+from realign_cluster.coordinator.workflow_jobs_here import derive_here
 from realign_cluster.coordinator.workflow_request import WorkflowRequest
 from realign_cluster.coordinator.workflow_status import gate_rows, workflow_status
 from realign_cluster.store.artifacts import ArtifactStore
 from realign_cluster.workflows import answers
 from realign_cluster.workflows.config import WorkflowConfig
-from realign_cluster.workflows.course import judge_stage_gate
 from realign_cluster.workflows.derive import derive
 from realign_cluster.workflows.jobs import ArtifactId
+from realign_cluster.workflows.judging import judge_stage_gate
 from realign_cluster.workflows.measured import by_metric
 from realign_cluster.workflows.stage import Outcome
 from realign_cluster.workflows.tables import workflow_named

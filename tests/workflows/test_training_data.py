@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from realign_cluster.coordinator.workflow_jobs import derive_here
+from realign_cluster.coordinator.workflow_jobs_here import derive_here
 from realign_cluster.store.artifacts import ArtifactStore
 from realign_cluster.workflows.config import CleaningConfig
 from realign_cluster.workflows.derive import derive

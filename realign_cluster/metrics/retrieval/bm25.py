@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 
 from realign_cluster.domain.errors import UsageError
-from realign_cluster.metrics.retrieval.index_folder import open_index, write_index
+from realign_cluster.metrics.retrieval.index_folder import verify_index, write_index
 from realign_cluster.metrics.retrieval.retriever import (
     Passage,
     Ranking,
@@ -80,7 +80,7 @@ class Bm25Index:
 
     def __init__(self, folder: Path) -> None:
         """Raises UsageError where there is none, DamagedIndex for a damaged one."""
-        self._manifest = open_index(folder, KIND)
+        self._manifest = verify_index(folder, KIND)
         self._ids: list[str] = orjson.loads((folder / _IDS).read_bytes())
         self._index = bm25s.BM25.load(folder, mmap=True, backend="numpy")
 

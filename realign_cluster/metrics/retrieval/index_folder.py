@@ -90,7 +90,7 @@ def write_index(
     return manifest
 
 
-def open_index(folder: Path, kind: str) -> Manifest:
+def verify_index(folder: Path, kind: str) -> Manifest:
     """Raises UsageError where there is no index of that kind, DamagedIndex for one with another file than it had."""
     manifest = read_manifest(folder, kind)
     for name, recorded in manifest.files.items():

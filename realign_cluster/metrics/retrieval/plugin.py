@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
 from realign_cluster.domain.errors import RealignError, UsageError
-from realign_cluster.metrics.retrieval.index_folder import open_index, write_index
+from realign_cluster.metrics.retrieval.index_folder import verify_index, write_index
 from realign_cluster.metrics.retrieval.retriever import (
     Passage,
     Ranking,
@@ -104,7 +104,7 @@ class OwnIndex:
     def __init__(self, folder: Path, *, code: str, retriever: OwnRetriever) -> None:
         """Raises UsageError where there is none, or one of another retriever; DamagedIndex."""
         self._folder = folder
-        self._manifest = open_index(folder, KIND)
+        self._manifest = verify_index(folder, KIND)
         self._code = code
         self._retriever = retriever
         with explained(code):

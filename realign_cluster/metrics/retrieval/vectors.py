@@ -16,7 +16,7 @@ import numpy.typing as npt
 import orjson
 
 from realign_cluster.domain.errors import UsageError
-from realign_cluster.metrics.retrieval.index_folder import open_index, write_index
+from realign_cluster.metrics.retrieval.index_folder import verify_index, write_index
 from realign_cluster.metrics.retrieval.retriever import (
     Passage,
     Ranking,
@@ -66,7 +66,7 @@ def build_vector_index(
 class VectorIndex:
     def __init__(self, folder: Path, *, embedder: Embedder) -> None:
         """Raises UsageError where there is no index of vectors, or one of another embedder; DamagedIndex."""
-        self._manifest = open_index(folder, KIND)
+        self._manifest = verify_index(folder, KIND)
         there, asked = self._manifest.parameters["embedder"], embedder.fingerprint()
         if there != asked:
             raise UsageError(f"{folder} was embedded by {there}, not by {asked}", "index it again in another folder")

@@ -16,10 +16,8 @@ from realign_cluster.metrics import calibration
 from realign_cluster.metrics.detector import auroc
 from realign_cluster.metrics.measured import ItemId
 
-EQUAL_MASS_BINS = calibration.BINS
 SIDES = (True, False)
 UNDEFINED = "undefined"
-LEAST_INFORMED = 0.3  # sensitivity + specificity - 1 below this: no correction can save the judge's counts
 
 
 class Record(BaseModel):
