@@ -83,6 +83,7 @@ class _Sitting:
             run, self._request.track, lambda message: self._dashboard.note(message, "warning")
         )
         run.ledger.add_note("sitting", time.time(), {"command": run.command})
+        run.ledger.set_meta("end", None)  # as it ended before it was gone on with: no longer how it stands
         way = course(run.workflow, run.config, run.state, run.decisions, run.judge, run.retriever)
         try:
             end = await self._drive(way)

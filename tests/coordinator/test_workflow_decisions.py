@@ -76,6 +76,22 @@ def test_a_run_that_ended_and_does_not_any_more_hands_no_model_over(tmp_path: Pa
     assert orjson.loads((made.run / "summary.json").read_bytes())["output"] is None
 
 
+def test_a_run_that_ended_and_is_killed_while_it_is_judged_again_is_incomplete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = MadeWorkflow(tmp_path / "made", mode="permissive")
+    made.sit()
+    assert workflow_status(made.run)["state"] == "complete"
+    with monkeypatch.context() as dying:
+        dying.setattr(WorkflowLedger, "put_verdict", _dies)
+        with pytest.raises(KeyboardInterrupt):
+            made.sit()
+    assert workflow_status(made.run)["state"] == "incomplete"
+    assert page_of(made.run)
+    assert made.sit() == 0
+    assert workflow_status(made.run)["state"] == "complete"
+
+
 def test_only_what_is_overridden_is_taken_back_and_by_name(tmp_path: Path) -> None:
     made = MadeWorkflow(tmp_path / "made", mode="strict")
     made.sit()
