@@ -16,7 +16,7 @@ import argparse
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -151,7 +151,7 @@ def _line(stored: Stored, stage: Stage | None, gate: str, verdict: dict[str, Any
     rule = rule_of(gate, stage, stored)
     if rule is None:
         return Line(status="NOT KNOWN", said="there is no rule for it here")
-    if gate.startswith(RETENTION) and f"benchmark {gate.removeprefix(RETENTION)}" not in stage.data:
+    if gate.startswith(RETENTION) and f"harness {gate.removeprefix(RETENTION)}" in stage.data:
         return Line(status="not recomputed", said="a task of lm-evaluation-harness, scored by code of its own")
     threshold = stored.config["gates"].get(stage.name, {}).get(gate, rule.threshold)
     if any(each.number == stage.number and each.attempt > stage.attempt for each in stored.stages):
@@ -363,10 +363,10 @@ def _shown(case: Case, again: Again) -> str:
     return said
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path)
-    lines = list(judge_again(parser.parse_args().run))
+    lines = list(judge_again(parser.parse_args(arguments).run))
     for line in lines:
         print(f"{line.status:<8}", line.said)
     return 0 if lines and all(line.status in ("agrees", "not recomputed") for line in lines) else 1
