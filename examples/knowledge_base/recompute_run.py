@@ -154,8 +154,13 @@ def _line(stored: Stored, stage: Stage | None, gate: str, verdict: dict[str, Any
     if gate.startswith(RETENTION) and f"harness {gate.removeprefix(RETENTION)}" in stage.data:
         return Line(status="not recomputed", said="a task of lm-evaluation-harness, scored by code of its own")
     threshold = stored.config["gates"].get(stage.name, {}).get(gate, rule.threshold)
-    if any(each.number == stage.number and each.attempt > stage.attempt for each in stored.stages):
-        threshold = verdict["threshold"]  # an attempt that was done again is not judged again when they change
+    if (later := stored.done_again(stage)) is not None:
+        if later.settings != stage.settings:
+            return Line(
+                status="not recomputed",
+                said="the stage was done again, with other settings: those of before are not kept",
+            )
+        threshold = verdict["threshold"]  # the run does not judge such an attempt again when thresholds change
     case = Case(gate=gate, rule=replace(rule, threshold=threshold), stage=stage, stored=stored, verdict=verdict)
     try:
         again = _judged_again(case)

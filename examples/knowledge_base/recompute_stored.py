@@ -45,6 +45,7 @@ class Stage:
     entered: str  # model that it began with
     model: str
     data: Mapping[str, str]  # artifacts of the user's files, and what earlier stages left
+    settings: Mapping[str, str]  # of the configuration, thresholds apart, by hash
     artifacts: Mapping[str, str]
 
 
@@ -79,10 +80,16 @@ class Stored:
                 entered=body["inputs"]["model"],
                 model=made.get("artifact") or made.get("hash") or body["inputs"]["model"],
                 data={name.removeprefix("data "): each for name, each in body["inputs"].items()},
+                settings={name: each for name, each in body["inputs"].items() if name.startswith("settings ")},
                 artifacts=body["artifacts"],
             )
             found.append(stage)
         return found
+
+    def done_again(self, stage: Stage) -> Stage | None:
+        """The last attempt of the same stage, if this is not it."""
+        last = max((each for each in self.stages if each.number == stage.number), key=lambda each: each.attempt)
+        return None if last.attempt == stage.attempt else last
 
     def verdicts(self) -> Iterator[tuple[int, int, str, dict[str, Any]]]:
         """(stage, attempt, gate, verdict)"""

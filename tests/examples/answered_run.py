@@ -18,7 +18,7 @@ from realign_cluster.coordinator.workflow_record import open_workflow_run
 from realign_cluster.coordinator.workflow_request import WorkflowRequest
 from realign_cluster.workflows.config import Mode
 from realign_cluster.workflows.course import course
-from realign_cluster.workflows.jobs import ArtifactId, JobResult, Score, Train
+from realign_cluster.workflows.jobs import ArtifactId, JobResult, Score, Train, job_key
 from tests.coordinator.made_workflow import Unseen
 from tests.workflows.answering import World, gold_of, make_data, scores_of
 
@@ -45,6 +45,7 @@ class AnsweringJobs(JobRunner):
         made = self._folder / "making"
         made.mkdir()
         (made / TRAINED).write_text(f"{self._times(job.model) + 1}")
+        (made / "trained by").write_text(job_key(job))  # another training makes another model
         outputs = {
             "model": ArtifactId(self._artifacts.put_folder(made)),
             "metrics": ArtifactId(self._artifacts.put_rows([{"step": 1, "loss": 1.0}])),
