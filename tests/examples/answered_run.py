@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,15 @@ class AnsweringJobs(JobRunner):
 
 def answered_run(workflow: str, folder: Path, world: World, mode: Mode) -> Path:
     """A run's folder, with its ledger and artifacts, driven to its end; no report is written. Answers may make two
-    claims, and few preferences will do.
+    claims, few preferences will do, and there is one round of iteration.
     """
     config = make_data(workflow, folder / "made")
     config_file = folder / "made" / "workflow.toml"
-    text = config_file.read_text().replace("most_claims = 1", "most_claims = 2")
-    config_file.write_text(text.replace("least_pairs = 30", "least_pairs = 5"))
+    text = config_file.read_text()
+    for key, value in {"most_claims": 2, "least_pairs": 5, "rounds": 1}.items():
+        text, times = re.subn(rf"^{key} = \d+", f"{key} = {value}", text, flags=re.MULTILINE)
+        assert times == 1, key
+    config_file.write_text(text)
     gold: dict[str, set[str]] = {}
     for benchmark in config.benchmark_files.values():
         gold_of(map(json.loads, (folder / "made" / benchmark).read_text().splitlines()), gold)
