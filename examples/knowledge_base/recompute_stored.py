@@ -47,6 +47,7 @@ class Stage:
     data: Mapping[str, str]  # artifacts of the user's files, and what earlier stages left
     settings: Mapping[str, str]  # of the configuration, thresholds apart, by hash
     artifacts: Mapping[str, str]
+    verifier: str  # fingerprint of who said what is supported, "" where nobody was asked
 
 
 class Stored:
@@ -71,6 +72,7 @@ class Stored:
         for number, attempt, begun, text in self._ledger.execute(query):
             body = json.loads(text)
             made = body["model"] or {}
+            said = (body["measurements"].get(name, {}).get("verifier") for name in ("factuality", "pairs_supported"))
             stage = Stage(
                 number=number,
                 attempt=attempt,
@@ -82,6 +84,7 @@ class Stored:
                 data={name.removeprefix("data "): each for name, each in body["inputs"].items()},
                 settings={name: each for name, each in body["inputs"].items() if name.startswith("settings ")},
                 artifacts=body["artifacts"],
+                verifier=next(filter(None, said), ""),
             )
             found.append(stage)
         return found
@@ -131,8 +134,8 @@ class Stored:
         """What the verifier said of those answers."""
         parted = self._jobs("part_generated", generated=self.generated(stage, model, items))[0].made["items"]
         asked = self._jobs("answer_pairs", generated=parted)[0]
-        measured = self._jobs("answer_measurements", generated=parted)[0]
-        return self._said(asked.made["pairs"], measured.made_from["verdicts"])
+        measured = self._jobs("answer_measurements", generated=parted)
+        return self._said(asked.made["pairs"], _by(stage.verifier, measured).made_from["verdicts"])
 
     def likelihoods(self, stage: Stage, *, valid: bool) -> Rows:
         """Of the benchmarks' choices, and of the validation rows."""
@@ -162,20 +165,18 @@ class Stored:
     def supports_collected(self, stage: Stage) -> Supports:
         """What the verifier said of the collected pairs."""
         asked = self._jobs("pairs_of_facts", pairs=stage.data["pairs"])[0]
-        judged = self._jobs("pairs_supported", pairs=stage.data["pairs"])[0]
-        return self._said(asked.made["pairs"], judged.made_from["verdicts"])
+        judged = self._jobs("pairs_supported", pairs=stage.data["pairs"])
+        return self._said(asked.made["pairs"], _by(stage.verifier, judged).made_from["verdicts"])
 
     def labelled(self, stage: Stage, verifier: str) -> list[tuple[str, bool, bool]]:
         """(item, whether people find it supported, whether the verifier does) of each labelled claim."""
-        pairs = self._jobs("label_pairs", labels=stage.data["labels"])[0].made["pairs"]
-        for job in self._jobs("verifier_quality", labels=stage.data["labels"]):
-            if job.asked["parameters"]["verifier"] == verifier:
-                said = self._said(pairs, job.made_from["verdicts"])
-                return [
-                    (str(row.get("id", at)), row["label"] == "supported", said(row["evidence"], row["claim"]))
-                    for at, row in enumerate(self.of(stage, "labels"))
-                ]
-        raise NotStored(f"the verifier {verifier[:8]} was not held against labels")
+        asked = self._jobs("label_pairs", labels=stage.data["labels"])[0]
+        judged = self._jobs("verifier_quality", labels=stage.data["labels"])
+        said = self._said(asked.made["pairs"], _by(verifier, judged).made_from["verdicts"])
+        return [
+            (str(row.get("id", at)), row["label"] == "supported", said(row["evidence"], row["claim"]))
+            for at, row in enumerate(self.of(stage, "labels"))
+        ]
 
     def labels(self, stage: Stage, verifier: str) -> Labels:
         found = self.labelled(stage, verifier)
@@ -289,6 +290,14 @@ def looks_of(ledger: sqlite3.Connection) -> dict[tuple[str, str, str], list[str]
         if look["items"] not in known:
             known.append(look["items"])
     return sets
+
+
+def _by(verifier: str, judged: Sequence[Job]) -> Job:
+    """The last that goes by this verifier."""
+    for job in judged:
+        if job.asked["parameters"]["verifier"] == verifier:
+            return job
+    raise NotStored(f"nothing that the verifier {verifier[:8] or '(none)'} was asked for")
 
 
 def _benchmarks(stage: Stage) -> dict[str, str]:
