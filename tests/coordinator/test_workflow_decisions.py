@@ -155,7 +155,7 @@ def _dies(*_: object) -> None:
 
 
 def test_the_independent_script_counts_looks_too(tmp_path: Path) -> None:
-    """A PASS of a look beyond those declared, or with more than its part of alpha, would differ."""
+    """A PASS of a look beyond those declared, or with more than its part of alpha, differs."""
     sys.path.insert(0, str(KNOWLEDGE))
     import recompute_run  # nothing of the project: a script beside the demo
 
@@ -163,16 +163,22 @@ def test_the_independent_script_counts_looks_too(tmp_path: Path) -> None:
     for rows in (60, 70):
         valid_rows(made, rows)
         made.sit()
-    with contextlib.closing(sqlite3.connect(made.run / "ledger.sqlite")) as ledger:
-        looks = recompute_run.looks_of(ledger)
-    [most] = [count for (_, gate, _), count in looks.items() if gate == "perplexity"]
-    assert most == 2
-    honest, config = verdict(made.run), {"looks": 1, "alpha": 0.05}
-    assert recompute_run.is_paid_for(honest, most, config)
-    assert not recompute_run.is_paid_for({**honest, "outcome": "PASS"}, most, config)
-    assert recompute_run.is_paid_for({**honest, "outcome": "PASS", "look": 1}, most, config)
-    assert not recompute_run.is_paid_for({**honest, "look": 3}, most, config)
-    assert not recompute_run.is_paid_for({**honest, "alpha_each": 0.1}, most, config)
+
+    def status(**changed: Any) -> str:
+        with contextlib.closing(sqlite3.connect(made.run / "ledger.sqlite")) as ledger, ledger:
+            body = orjson.dumps({**honest, **changed})
+            ledger.execute("UPDATE verdict SET body = ? WHERE gate = 'perplexity'", (body,))
+        [line] = [each for each in recompute_run.judge_again(made.run) if "perplexity" in each.said]
+        return str(line.status)
+
+    honest = verdict(made.run)
+    assert (honest["look"], honest["outcome"]) == (2, "INSUFFICIENT")
+    assert status() == "agrees"
+    assert status(outcome="PASS") == "DIFFERS"
+    assert status(outcome="PASS", look=1) == "DIFFERS"
+    assert status(look=3) == "DIFFERS"
+    assert status(looks=2) == "DIFFERS"
+    assert status(alpha_each=0.1) == "DIFFERS"
 
 
 def test_looks_are_declared_before_the_first(tmp_path: Path) -> None:

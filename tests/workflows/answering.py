@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,8 +121,7 @@ class Runs:
         for name, value in names.items():
             rows = [json.loads(line) for line in (folder / value).read_text().splitlines()]
             data[name] = ArtifactId(self.artifacts.put_rows(world.data.get(name, list)(rows)))
-            for row in (row for row in rows if "answer" in row):
-                self._gold.setdefault(row["prompt"], set()).add(str(row["answer"]).strip())
+            gold_of(rows, self._gold)
         asked = {
             stage: {**config.gates.get(stage, {}), **world.gates.get(stage, {})}
             for stage in (*config.gates, *world.gates)
@@ -169,22 +168,33 @@ class Runs:
     def _scored(self, job: Score, world: World) -> JobResult:
         times = int(job.model.identity.split()[1])
         say = world.answers[min(max(times - 1, 0), len(world.answers) - 1)]
-        rows = [{**row, "scores": self._scores(job, row, say, world)} for row in self.artifacts.rows(job.rows)]
+        rows = [{**row, "scores": scores_of(job, row, say, world, self._gold)} for row in self.artifacts.rows(job.rows)]
         made = self.artifacts.put_rows(rows)
         return JobResult(outputs={"rows": ArtifactId(made)}, value={"seconds": 1.0, "rows": len(rows)})
 
-    def _scores(self, job: Score, row: dict[str, Any], say: Answer, world: World) -> dict[str, Any]:
-        row = {**row, "gold": min(self._gold.get(row["prompt"], {"a story."}))}
-        match job.kinds:
-            case ("generate",):
-                assert job.sampling is not None
-                texts = [say(row), *(careless(row), right(row), careless(row))][: job.sampling.samples]
-                return {"generate": {"samples": [{"text": text, "tokens": 8, "finish": "stop"} for text in texts]}}
-            case ("loglik",):
-                likely = row["set"] == "valid" or (say(row) == right(row)) == (
-                    row["response"].strip() in self._gold[row["prompt"]]
-                )  # of choices the one that it would say
-                return {"loglik": {"sum": -world.loss * 8 if likely else -80.0, "tokens": 8}}
-            case ("kl",):
-                return {"kl": {"sum": world.divergence * 8, "tokens": 8}}
-        raise AssertionError(job.kinds)
+
+def scores_of(
+    job: Score, row: dict[str, Any], say: Answer, world: World, gold: Mapping[str, set[str]]
+) -> dict[str, Any]:
+    """What a model that answers so is given for a row. `gold`: prompt of a benchmark -> right answers."""
+    row = {**row, "gold": min(gold.get(row["prompt"], {"a story."}))}
+    match job.kinds:
+        case ("generate",):
+            assert job.sampling is not None
+            texts = [say(row), *(careless(row), right(row), careless(row))][: job.sampling.samples]
+            return {"generate": {"samples": [{"text": text, "tokens": 8, "finish": "stop"} for text in texts]}}
+        case ("loglik",):
+            likely = row["set"] == "valid" or (say(row) == right(row)) == (
+                row["response"].strip() in gold[row["prompt"]]
+            )  # of choices the one that it would say
+            return {"loglik": {"sum": -world.loss * 8 if likely else -80.0, "tokens": 8}}
+        case ("kl",):
+            return {"kl": {"sum": world.divergence * 8, "tokens": 8}}
+    raise AssertionError(job.kinds)
+
+
+def gold_of(rows: Iterable[Mapping[str, Any]], gold: dict[str, set[str]]) -> None:
+    """Adds the right answers of a benchmark's rows."""
+    for row in rows:
+        if "answer" in row:
+            gold.setdefault(row["prompt"], set()).add(str(row["answer"]).strip())
