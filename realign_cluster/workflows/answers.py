@@ -23,6 +23,7 @@ from realign_cluster.metrics.verifiers.verdict import Pair
 from realign_cluster.workflows.derive import Derived, Inputs, derivation
 from realign_cluster.workflows.measured import measurement_of, to_row
 from realign_cluster.workflows.special_tokens import has_special_token
+from realign_cluster.workflows.verify import label_at
 
 FORMS: Final[Mapping[str, Form]] = {
     "inline": Form.BRACKET,
@@ -257,11 +258,8 @@ def _supported(verdicts: Mapping[str, Row], query: quality.Query, threshold: flo
 
 
 def _verdict(verdicts: Mapping[str, Row], query: quality.Query, threshold: float) -> ClaimVerdict:
-    """As the verifier says, but what it calls supported below the threshold is unverifiable."""
     found = verdicts[Pair(claim=query.claim, evidence=query.evidence).key]
-    if found["supported"] is not None and found["supported"] >= threshold:
-        return ClaimVerdict.SUPPORTED
-    return ClaimVerdict.CONTRADICTED if found["label"] == "contradicted" else ClaimVerdict.UNVERIFIABLE
+    return ClaimVerdict(label_at(found, threshold) or "unverifiable")
 
 
 def _fact(verdict: ClaimVerdict) -> Fact:

@@ -178,7 +178,7 @@ def label_pairs(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     return Derived(rows={"pairs": [{"pair": key, "claim": p.claim, "evidence": [p.text]} for key, p in pairs.items()]})
 
 
-@derivation(version=2)
+@derivation(version=3)
 def verifier_quality(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     """The verifier held against labels: "measurements" with its false positives, and its report as the value.
 
@@ -188,7 +188,7 @@ def verifier_quality(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     rows = list(inputs.rows("labels"))
     found = [verdicts[pair_of(row).key] for row in rows]
     threshold, verifier = parameters["supported"], parameters["verifier"]
-    said = ["supported" if (each["supported"] or 0.0) >= threshold else each["label"] for each in found]
+    said = [label_at(each, threshold) for each in found]
     hallucinated = parameters["positive"] == "hallucinated"
     labelled = []
     for number, (row, each, label) in enumerate(zip(rows, found, said, strict=True)):
@@ -207,7 +207,7 @@ def verifier_quality(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
         dataset="labels",
         threshold=threshold,
         scores=[each["supported"] for each in found],
-        said=[None if each["label"] is None else label for each, label in zip(found, said, strict=True)],
+        said=said,
         human=[row["label"] for row in rows],
         supported=[row["label"] == "supported" for row in rows],
     )
@@ -224,6 +224,17 @@ def verifier_quality(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
         },
         value=report.model_dump(mode="json"),
     )
+
+
+def label_at(verdict: Mapping[str, Any], threshold: float) -> str | None:
+    """Of a row of verdicts, as the verifier says, but what it calls supported below the threshold is unverifiable. None
+    where it said nothing.
+    """
+    if verdict["label"] is None:
+        return None
+    if verdict["supported"] >= threshold:
+        return "supported"
+    return "unverifiable" if verdict["label"] == "supported" else str(verdict["label"])
 
 
 def _chunking(context: Context) -> dict[str, Any]:
