@@ -65,7 +65,7 @@ def test_links_lead_somewhere(document: Path):
 
 @pytest.mark.parametrize("document", documents())
 def test_tables_and_headings_are_shown_as_such(document: Path):
-    """A table without a line of dashes, or a heading or code that runs on from a paragraph, is shown as running text."""
+    """A table without a line of dashes, and what runs on from a paragraph, are shown as running text."""
     lines = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.M | re.S).splitlines()
     for before, line, after in zip(["", *lines], lines, [*lines[1:], ""], strict=False):
         begins_a_table = line.startswith("|") and not before.startswith("|")
