@@ -159,6 +159,9 @@ def gates(
         options.emit("summary", {"gates": found})
     else:
         typer.echo("\n".join(gate_lines(found)))
+        for gate, decided in ((override, "overridden"), (withdraw, "overridden no longer")):
+            if gate is not None:
+                typer.echo(f"{gate} is {decided}, from the next run on: realign runs resume {run}")
     return 0
 
 

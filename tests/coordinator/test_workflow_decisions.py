@@ -54,7 +54,11 @@ def test_an_override_that_was_taken_back_stands_in_the_record_and_counts_no_more
     status = workflow_status(made.run)
     assert [(each["by"], each["reason"]) for each in status["withdrawals"]] == [("B. Name", "it was not")]
     assert [each["by"] for each in status["overrides"]] == ["A. Name"]
-    assert any(line.startswith("  withdrawal: ") for line in status_lines(status))
+    decided = [line.rpartition(", ")[0] for line in status_lines(status)[-2:]]  # without the time
+    assert decided == [
+        "  override: preparation.perplexity, which was INSUFFICIENT, by A. Name (one row is enough)",
+        "  withdrawal: preparation.perplexity is overridden no longer, by B. Name (it was not)",
+    ]
     for page in (page_of(made.run), (made.run / "model-card.md").read_text()):
         assert "B. Name" in page
         assert "it was not" in page
