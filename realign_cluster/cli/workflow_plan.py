@@ -25,6 +25,7 @@ from realign_cluster.domain.retention import BenchmarkPair, judge_benchmark
 from realign_cluster.domain.training import TrainSettings
 from realign_cluster.workflows.config import TrainingConfig, WorkflowConfig, read_config
 from realign_cluster.workflows.course import rule_as_judged
+from realign_cluster.workflows.distance import PROBED, count_probes
 from realign_cluster.workflows.harness_process import TaskRequests, prepared_tasks
 from realign_cluster.workflows.intake import check_data, read_rows
 from realign_cluster.workflows.stage import Counted, Retained, judgements_of
@@ -116,8 +117,8 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
         return [*lines, "name a cluster for what it takes: --hostfile FILE"]
     lines.append("what it takes on this cluster, each job once; attempts and rounds repeat them")
     for cost in plan["costs"]:
-        took = "cannot run" if cost["minutes"] is None else f"{cost['minutes']:.1f} minutes"
-        lines.append(f"    {cost['title']}: {took}; {cost['text']}")
+        took = "" if cost["minutes"] is None else f"{cost['minutes']:.1f} minutes; "
+        lines.append(f"    {cost['title']}: {took}{cost['text']}")
         lines += [f"        {line}" for line in cost["memory"]]
     return [*lines, f"together {plan['minutes']:.0f} minutes of work, beside the start of each job"]
 
@@ -201,7 +202,8 @@ def _needed(threshold: float, chance: float, alpha: float) -> int | None:
 
 def _items(metric: str, stage: str, config: WorkflowConfig, files: Mapping[str, Path]) -> int:
     if metric == "kl":
-        return config.preference.probe_prompts
+        rows = {name: _count(files, name, "all") for name in PROBED if name in files}
+        return count_probes(rows, config.preference.probe_prompts)
     if metric == "verifier_false_positives":
         return _count(files, "labels", "supported" if stage == "detection" else "not supported")
     name, which = ITEMS_OF[metric]
@@ -249,12 +251,12 @@ async def _costs(
     for name in TrainingConfig.model_fields:
         settings: TrainSettings | None = getattr(config.training, name)
         if settings is not None and name in data:
-            costs.append(await _training(f"{name} training", model, files[data[name]], settings, hostfile, discover))
+            costs.append(await _training(name, model, data[name], files[data[name]], settings, hostfile, discover))
     with tempfile.TemporaryDirectory() as folder:
         pairs = Path(folder) / "pairs.jsonl"
         pairs.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in _pairs_alike(files["practice"])))
         preference = config.training.preference
-        costs.append(await _training("preference training", model, pairs, preference, hostfile, discover))
+        costs.append(await _training("preference", model, "practice", pairs, preference, hostfile, discover))
     return costs
 
 
@@ -288,13 +290,30 @@ async def _scoring(
         title=title,
         minutes=None if seconds is None else seconds / MINUTE,
         memory=tuple(f"{node.name}: {node.memory}" for node in plan.nodes),
-        text=plan.refusal or f"{plan.rows:,} rows over {len(plan.nodes)} nodes",
+        text=_refused(plan.refusal) or f"{plan.rows:,} rows over {len(plan.nodes)} nodes",
     )
 
 
+def _refused(why: str | None) -> str:
+    return f"cannot run; {why}" if why else ""
+
+
 async def _training(
-    title: str, model: str, rows: Path, settings: TrainSettings, hostfile: Path | None, discover: bool
+    name: str,
+    model: str,
+    data: str,
+    rows: Path,
+    settings: TrainSettings,
+    hostfile: Path | None,
+    discover: bool,
 ) -> Cost:
+    """`rows` stand for the run's own, which are made of `data` and others: of too few nothing can be said."""
+    title = f"{name} training"
+    with rows.open("rb") as file:
+        count = sum(1 for line in file if line.strip())
+    if count < settings.global_batch:
+        text = f"not planned: data.{data} has {count} rows, training.{name}.global_batch is {settings.global_batch}"
+        return Cost(title=title, minutes=None, memory=(), text=text)
     asked = TrainAsked(
         model=model,
         data=(str(rows),),
@@ -311,7 +330,7 @@ async def _training(
         title=title,
         minutes=None if seconds is None else seconds / MINUTE,
         memory=tuple(f"{node.name}: {node.memory}" for node in plan.nodes),
-        text=plan.refusal
+        text=_refused(plan.refusal)
         or "; ".join(
             (
                 f"{settings.steps:,} steps of {settings.global_batch}, {plan.approach} over {len(plan.nodes)} nodes",
