@@ -68,8 +68,12 @@ def test_a_damaged_run_is_listed_with_its_reason(root: Path, capsys: pytest.Capt
 
 
 def test_show_of_a_complete_run(root: Path, capsys: pytest.CaptureFixture[str]):
+    page = root / "whole" / "report.html"
+    realign(["runs", "report", "whole", "--root", str(root)])
+    assert capsys.readouterr().out == f"{page}\n"
     assert realign(["runs", "show", "whole", "--root", str(root)]) == 0
     text = capsys.readouterr().out
+    assert f"    report  {page}\n" in text
     for said in (
         "complete",
         "400 in: 300 kept, 100 dropped, 0 failed",
