@@ -181,6 +181,7 @@ def rollback(
         options.emit("summary", found)
     else:
         typer.echo(f"{run}: back to stage {to}; its model is {found['model']}")
+        typer.echo(f"what came after it is done anew by the next run: realign runs resume {run}")
     return 0
 
 
