@@ -216,13 +216,14 @@ def report(
 @app.command("diagnose", epilog="Example:  realign workflow diagnose runs/cite")
 def diagnose(run: Run, json: Json = False) -> int:
     """Say what is wrong with a run, by its measurements, with the evidence and the remedy."""
-    from realign_cluster.coordinator.workflow_diagnosis import diagnosis_lines, diagnosis_of
+    from realign_cluster.coordinator.workflow_diagnosis import diagnosis_lines, diagnosis_of, undecided_lines
+    from realign_cluster.coordinator.workflow_status import gate_rows
 
     found = diagnosis_of(run)
     if json:
         options.emit("summary", {"findings": found})
     else:
-        typer.echo("\n".join(diagnosis_lines(found)))
+        typer.echo("\n".join([*diagnosis_lines(found), *undecided_lines(gate_rows(run))]))
     return 0
 
 

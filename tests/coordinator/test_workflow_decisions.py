@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from realign_cluster.coordinator.workflow_decisions import override_gate, withdraw_override
+from realign_cluster.coordinator.workflow_diagnosis import undecided_lines
 from realign_cluster.coordinator.workflow_history import read_workflow_history
 from realign_cluster.coordinator.workflow_report import write_workflow_report
 from realign_cluster.coordinator.workflow_status import gate_lines, gate_rows, status_lines, workflow_status
@@ -42,8 +43,11 @@ def test_an_override_that_was_taken_back_stands_in_the_record_and_counts_no_more
     made = MadeWorkflow(tmp_path / "made", mode="strict")
     assert made.sit() == 1
     assert stages(made.run) == {"preparation": "stop"}
+    [undecided] = undecided_lines(gate_rows(made.run))
+    assert undecided.startswith("undecided: preparation.perplexity: the bounds ")
     override_gate(made.run, PERPLEXITY, **BY)
     made.sit()
+    assert not [line for line in undecided_lines(gate_rows(made.run)) if "perplexity" in line]
     assert stages(made.run)["preparation"] == "pass"
     assert "sources" in stages(made.run)
     withdraw_override(made.run, PERPLEXITY, by="B. Name", reason="it was not")
