@@ -199,10 +199,14 @@ def _facts(status: RunStatus) -> dict[str, str]:
     if status.state in ("incomplete", "failed") and summary.get("reason"):
         facts["why"] = str(summary["reason"])
     if status.state == "incomplete":
-        facts["go on"] = f"realign runs resume {status.folder}"
-        if hostfile := status.request.get("hostfile"):
-            facts["go on"] += f"; if the daemons were stopped, first: realign-launch --hostfile {hostfile} up"
+        facts["go on"] = _going_on(status)
     return facts
+
+
+def _going_on(status: RunStatus | TrainStatus) -> str:
+    hostfile = status.request.get("hostfile")
+    first = f"; if the daemons were stopped, first: realign-launch --hostfile {hostfile} up" if hostfile else ""
+    return f"realign runs resume {status.folder}{first}"
 
 
 def _print_troubles(console: Console, folder: Path) -> None:
@@ -283,7 +287,7 @@ def train_facts(status: TrainStatus) -> dict[str, str]:
     if status.state in ("incomplete", "failed") and summary.get("reason"):
         facts["why"] = str(summary["reason"])
     if status.state == "incomplete":
-        facts["go on"] = f"realign runs resume {status.folder}"
+        facts["go on"] = _going_on(status)
     return facts
 
 
