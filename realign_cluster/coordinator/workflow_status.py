@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +11,14 @@ from typing import Any
 
 from realign_cluster.store.run_folder import RunFolder
 from realign_cluster.store.workflow_ledger import StageRecord, WorkflowLedgerReader
+
+TURNS: Mapping[str, str] = {  # what followed from a stage, for people
+    "pass": "passed",
+    "go on": "gone on from, without a decision",
+    "remedy": "done again",
+    "roll back": "rolled back",
+    "stop": "stopped",
+}
 
 
 @contextlib.contextmanager
@@ -161,14 +169,7 @@ def _state(stage: StageRecord) -> str:
     if stage.ended is None:
         return "going on"
     turn = str(stage.body.get("turn"))
-    said = {
-        "pass": "passed",
-        "remedy": "failed, done again",
-        "go on": "gone on from",
-        "stop": "stopped here",
-        "roll back": "failed, rolled back",
-    }
-    return said.get(turn, turn)
+    return TURNS.get(turn, turn)
 
 
 def _time(wall: float) -> str:
