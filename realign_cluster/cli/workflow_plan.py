@@ -50,6 +50,9 @@ ITEMS_OF: Mapping[str, tuple[str, str]] = {
     "coverage_change": ("items", "answerable"),
     "progress": ("items", "answerable"),
 }
+TOO_FEW = (
+    "too few rows, by what the gates that a run can stop at need if each item is at its best; with errors it is more"
+)
 MINUTE = 60.0
 MOST_ITEMS = 5_000
 
@@ -91,7 +94,8 @@ async def plan_workflow(name: str, path: Path, hostfile: Path | None, *, discove
                 "alpha_each": alpha_each,
                 "looks": config.looks,
             }
-            gates.append(found | _decidable(rule, stage.name, alpha_each, config, files, tasks, per_item))
+            decidable = _decidable(rule, stage.name, alpha_each, config, files, tasks, per_item)
+            gates.append(found | {"measured_on": _measured_on(rule, stage.name)} | decidable)
     return {
         "workflow": name,
         "gates": gates,
@@ -113,6 +117,7 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
         looks = "" if gate["looks"] == 1 else f", at each of {gate['looks']} looks"
         alpha = "" if gate["alpha_each"] is None else f"; alpha {gate['alpha_each']:.3g}{looks}"
         lines.append(f"    {gate['title']}{watched}: {gate['text']}{alpha}{minutes}")
+    lines += _too_few(plan["gates"])
     if not plan["costs"]:
         return [*lines, "name a cluster for what it takes: --hostfile FILE"]
     lines.append("what it takes on this cluster, each job once; attempts and rounds repeat them")
@@ -121,6 +126,39 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
         lines.append(f"    {cost['title']}: {took}{cost['text']}")
         lines += [f"        {line}" for line in cost["memory"]]
     return [*lines, f"together {plan['minutes']:.0f} minutes of work, beside the start of each job"]
+
+
+def _too_few(gates: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of each file the most that a gate needs, where it has less; not of gates that are only watched."""
+    have: dict[str, int] = {}
+    needed: dict[str, int] = {}
+    for gate in gates:
+        if not gate["guard"] and gate.get("items_if_perfect"):
+            have[gate["measured_on"]] = gate["items"]
+            needed[gate["measured_on"]] = max(needed.get(gate["measured_on"], 0), gate["items_if_perfect"])
+    few = [f"    {name}: {have[name]:,} of {most:,}" for name, most in needed.items() if have[name] < most]
+    return [TOO_FEW, *few] if few else []
+
+
+def _measured_on(rule: Gate | Counted | Retained, stage: str) -> str | None:
+    """What more rows are to be added to."""
+    match rule:
+        case Counted():
+            return None
+        case Retained():
+            return f"benchmark {rule.benchmark}"
+        case Gate(metric="kl"):
+            return "prompts of practice and general, preference.probe_prompts at most"
+        case Gate(metric="verifier_false_positives"):
+            return f"labels, {_labelled(stage)}"
+        case Gate():
+            name, which = ITEMS_OF[rule.metric]
+            name = "sealed" if name == "items" and stage == "evaluation" else name
+            return f"{name}, {which}" if which == "answerable" else name
+
+
+def _labelled(stage: str) -> str:
+    return "supported" if stage == "detection" else "not supported"
 
 
 def _decidable(
@@ -205,7 +243,7 @@ def _items(metric: str, stage: str, config: WorkflowConfig, files: Mapping[str, 
         rows = {name: _count(files, name, "all") for name in PROBED if name in files}
         return count_probes(rows, config.preference.probe_prompts)
     if metric == "verifier_false_positives":
-        return _count(files, "labels", "supported" if stage == "detection" else "not supported")
+        return _count(files, "labels", _labelled(stage))
     name, which = ITEMS_OF[metric]
     return _count(files, "sealed" if name == "items" and stage == "evaluation" else name, which)
 

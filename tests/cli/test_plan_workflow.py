@@ -64,6 +64,17 @@ def test_people_read_the_same(plan: dict[str, Any]) -> None:
     assert text.endswith("name a cluster for what it takes: --hostfile FILE")
 
 
+def test_what_more_rows_are_to_be_added_to_is_said_of_each_file_once(plan: dict[str, Any]) -> None:
+    lines = plan_lines(plan)
+    said = lines[next(at for at, line in enumerate(lines) if line.startswith("too few")) + 1 : -1]
+    assert f"    items, answerable: {ANSWERABLE} of 414" in said  # the one format at 0.99
+    assert "    sealed, answerable: 1 of 337" in said
+    assert "    labels, not supported: 2 of 72" in said
+    assert "    benchmark basics: 2 of 94" in said
+    enough = {**plan, "gates": [each for each in plan["gates"] if each.get("can_pass")]}
+    assert not any(line.startswith("too few") for line in plan_lines(enough))
+
+
 def test_what_run_would_refuse_is_refused(made: Path) -> None:
     (made.parent / "odd.toml").write_text(made.read_text() + "\n[gates.citation]\ncitation_recall = 1.5\n")
     with pytest.raises(UsageError, match="out of range"):
