@@ -23,6 +23,7 @@ from realign_cluster.coordinator.workflow_report import write_workflow_report
 from realign_cluster.coordinator.workflow_status import WorkflowStatus, status_lines
 from realign_cluster.store.ledger_file import ledger_kind
 from realign_cluster.store.ledger_reader import LedgerReader
+from realign_cluster.store.run_folder import RunFolder
 from realign_cluster.store.train_ledger import TrainLedgerReader
 
 TROUBLES_SHOWN = 12
@@ -106,10 +107,14 @@ def show(run: Run, root: Root = Path("runs"), json: Json = False) -> int:
         return 0
     console = _console()
     console.print(Text.assemble((status.name, "bold"), "  ", (status.state, STATE_STYLE.get(status.state, ""))))
+    page = RunFolder.read(status.folder).report
     if isinstance(status, WorkflowStatus):
-        typer.echo("\n".join(status_lines(status.body)[1:]))
+        typer.echo("\n".join([*status_lines(status.body)[1:], *([f"  report: {page}"] if page.exists() else [])]))
         return 0
-    for label, value in (train_facts(status) if isinstance(status, TrainStatus) else _facts(status)).items():
+    facts = train_facts(status) if isinstance(status, TrainStatus) else _facts(status)
+    if page.exists():
+        facts["report"] = str(page)
+    for label, value in facts.items():
         console.print(Text.assemble((f"{label:>10}  ", "dim"), value), soft_wrap=True)
     if isinstance(status, TrainStatus):
         _print_training(console, status)
@@ -194,10 +199,14 @@ def _facts(status: RunStatus) -> dict[str, str]:
     if status.state in ("incomplete", "failed") and summary.get("reason"):
         facts["why"] = str(summary["reason"])
     if status.state == "incomplete":
-        facts["go on"] = f"realign runs resume {status.folder}"
-        if hostfile := status.request.get("hostfile"):
-            facts["go on"] += f"; if the daemons were stopped, first: realign-launch --hostfile {hostfile} up"
+        facts["go on"] = _going_on(status)
     return facts
+
+
+def _going_on(status: RunStatus | TrainStatus) -> str:
+    hostfile = status.request.get("hostfile")
+    first = f"; if the daemons were stopped, first: realign-launch --hostfile {hostfile} up" if hostfile else ""
+    return f"realign runs resume {status.folder}{first}"
 
 
 def _print_troubles(console: Console, folder: Path) -> None:
@@ -278,7 +287,7 @@ def train_facts(status: TrainStatus) -> dict[str, str]:
     if status.state in ("incomplete", "failed") and summary.get("reason"):
         facts["why"] = str(summary["reason"])
     if status.state == "incomplete":
-        facts["go on"] = f"realign runs resume {status.folder}"
+        facts["go on"] = _going_on(status)
     return facts
 
 

@@ -159,6 +159,9 @@ def gates(
         options.emit("summary", {"gates": found})
     else:
         typer.echo("\n".join(gate_lines(found)))
+        for gate, decided in ((override, "overridden"), (withdraw, "overridden no longer")):
+            if gate is not None:
+                typer.echo(f"{gate} is {decided}, from the next run on: realign runs resume {run}")
     return 0
 
 
@@ -178,6 +181,7 @@ def rollback(
         options.emit("summary", found)
     else:
         typer.echo(f"{run}: back to stage {to}; its model is {found['model']}")
+        typer.echo(f"what came after it is done anew by the next run: realign runs resume {run}")
     return 0
 
 
@@ -212,13 +216,14 @@ def report(
 @app.command("diagnose", epilog="Example:  realign workflow diagnose runs/cite")
 def diagnose(run: Run, json: Json = False) -> int:
     """Say what is wrong with a run, by its measurements, with the evidence and the remedy."""
-    from realign_cluster.coordinator.workflow_diagnosis import diagnosis_lines, diagnosis_of
+    from realign_cluster.coordinator.workflow_diagnosis import diagnosis_lines, diagnosis_of, undecided_lines
+    from realign_cluster.coordinator.workflow_status import gate_rows
 
     found = diagnosis_of(run)
     if json:
         options.emit("summary", {"findings": found})
     else:
-        typer.echo("\n".join(diagnosis_lines(found)))
+        typer.echo("\n".join([*diagnosis_lines(found), *undecided_lines(gate_rows(run))]))
     return 0
 
 

@@ -23,6 +23,7 @@ from realign_cluster.domain.job import Sampling
 from realign_cluster.domain.retention import BenchmarkPair, judge_benchmark
 from realign_cluster.domain.training import TrainSettings
 from realign_cluster.workflows.config import TrainingConfig, WorkflowConfig, read_config
+from realign_cluster.workflows.distance import PROBED, count_probes
 from realign_cluster.workflows.harness_process import TaskRequests, prepared_tasks
 from realign_cluster.workflows.intake import check_data, read_rows
 from realign_cluster.workflows.judging import alpha_each, rule_as_judged
@@ -48,6 +49,9 @@ ITEMS_OF: Mapping[str, tuple[str, str]] = {
     "coverage_change": ("items", "answerable"),
     "progress": ("items", "answerable"),
 }
+TOO_FEW = (
+    "too few rows, by what the gates that a run can stop at need if each item is at its best; with errors it is more"
+)
 MINUTE = 60.0
 MOST_ITEMS = 5_000
 
@@ -89,7 +93,8 @@ async def plan_workflow(name: str, path: Path, hostfile: Path | None, *, discove
                 "alpha_each": alpha,
                 "looks": config.looks,
             }
-            gates.append(found | _decidable(rule, stage.name, alpha, config, files, tasks, per_item))
+            decidable = _decidable(rule, stage.name, alpha, config, files, tasks, per_item)
+            gates.append(found | {"measured_on": _measured_on(rule, stage.name)} | decidable)
     return {
         "workflow": name,
         "gates": gates,
@@ -111,14 +116,48 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
         looks = "" if gate["looks"] == 1 else f", at each of {gate['looks']} looks"
         alpha = "" if gate["alpha_each"] is None else f"; alpha {gate['alpha_each']:.3g}{looks}"
         lines.append(f"    {gate['title']}{watched}: {gate['text']}{alpha}{minutes}")
+    lines += _too_few(plan["gates"])
     if not plan["costs"]:
         return [*lines, "name a cluster for what it takes: --hostfile FILE"]
     lines.append("what it takes on this cluster, each job once; attempts and rounds repeat them")
     for cost in plan["costs"]:
-        took = "cannot run" if cost["minutes"] is None else f"{cost['minutes']:.1f} minutes"
-        lines.append(f"    {cost['title']}: {took}; {cost['text']}")
+        took = "" if cost["minutes"] is None else f"{cost['minutes']:.1f} minutes; "
+        lines.append(f"    {cost['title']}: {took}{cost['text']}")
         lines += [f"        {line}" for line in cost["memory"]]
     return [*lines, f"together {plan['minutes']:.0f} minutes of work, beside the start of each job"]
+
+
+def _too_few(gates: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of each file the most that a gate needs, where it has less; not of gates that are only watched."""
+    have: dict[str, int] = {}
+    needed: dict[str, int] = {}
+    for gate in gates:
+        if not gate["guard"] and gate.get("items_if_perfect"):
+            have[gate["measured_on"]] = gate["items"]
+            needed[gate["measured_on"]] = max(needed.get(gate["measured_on"], 0), gate["items_if_perfect"])
+    few = [f"    {name}: {have[name]:,} of {most:,}" for name, most in needed.items() if have[name] < most]
+    return [TOO_FEW, *few] if few else []
+
+
+def _measured_on(rule: Gate | Counted | Retained, stage: str) -> str | None:
+    """What more rows are to be added to."""
+    match rule:
+        case Counted():
+            return None
+        case Retained():
+            return f"benchmark {rule.benchmark}"
+        case Gate(metric="kl"):
+            return "prompts of practice and general, preference.probe_prompts at most"
+        case Gate(metric="verifier_false_positives"):
+            return f"labels, {_labelled(stage)}"
+        case Gate():
+            name, which = ITEMS_OF[rule.metric]
+            name = "sealed" if name == "items" and stage == "evaluation" else name
+            return f"{name}, {which}" if which == "answerable" else name
+
+
+def _labelled(stage: str) -> str:
+    return "supported" if stage == "detection" else "not supported"
 
 
 def _decidable(
@@ -200,9 +239,10 @@ def _needed(threshold: float, chance: float, alpha: float) -> int | None:
 
 def _items(metric: str, stage: str, config: WorkflowConfig, files: Mapping[str, Path]) -> int:
     if metric == "kl":
-        return config.preference.probe_prompts
+        rows = {name: _count(files, name, "all") for name in PROBED if name in files}
+        return count_probes(rows, config.preference.probe_prompts)
     if metric == "verifier_false_positives":
-        return _count(files, "labels", "supported" if stage == "detection" else "not supported")
+        return _count(files, "labels", _labelled(stage))
     name, which = ITEMS_OF[metric]
     return _count(files, "sealed" if name == "items" and stage == "evaluation" else name, which)
 
@@ -248,12 +288,12 @@ async def _costs(
     for name in TrainingConfig.model_fields:
         settings: TrainSettings | None = getattr(config.training, name)
         if settings is not None and name in data:
-            costs.append(await _training(f"{name} training", model, files[data[name]], settings, hostfile, discover))
+            costs.append(await _training(name, model, data[name], files[data[name]], settings, hostfile, discover))
     with tempfile.TemporaryDirectory() as folder:
         pairs = Path(folder) / "pairs.jsonl"
         pairs.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in _pairs_alike(files["practice"])))
         preference = config.training.preference
-        costs.append(await _training("preference training", model, pairs, preference, hostfile, discover))
+        costs.append(await _training("preference", model, "practice", pairs, preference, hostfile, discover))
     return costs
 
 
@@ -287,13 +327,30 @@ async def _scoring(
         title=title,
         minutes=None if seconds is None else seconds / MINUTE,
         memory=tuple(f"{node.name}: {node.memory}" for node in plan.nodes),
-        text=plan.refusal or f"{plan.rows:,} rows over {len(plan.nodes)} nodes",
+        text=_refused(plan.refusal) or f"{plan.rows:,} rows over {len(plan.nodes)} nodes",
     )
 
 
+def _refused(why: str | None) -> str:
+    return f"cannot run; {why}" if why else ""
+
+
 async def _training(
-    title: str, model: str, rows: Path, settings: TrainSettings, hostfile: Path | None, discover: bool
+    name: str,
+    model: str,
+    data: str,
+    rows: Path,
+    settings: TrainSettings,
+    hostfile: Path | None,
+    discover: bool,
 ) -> Cost:
+    """`rows` stand for the run's own, which are made of `data` and others: of too few nothing can be said."""
+    title = f"{name} training"
+    with rows.open("rb") as file:
+        count = sum(1 for line in file if line.strip())
+    if count < settings.global_batch:
+        text = f"not planned: data.{data} has {count} rows, training.{name}.global_batch is {settings.global_batch}"
+        return Cost(title=title, minutes=None, memory=(), text=text)
     asked = TrainAsked(
         model=model,
         data=(str(rows),),
@@ -310,7 +367,7 @@ async def _training(
         title=title,
         minutes=None if seconds is None else seconds / MINUTE,
         memory=tuple(f"{node.name}: {node.memory}" for node in plan.nodes),
-        text=plan.refusal
+        text=_refused(plan.refusal)
         or "; ".join(
             (
                 f"{settings.steps:,} steps of {settings.global_batch}, {plan.approach} over {len(plan.nodes)} nodes",

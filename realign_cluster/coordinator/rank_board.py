@@ -46,6 +46,7 @@ class RankBoard:
         self.generation = 0
         self._failures = 0
         self._training = False
+        self._over = False  # a rank has ended by itself: all is done
 
     def nodes_of(self, generation: int) -> list[NodeName]:
         return [node for node, line in self._lines.items() if line.generation == generation]
@@ -73,7 +74,7 @@ class RankBoard:
         self.generation = spec.generation
         line.generation, line.share = spec.generation, spec.world.shares[spec.rank]
         self._set(node, "loading", f"rank {spec.rank} of generation {spec.generation}, from step {spec.start_step}")
-        self._training = False
+        self._training = self._over = False
 
     def exited(self, node: NodeName, generation: int, reason: str, *, asked: bool, last_lines: str) -> None:
         line = self._lines[node]
@@ -81,7 +82,9 @@ class RankBoard:
             line.state, line.detail = "idle", reason
             if not asked and last_lines:
                 line.detail = f"{reason}: {last_lines.strip().splitlines()[-1]}"
-        if not asked and not reason.endswith("exit status 0"):
+        if not asked and reason.endswith("exit status 0"):
+            self._over = True
+        elif not asked:
             line.restarts += 1
             self._failures += 1
         self._training = False
@@ -113,7 +116,9 @@ class RankBoard:
         if rate is not None and rate < 0:  # a state of before was gone back to
             self._rate, rate = Rate(), None
         phase: Phase = "draining" if stopping else "training" if self._training else "loading"
-        if phase == "loading" and self.generation > 1:
+        if phase == "loading" and self._over:
+            phase = "writing"
+        elif phase == "loading" and self.generation > 1:
             phase = "recovering"
         parts = [f"generation {self.generation}"] if self.generation else []
         if self.loss is not None:

@@ -57,6 +57,7 @@ async def finish_training(
     await asyncio.to_thread(_write_metrics, history, run.folder.metrics)
     await asyncio.to_thread(_write_events, run.ledger, run.folder.events)
     await asyncio.to_thread(write_train_report, run.folder.path, history)
+    note(f"report: {run.folder.report}", "info")
     if finish.state == "complete":
         run.ledger.set_meta("finished", True)
     return body

@@ -64,6 +64,16 @@ def diagnosis_lines(found: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def undecided_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """Of verdicts as `gate_rows` gives them: those of last attempts that are no finding and yet stop a strict run."""
+    last = {(row["stage"], row["gate"]): row for row in rows}
+    return [
+        f"undecided: {stage}.{gate}: {row['reason']}"
+        for (stage, gate), row in last.items()
+        if row["outcome"] == "INSUFFICIENT" and not row["guard"] and not row["overridden"]
+    ]
+
+
 def _evidence_line(evidence: Mapping[str, Any]) -> str:
     line = f"{evidence['what']}: "
     if evidence["value"] is None:

@@ -11,17 +11,11 @@ from realign_cluster.coordinator.dashboard import duration_text
 from realign_cluster.coordinator.markup import note, settings, table, unbroken, wall_clock
 from realign_cluster.coordinator.workflow_history import Attempt, WorkflowHistory
 from realign_cluster.coordinator.workflow_report_items import Behind
+from realign_cluster.coordinator.workflow_status import TURNS
 from realign_cluster.store.workflow_ledger import JobRecord, VerdictRecord
 from realign_cluster.workflows.stage import Retained, Rule, Stage
 
 OUTCOME_STYLES = {"PASS": "good", "FAIL": "bad", "INSUFFICIENT": "warn"}
-TURNS = {
-    "pass": "passed",
-    "go on": "gone on from, without a decision",
-    "remedy": "done again",
-    "roll back": "rolled back",
-    "stop": "stopped",
-}
 
 
 def stages_body(history: WorkflowHistory, behind: Behind) -> str:

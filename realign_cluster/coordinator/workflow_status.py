@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from realign_cluster.store.run_folder import RunFolder
 from realign_cluster.store.workflow_ledger import StageRecord, WorkflowLedgerReader
+
+TURNS: Mapping[str, str] = {  # what followed from a stage, for people
+    "pass": "passed",
+    "go on": "gone on from, without a decision",
+    "remedy": "done again",
+    "roll back": "rolled back",
+    "stop": "stopped",
+}
 
 
 @contextlib.contextmanager
@@ -110,9 +116,27 @@ def status_lines(status: dict[str, Any]) -> list[str]:
         lines.append(f"  {each['stage']}  {each['title']}{again}: {each['state']}, {each['seconds']:.0f} s of jobs")
         lines += [f"       {outcome:12}  {gate}" for gate, outcome in each["gates"].items()]
     lines += [f"  going on: {title}" for title in status["open_jobs"]]
-    for kind in ("overrides", "withdrawals", "rollbacks", "signatures", "reruns"):
-        lines += [f"  {kind[:-1]}: {orjson.dumps(each).decode()}" for each in status[kind]]
+    kinds = ("overrides", "withdrawals", "rollbacks", "signatures", "reruns")
+    notes = [(each["time"], kind[:-1], each) for kind in kinds for each in status[kind]]
+    lines += [f"  {kind}: {_note_line(kind, note)}, {when}" for when, kind, note in sorted(notes, key=lambda of: of[0])]
     return lines
+
+
+def _note_line(kind: str, note: dict[str, Any]) -> str:
+    match kind:
+        case "override":
+            said = f"{note['stage']}.{note['gate']}, which was {note['verdict']}"
+        case "withdrawal":
+            said = f"{note['stage']}.{note['gate']} is overridden no longer"
+        case "rollback":
+            said = f"back to stage {note['to']}"
+        case "signature":
+            said = note["item"]
+        case _:
+            said = f"stage {note['stage']}, attempt {note['attempt'] + 1}: {', '.join(note['changed'])} changed"
+    reason = f" ({note['reason']})" if note.get("reason") else ""
+    by = f", by {note['by']}" if note.get("by") else ""
+    return f"{said}{by}{reason}"
 
 
 def gate_rows(run: Path) -> list[dict[str, Any]]:
@@ -145,9 +169,8 @@ def gate_lines(rows: list[dict[str, Any]]) -> list[str]:
 def _state(stage: StageRecord) -> str:
     if stage.ended is None:
         return "going on"
-    return {"pass": "passed", "remedy": "failed, done again", "go on": "gone on from"}.get(
-        str(stage.body.get("turn")), str(stage.body.get("turn"))
-    )
+    turn = str(stage.body.get("turn"))
+    return TURNS.get(turn, turn)
 
 
 def _time(wall: float) -> str:

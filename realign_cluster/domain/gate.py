@@ -66,7 +66,7 @@ class Gate:
         if not low < self.threshold < high:
             raise UsageError(
                 f"gate {self.metric}: {self.direction} {self.threshold:g} is out of range",
-                f"its values lie between {low:g} and {high:g}: a threshold above the one and below the other",
+                f"a threshold lies above {low:g} and below {high:g}",
             )
         if not 0.0 < self.alpha <= 0.5 or self.attempts < 1 or not self.most_units > 0:
             raise UsageError(

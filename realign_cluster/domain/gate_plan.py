@@ -154,7 +154,8 @@ def _text(
     if perfect is None:
         return f"{gate.text()}: no number of items can pass"
     if items < perfect:
-        can = f"{items:,} items cannot pass, {perfect:,} can if every one is at its best"
+        count = "1 item" if items == 1 else f"{items:,} items"
+        can = f"{count} cannot pass, {perfect:,} can if every one is at its best"
     elif errors is not None:
         can = f"{items:,} items pass with at most {errors:,} {'reported ' if labelled else ''}wrong"
     else:

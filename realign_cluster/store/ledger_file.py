@@ -26,6 +26,7 @@ EVENT: Final = """CREATE TABLE event (
     seq INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, at REAL NOT NULL, wall REAL NOT NULL, body BLOB NOT NULL)"""
 SHOWN_CHARACTERS: Final = 120
 SCORE: Final = "score"  # the kind of a ledger that names none
+RUN_OF_KIND: Final = {SCORE: "a scoring run", "train": "a training", "workflow": "the run of a workflow"}
 _MISSING: Final = object()
 
 
@@ -68,10 +69,14 @@ class LedgerFile:
         with contextlib.ExitStack() as failed:
             failed.callback(self._reader.close)
             found = (self.meta("kind") or SCORE, self.meta("schema_version"))
+            if found[0] != kind:
+                raise UsageError(
+                    f"{path.parent} is {RUN_OF_KIND.get(found[0], found[0])}, not {RUN_OF_KIND[kind]}",
+                    f"realign runs show {path.parent} looks at it; what is to be run goes into another folder",
+                )
             if found != (kind, version):
                 raise UsageError(
-                    f"the ledger {path} is of kind {found[0]} and version {found[1]}, here {kind} of version {version} "
-                    "is read",
+                    f"the ledger {path} is of version {found[1]}, here version {version} is read",
                     "use the version of realign-cluster that made it, or start the run again in a new folder",
                 )
             failed.pop_all()

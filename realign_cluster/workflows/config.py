@@ -194,7 +194,7 @@ def _said(path: Path, lines: dict[tuple[str, ...], int], error: Mapping[str, Any
         case "missing":
             return f"{place}: missing"
         case _:
-            return f"{place}: {error['msg']}"
+            return f"{place}: {error['msg'].removeprefix('Value error, ')}"
 
 
 def _keys_of(table: tuple[str, ...]) -> list[str]:

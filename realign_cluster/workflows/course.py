@@ -90,6 +90,7 @@ def course(
     """From the first stage to the end."""
     tried: dict[str, int] = {}
     went_on: list[str] = []
+    let_through: list[str] = []
     candidates = [Candidate(stage="", model=state.model, feasible=True, primary=None)]
     seen = {place: list(sets) for place, sets in decisions.seen.items()}
     at = 0
@@ -127,6 +128,7 @@ def course(
             case "pass" | "go on":
                 if turn == "go on":
                     went_on += _not_passed(stage, verdicts, decisions)
+                let_through += [f"{stage.title}, {gate.title}" for gate in _let_through(stage, verdicts, decisions)]
                 state = _after(state, stage, outcome)
                 at += 1
             case "remedy":
@@ -160,7 +162,7 @@ def course(
     return End(
         state="complete",
         passed=not went_on,
-        reason="every gate passed" if not went_on else f"gone on without: {', '.join(went_on)}",
+        reason=f"gone on without: {', '.join(went_on)}" if went_on else _passed(let_through),
         model=state.model,
         from_stage=_made_by(state),
         went_on=tuple(went_on),
@@ -193,9 +195,12 @@ def next_turn(
     if open_gates:
         names = ", ".join(gate.title for gate in open_gates)
         if config.mode == "strict":
-            return "stop", f"{names}: INSUFFICIENT with all the planned items; more are needed to decide"
+            return "stop", (
+                f"{names}: INSUFFICIENT with all the planned items; more decide, the verdict says how many, or"
+                " --mode permissive goes on"
+            )
         return "go on", f"{names}: INSUFFICIENT; gone on, for the mode is permissive"
-    return "pass", "every gate passed"
+    return "pass", _passed([gate.title for gate in _let_through(stage, verdicts, decisions)])
 
 
 def _attempts_left(workflow: Workflow, stage: Stage, tried: Mapping[str, int], config: WorkflowConfig) -> int:
@@ -238,6 +243,22 @@ def _not_passed(stage: Stage, verdicts: list[Verdict], decisions: Decisions) -> 
         for gate, verdict in zip(stage.gates, verdicts, strict=True)
         if verdict.outcome == "INSUFFICIENT" and not gate.guard and (stage.name, gate.name) not in decisions.overridden
     ]
+
+
+def _let_through(stage: Stage, verdicts: list[Verdict], decisions: Decisions) -> list[StageGate]:
+    """What did not pass and a person overrode."""
+    return [
+        gate
+        for gate, verdict in zip(stage.gates, verdicts, strict=True)
+        if verdict.outcome != "PASS" and (stage.name, gate.name) in decisions.overridden
+    ]
+
+
+def _passed(let_through: list[str]) -> str:
+    """A FAIL that a person overrode is no PASS: the reason says so."""
+    if not let_through:
+        return "every gate passed"
+    return f"every gate passed or was overridden: {', '.join(dict.fromkeys(let_through))}"
 
 
 def _made_by(state: State) -> str:

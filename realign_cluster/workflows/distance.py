@@ -10,13 +10,20 @@ from realign_cluster.metrics.measured import ItemId
 from realign_cluster.workflows.derive import Derived, Inputs, derivation
 from realign_cluster.workflows.measured import measurement_of, to_row
 
+PROBED = ("practice", "general")
+
+
+def count_probes(rows: Mapping[str, int], most: int) -> int:
+    """How many prompts `probe_prompts` takes of so many rows of each file of PROBED that there is."""
+    return sum(min(count, most // len(rows)) for count in rows.values())
+
 
 @derivation(version=1)
 def probe_prompts(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     """ "prompts": evenly from the practice questions and from the general data, always the same ones."""
     most = parameters["most"]
     prompts = []
-    names = [name for name in ("practice", "general") if inputs.has(name)]
+    names = [name for name in PROBED if inputs.has(name)]
     for name in names:
         rows = [row for row in inputs.rows(name) if "prompt" in row]
         step = max(1, len(rows) // max(1, most // len(names)))

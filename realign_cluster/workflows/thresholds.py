@@ -143,6 +143,6 @@ def check_thresholds(workflow: Workflow, config: WorkflowConfig, path: Path) -> 
             try:
                 replace(rule, threshold=threshold)
             except UsageError as error:
-                wrong.append(f"{at}: {error.message}")
+                wrong.append(f"{at}: {error.message}: {error.fix}")
     if wrong:
         raise UsageError("\n".join(wrong), "docs/workflows/thresholds.md has every gate with its own threshold")

@@ -47,7 +47,8 @@ def test_a_gate_is_planned_with_the_rows_that_it_will_be_judged_on(plan: dict[st
     found = {(each["stage"], each["gate"]): each for each in plan["gates"]}
     assert found["citation", "citation_recall"]["items"] == ANSWERABLE
     assert found["evaluation", "citation_recall"]["items"] == 1  # of the sealed ones, as `init` wrote them
-    assert found["optimisation", "kl"]["items"] == read_config(made).preference.probe_prompts
+    assert found["optimisation", "kl"]["items"] == 3  # what practice and general have of the 200 that were asked for
+    assert not found["optimisation", "kl"]["can_pass"]
     assert found["citation", "citation_recall"]["can_pass"]
     assert not found["evaluation", "citation_recall"]["can_pass"]
     assert not found["citation", "citation_format"]["can_pass"]  # 0.99 takes hundreds
@@ -61,6 +62,17 @@ def test_people_read_the_same(plan: dict[str, Any]) -> None:
         assert each["text"] in text
     assert "(watched)" in text
     assert text.endswith("name a cluster for what it takes: --hostfile FILE")
+
+
+def test_what_more_rows_are_to_be_added_to_is_said_of_each_file_once(plan: dict[str, Any]) -> None:
+    lines = plan_lines(plan)
+    said = lines[next(at for at, line in enumerate(lines) if line.startswith("too few")) + 1 : -1]
+    assert f"    items, answerable: {ANSWERABLE} of 414" in said  # the one format at 0.99
+    assert "    sealed, answerable: 1 of 337" in said
+    assert "    labels, not supported: 2 of 72" in said
+    assert "    benchmark basics: 2 of 94" in said
+    enough = {**plan, "gates": [each for each in plan["gates"] if each.get("can_pass")]}
+    assert not any(line.startswith("too few") for line in plan_lines(enough))
 
 
 def test_what_run_would_refuse_is_refused(made: Path) -> None:

@@ -125,6 +125,16 @@ def test_the_plan_says_what_each_job_takes_on_this_cluster(pair: CurateCluster, 
     assert plan["minutes"] == pytest.approx(sum(each["minutes"] for each in costs.values()))
     assert all(each["minutes"] for each in plan["gates"] if each["gate"] == "citation_recall")
 
+    few = made / "few.toml"  # as of what `init` writes: the rest is planned all the same
+    few.write_text((made / "workflow.toml").read_text().replace("global_batch = ", "global_batch = 999"))
+    plan = realign(pair, "plan", "source-attribution", "--config", str(few), "--hostfile", str(pair.hostfile()))
+    costs = {each["title"]: each for each in plan["costs"]}
+    assert costs["answers of one model"]["minutes"] > 0
+    for training in trainings:
+        assert costs[training]["minutes"] is None
+        assert costs[training]["text"].startswith("not planned: data.")
+        assert f"training.{training.split()[0]}.global_batch" in costs[training]["text"]
+
 
 def test_killed_anywhere_it_ends_as_one_that_was_left_alone(
     pair: CurateCluster, made: Path, calm: Path, tmp_path: Path

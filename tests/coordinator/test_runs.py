@@ -10,7 +10,9 @@ import orjson
 import pytest
 
 from realign_cluster.cli.main import run as realign
+from realign_cluster.cli.runs import train_facts
 from realign_cluster.coordinator.run_status import find_runs, locate_run, run_status, statuses
+from realign_cluster.coordinator.train_status import TrainStatus
 from realign_cluster.domain.errors import UsageError
 from realign_cluster.store.run_folder import RunFolder, to_toml
 
@@ -68,8 +70,12 @@ def test_a_damaged_run_is_listed_with_its_reason(root: Path, capsys: pytest.Capt
 
 
 def test_show_of_a_complete_run(root: Path, capsys: pytest.CaptureFixture[str]):
+    page = root / "whole" / "report.html"
+    realign(["runs", "report", "whole", "--root", str(root)])
+    assert capsys.readouterr().out == f"{page}\n"
     assert realign(["runs", "show", "whole", "--root", str(root)]) == 0
     text = capsys.readouterr().out
+    assert f"    report  {page}\n" in text
     for said in (
         "complete",
         "400 in: 300 kept, 100 dropped, 0 failed",
@@ -133,3 +139,14 @@ def test_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]):
     text = capsys.readouterr().out
     assert "Example" in text
     assert f"realign runs {verb}" in text
+
+
+def test_a_training_that_is_incomplete_says_how_it_goes_on():
+    status = TrainStatus(
+        name="cut", folder=Path("/runs/cut"), state="incomplete", holder="", steps_done=3, sittings=(), summary={},
+        request={"hostfile": "two-macs.json", "settings": {"steps": 9}}, command="realign train ...",
+    )  # fmt: skip
+    facts = train_facts(status)
+    assert facts["steps"] == "3 of 9"
+    assert facts["go on"].startswith("realign runs resume /runs/cut; ")
+    assert facts["go on"].endswith("first: realign-launch --hostfile two-macs.json up")

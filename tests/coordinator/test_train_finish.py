@@ -106,9 +106,10 @@ async def test_the_best_checkpoint_comes_out_where_early_stopping_was_asked_for(
             report = Evaluated(step=step, metrics={"loss": loss}, seconds=1.0)
             run.ledger.record(0.0, measurements=[measured("evaluated", report)])
             store_checkpoint(run, tmp_path, step)
-        summary = await finish_training(
-            run, Finish(state="complete", reason="early stop"), {}, note=lambda text, level: None, stop=Stop()
-        )
+        said: list[str] = []
+        over = Finish(state="complete", reason="early stop")
+        summary = await finish_training(run, over, {}, note=lambda text, level: said.append(text), stop=Stop())
+    assert said[-1] == f"report: {(tmp_path / 'run' / 'report.html')}"
     assert summary["output"] == "output"
     assert load_file(tmp_path / "run" / "output" / "adapters.safetensors")["a"].tolist() == [written, written]
 

@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from realign_cluster.coordinator.workflow_decisions import override_gate, withdraw_override
+from realign_cluster.coordinator.workflow_diagnosis import undecided_lines
 from realign_cluster.coordinator.workflow_history import read_workflow_history
 from realign_cluster.coordinator.workflow_report import write_workflow_report
 from realign_cluster.coordinator.workflow_status import gate_lines, gate_rows, status_lines, workflow_status
@@ -43,8 +44,11 @@ def test_an_override_that_was_taken_back_stands_in_the_record_and_counts_no_more
     made = MadeWorkflow(tmp_path / "made", mode="strict")
     assert made.sit() == 1
     assert stages(made.run) == {"preparation": "stop"}
+    [undecided] = undecided_lines(gate_rows(made.run))
+    assert undecided.startswith("undecided: preparation.perplexity: the bounds ")
     override_gate(made.run, PERPLEXITY, **BY)
     made.sit()
+    assert not [line for line in undecided_lines(gate_rows(made.run)) if "perplexity" in line]
     assert stages(made.run)["preparation"] == "pass"
     assert "sources" in stages(made.run)
     withdraw_override(made.run, PERPLEXITY, by="B. Name", reason="it was not")
@@ -55,7 +59,11 @@ def test_an_override_that_was_taken_back_stands_in_the_record_and_counts_no_more
     status = workflow_status(made.run)
     assert [(each["by"], each["reason"]) for each in status["withdrawals"]] == [("B. Name", "it was not")]
     assert [each["by"] for each in status["overrides"]] == ["A. Name"]
-    assert any(line.startswith("  withdrawal: ") for line in status_lines(status))
+    decided = [line.rpartition(", ")[0] for line in status_lines(status)[-2:]]  # without the time
+    assert decided == [
+        "  override: preparation.perplexity, which was INSUFFICIENT, by A. Name (one row is enough)",
+        "  withdrawal: preparation.perplexity is overridden no longer, by B. Name (it was not)",
+    ]
     for page in (page_of(made.run), (made.run / "model-card.md").read_text()):
         assert "B. Name" in page
         assert "it was not" in page

@@ -63,6 +63,18 @@ def test_links_lead_somewhere(document: Path):
             assert anchor in {anchor_of(heading) for heading in headings}, link
 
 
+@pytest.mark.parametrize("document", documents())
+def test_tables_and_headings_are_shown_as_such(document: Path):
+    """A table without a line of dashes, and what runs on from a paragraph, are shown as running text."""
+    lines = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.M | re.S).splitlines()
+    for before, line, after in zip(["", *lines], lines, [*lines[1:], ""], strict=False):
+        begins_a_table = line.startswith("|") and not before.startswith("|")
+        if begins_a_table:
+            assert re.fullmatch(r"\|(-+:?\|)+", after), f"no table: {line}"
+        if begins_a_table or line.startswith("#"):
+            assert not before, f"runs on: {line}"
+
+
 def commands(document: Path) -> Iterator[list[str]]:
     """The words of every realign command in an indented block; a line that offers several is left out."""
     text = re.sub(r"\\\n\s*", "", document.read_text(encoding="utf-8"))

@@ -110,6 +110,13 @@ def test_a_misspelt_key_gets_the_right_one(made: Path) -> None:
     assert error.value.message == f"{made}:{line}: preference.leest_pairs: unknown; did you mean 'least_pairs'?"
 
 
+def test_a_service_in_the_open(made: Path) -> None:
+    service = 'kind = "service"\n[verifier.service]\nurl = "http://facts.example.org/check"\nversion = "1"'
+    made.write_text(made.read_text().replace('kind = "lexical"', service).replace("\nsupported = 0.5", ""))
+    with pytest.raises(UsageError, match=r": verifier\.service\.url: http://facts\.example\.org/check is not https"):
+        read_config(made)
+
+
 def test_a_preference_training_that_is_none(made: Path) -> None:
     made.write_text(made.read_text().replace('method = "dpo"', 'method = "sft"'))
     with pytest.raises(UsageError, match=r"training\.preference\.method: the method should be on pairs"):
@@ -126,7 +133,7 @@ def test_a_preference_training_that_would_never_stop_early(made: Path) -> None:
 @pytest.mark.parametrize(
     ("gates", "said"),
     [
-        ("[gates.citation]\ncitation_recall = 1.5", "is out of range"),
+        ("[gates.citation]\ncitation_recall = 1.5", "is out of range: a threshold lies above 0 and below 1"),
         ("[gates.evaluation]\nretention_basics = 95", "a retention of 95 will not do"),
         ("[gates.citation]\ncitation_recal = 0.9", "there is no such gate; did you mean 'citation_recall'?"),
         ("[gates.citations]\ncitation_recall = 0.9", "there is no such stage; did you mean 'citation'?"),

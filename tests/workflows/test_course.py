@@ -92,7 +92,7 @@ def test_a_failed_gate_is_not_gone_on_from_in_a_permissive_run() -> None:
 
 def test_a_guard_that_cannot_decide_stops_nothing_but_its_failure_counts() -> None:
     end, _, _ = drive(workflow(stage(1, unclear, at_least(guard=True))))
-    assert end.passed
+    assert (end.passed, end.reason) == (True, "every gate passed")
     end, events, _ = drive(workflow(stage(1, bad, at_least(guard=True))))
     assert end.state == "failed"
     assert [turn for *_, turn in turns(events)] == ["remedy", "roll back"]
@@ -111,6 +111,10 @@ def test_a_person_can_override_one_gate_and_no_other() -> None:
     assert end.passed
     judged = [each for each in events if isinstance(each, Judged)]
     assert [each.verdict.outcome for each in judged] == ["FAIL", "FAIL"]
+    assert end.reason == "every gate passed or was overridden: stage1, accuracy, stage1, other"
+    assert [each.reason for each in events if isinstance(each, Ended)] == [
+        "every gate passed or was overridden: accuracy, other"
+    ]
     assert all(each.overridden for each in judged)
 
 
