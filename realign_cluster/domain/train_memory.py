@@ -99,7 +99,7 @@ class TrainNeed:
         )
         update = Phase(name="update", terms=self._update())
         if self.total > self.steady + max(self.backward, update.size):  # before there are moments
-            steady: Terms = (steady[0], steady[-1])
+            steady = (steady[0], steady[-1])
             most = Phase(name="first call", terms=(("both ends and a block, gathered", self.held.called),))
         else:
             most = max((update, *self.phases), key=lambda phase: phase.size)
