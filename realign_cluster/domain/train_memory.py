@@ -139,7 +139,7 @@ def train_need(
         hidden=batch.tokens * here.hidden * here.activation_bytes,
         logits=here.logits(batch),
         logits_cast=here.activation_bytes < FLOAT32_BYTES,
-        gradients=own * FLOAT32_BYTES,
+        gradients=(own + here.shared_parameters()) * FLOAT32_BYTES,
         several=batch.several,
         in_flight=part.in_flight,
         first=here.first,
@@ -203,13 +203,22 @@ class _Here:
         return self._bytes(here / self._cut_by + self._end_parameters())
 
     def trained_parameters(self) -> int:
+        """Whose weights and moments the optimizer has here."""
         blocks = max(0, self._last - max(self._first, self._trained.lowest))
         in_blocks = blocks * self._trained.per_block
         known = self._model.architecture is not None
         ends = min(self._trained.ends, self._end_parameters()) if known else self._trained.ends
         if self._part.parallel == "sharded":
             return -(-(in_blocks + ends) // self._part.ranks)
-        return -(-in_blocks // self._cut_by) + ends
+        return -(-in_blocks // self._cut_by) + ends - self.shared_parameters()
+
+    def shared_parameters(self) -> int:
+        """Of tied embeddings at the last stage: it has a gradient, which goes to the first one, whose they are."""
+        shape = self._model.architecture
+        alone = self._part.blocks is None or self._first == 0 or self._last < self._trained.blocks
+        if shape is None or alone or not shape.tied or not self._trained.ends:
+            return 0
+        return shape.vocabulary * shape.hidden
 
     @property
     def activation_bytes(self) -> int:

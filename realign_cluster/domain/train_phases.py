@@ -27,10 +27,12 @@ RECOMPUTED_BLOCKS = 3.2  # blocks whose activations are there while checkpointed
 ALONE_FULL, ALONE_ADAPTED = 2.3, 2.7
 WORKING_BLOCKS, LAST_WORKING_BLOCKS = 1.5, 0.5
 FORWARD_BLOCKS = 1.2  # of a block without a backward pass
+# Where a block is cut over ranks: what they sum is there before and after.
+CUT_WORKING_BLOCKS = 1.5
 # Whole arrays beside those that are sent: a bucket is put together, comes from everybody and is cut up; a large array
 # has a bucket of its own, which is neither put together nor cut up.
 GATHER_COPIES = 1.5
-REDUCE_COPIES, REDUCE_COPIES_LARGE = 4.0, 2.5
+REDUCE_COPIES, REDUCE_COPIES_LARGE, REDUCE_COPIES_EMBEDDING = 4.0, 2.5, 1.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +114,7 @@ def phases_of(parallel: ParallelMode, held: Held, trained: FineTune, *, checkpoi
         case "sharded":
             found = _of_a_shard(held, ALONE_FULL if trained == "full" else ALONE_ADAPTED)
         case _:
-            found = _of_a_whole(held, checkpointed)
+            found = _of_a_whole(held, checkpointed, CUT_WORKING_BLOCKS if parallel == "tensor" else 1.0)
     return tuple(Phase(name="backward pass", terms=terms) for terms in found)
 
 
@@ -124,12 +126,12 @@ def _again(held: Held) -> tuple[str, int]:
     return "blocks computed again", round(held.block * RECOMPUTED_BLOCKS)
 
 
-def _of_a_whole(held: Held, checkpointed: bool) -> Sequence[Terms]:
+def _of_a_whole(held: Held, checkpointed: bool, working: float) -> Sequence[Terms]:
     """Forward and backward pass are evaluated together. With checkpointing logits are gone by the time that gradients
     come.
     """
     kept, sums, gradients = _kept(held), ("summed gradients", held.sums), ("gradients", held.gradients)
-    head = (kept, sums, ("one block more", held.block), ("logits", held.logits * LOGIT_COPIES))
+    head = (kept, sums, ("one block more", round(held.block * working)), ("logits", held.logits * LOGIT_COPIES))
     return (head, (kept, sums, _again(held), gradients)) if checkpointed else ((*head, gradients),)
 
 
@@ -163,21 +165,20 @@ def _of_a_stage(held: Held, checkpointed: bool) -> Sequence[Terms]:
 
 def _of_a_shard(held: Held, blocks: float) -> Sequence[Terms]:
     """While a block is computed again and goes back, while the head does, and while an end's or a block's gradients
-    are summed over ranks.
+    are summed over ranks. The head is first: sums are there only if there was a micro-batch before.
     """
-    always = (
-        (f"activations of {held.tokens} tokens", held.kept + 2 * held.hidden),
-        ("summed gradients", held.gradients),
-    )
-    block = (("gathered block", held.whole_block), ("its gradients", held.block_gradients))
-    end = (("gathered head", held.whole_end), ("its gradients", held.end_gradients))
+    kept = (f"activations of {held.tokens} tokens", held.kept + 2 * held.hidden)
+    before, after = (kept, ("summed gradients", held.sums)), (kept, ("summed gradients", held.gradients))
+    block, of_block = ("gathered block", held.whole_block), ("its gradients", held.block_gradients)
+    end, of_end = ("gathered head", held.whole_end), ("its gradients", held.end_gradients)
     return (
-        (*always, *block, ("block computed again", round(held.block * blocks))),
-        (*always, *end, ("logits", held.logits * LOGIT_COPIES)),
-        (*always, block[0], ("sent", gathering(held.whole_block))),
-        (*always, end[0], ("sent", gathering(held.whole_end))),
-        (*always, block[1], ("sent", _reducing(held, held.block_gradients))),
-        (*always, end[1], ("sent", _reducing(held, held.end_gradients))),
+        (*after, block, of_block, ("block computed again", round(held.block * blocks))),
+        (*before, end, of_end, ("logits", held.logits * LOGIT_COPIES)),
+        (*after, block, ("sent", gathering(held.whole_block))),
+        (*before, end, ("sent", gathering(held.whole_end))),
+        (*after, of_block, ("sent", _reducing(held, held.block_gradients))),
+        (*before, of_end, ("sent", _reducing(held, held.end_gradients))),
+        (*after, of_end, ("sent", round(REDUCE_COPIES_EMBEDDING * held.end_gradients))),
     )
 
 

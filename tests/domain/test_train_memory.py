@@ -142,6 +142,13 @@ def test_tied_embeddings_are_at_both_ends_of_a_pipeline() -> None:
         need(tied, RankPart(parallel="pipeline", ranks=2, blocks=blocks)).weights for blocks in ((0, 40), (40, 80))
     ]
     assert sum(stages) == pytest.approx(whole + matrix, rel=1e-5)
+    # the first stage's optimizer has them, the last one only sends their gradient
+    first, last = (
+        need(tied, RankPart(parallel="pipeline", ranks=2, blocks=blocks), fine_tune="full")
+        for blocks in ((0, 40), (40, 80))
+    )
+    assert first.moments - last.moments == pytest.approx(8 * 128256 * 8192, rel=1e-4)
+    assert last.held.gradients == pytest.approx(first.held.gradients, rel=1e-4)
 
 
 def test_a_mixture_adapts_every_expert_but_keeps_only_those_a_token_met() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from realign_cluster.domain.train_phases import BUCKET_BYTES, Held, Phase, phases_of
@@ -45,12 +46,18 @@ def test_a_stage_with_nothing_to_train_only_goes_forward() -> None:
     assert most("pipeline", frozen, checkpointed=True).size < (2 + 12) * MIB + 1
 
 
+def test_a_cut_block_takes_more_beside_than_a_whole_one() -> None:
+    whole, cut = most("single", held(in_flight=1)), most("tensor", held(in_flight=1))
+    assert (whole.size, cut.size) == ((40 + 10 + 5) * MIB, (40 + 15 + 5) * MIB)
+
+
 def test_a_shard_holds_one_whole_block_or_end_at_a_time() -> None:
     block = held(in_flight=1, whole_block=8 * MIB, block_gradients=4 * MIB)
     assert most("sharded", block).size == (40 + 2 + 5 + 8 + 4 + 23) * MIB
     assert most("sharded", block, fine_tune="lora").size == (40 + 2 + 5 + 8 + 4 + 27) * MIB
     head = held(in_flight=1, whole_block=8 * MIB, whole_end=30 * MIB, logits=10 * MIB)
-    assert most("sharded", head).size == (40 + 2 + 5 + 30 + 4 * 10) * MIB
+    assert most("sharded", head).size == (40 + 2 + 30 + 4 * 10) * MIB  # sums are not there yet
+    assert most("sharded", replace(head, several=True)).size == (40 + 2 + 5 + 30 + 4 * 10) * MIB
 
 
 def test_gradients_that_are_summed_over_ranks_are_there_several_times_a_bucket_at_a_time() -> None:
@@ -59,4 +66,4 @@ def test_gradients_that_are_summed_over_ranks_are_there_several_times_a_bucket_a
     many = held(in_flight=1, block=0, block_gradients=800 * MIB)
     assert most("sharded", many).size == (40 + 2 + 5 + 800) * MIB + 4 * BUCKET_BYTES
     one = held(in_flight=1, block=0, end_gradients=800 * MIB, largest=800 * MIB)
-    assert most("sharded", one).size == (40 + 2 + 5 + 800 + 2000) * MIB
+    assert most("sharded", one).size == (40 + 2 + 800 + 2000) * MIB
