@@ -17,7 +17,7 @@ Terms = tuple[tuple[str, int], ...]
 BUCKET_BYTES = 16 << 20  # of whole parameters that share a collective (training.parallel.spread)
 # Float32: logits, their softmax, the gradients of what is made of them. Cutting them into slices changes little, since
 # MLX begins the next ones before it is through with the first.
-LOGIT_COPIES = 4
+LOGIT_COPIES = 4  # of a shard's head in 16 bits one more
 # The last stage of a pipeline evaluates its forward pass apart, which leaves one copy, of 16-bit ones also what they
 # are cast from and to; the rest comes in the backward pass.
 LOGIT_COPIES_KEPT, LOGIT_COPIES_CAST, LOGIT_COPIES_BACKWARD = 1.0, 2.4, 1.5
@@ -173,7 +173,7 @@ def _of_a_shard(held: Held, blocks: float) -> Sequence[Terms]:
     end, of_end = ("gathered head", held.whole_end), ("its gradients", held.end_gradients)
     return (
         (*after, block, of_block, ("block computed again", round(held.block * blocks))),
-        (*before, end, of_end, ("logits", held.logits * LOGIT_COPIES)),
+        (*before, end, of_end, ("logits", held.logits * (LOGIT_COPIES + held.logits_cast))),
         (*after, block, ("sent", gathering(held.whole_block))),
         (*before, end, ("sent", gathering(held.whole_end))),
         (*after, of_block, ("sent", _reducing(held, held.block_gradients))),
