@@ -1,39 +1,37 @@
 """Memory arithmetic of a model that trains: what one rank needs, term by term, and the sum as text.
 
 A step has two moments at which most is held: in the backward pass, with activations and logits, and in the update, when
-old and new weights and moments exist side by side. What is held all the time is added to the larger of the two. Checked
-against MLX's measured peak (tests/training/test_train_memory.py). Everything is in bytes. Must not know nodes.
+old and new weights and moments exist side by side. What is held all the time is added to the larger of the two. When
+the backward pass holds most depends on how the model is spread (`domain.train_phases`). Checked against MLX's measured
+peak (tests/training: test_train_memory.py, test_rank_memory.py). Everything is in bytes. Must not know nodes.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from realign_cluster.domain.memory import PROCESS_BYTES, WEIGHTS_SLACK, ModelFacts, gib
+from realign_cluster.domain.train_phases import Held, Phase, Terms, gathering, phases_of, size_of
 from realign_cluster.domain.train_shapes import (
     FLOAT32_BYTES,
     Trained,
     block_keeps,
     compute_bytes,
     end_parameters,
+    largest_array,
     trained,
     weight_bits,
 )
 from realign_cluster.domain.training import ParallelMode, TrainSettings
 
 MOMENTS = {"adamw": 2, "adam": 2, "sgd": 0}
-# Float32: logits, their softmax, the gradients of what is made of them. Cutting them into slices changes little, since
-# MLX begins the next ones before it is through with the first.
-LOGIT_COPIES = 4
-RECOMPUTED_BLOCKS = 3.2  # blocks whose activations are there while checkpointed ones are computed again
-SLICED_LOGIT_COPIES = 4  # of all slices together: MLX begins the next ones before it is through with the first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatchShape:
     """What goes through the model at once. `tokens` with padding; `targets` are predicted; `row_tokens` is the length
-    of its sequences. `several`: a step has more than one, so their gradients are added up.
+    of its sequences. `several`: a step has more than one, so their gradients are added up; in a pipeline, more than
+    are in flight.
     """
 
     tokens: int
@@ -56,32 +54,22 @@ class RankPart:
 
 WHOLE = RankPart()
 
-Terms = tuple[tuple[str, int], ...]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainNeed:
     """`masters`: float32 copies of 16-bit weights that are trained. `kept_state`: weights and moments of the step
-    before while they are written. `sums`: gradients of the micro-batches before. `activations` are kept until the
-    backward pass, `block` is used beside them, `recomputed` by checkpointed blocks while they are computed again.
-    `gathered`: a block's whole weights where they are fully sharded. `update`: new weights and moments beside the old.
+    before while they are written. `held` is what the backward pass holds, `phases` when most of it is there; `update`:
+    new weights and moments beside the old.
     """
 
     weights: int
     masters: int
     moments: int
     kept_state: int
-    gradients: int
-    sums: int
-    activations: int
-    block: int
-    recomputed: int
-    logits: int
-    gathered: int
     update: int
     process: int
-    tokens: int
-    checkpointed: bool
+    held: Held
+    phases: tuple[Phase, ...]
 
     @property
     def steady(self) -> int:
@@ -89,51 +77,36 @@ class TrainNeed:
 
     @property
     def backward(self) -> int:
-        return max(_sum(self._head()), _sum(self._again()))
+        return max(phase.size for phase in self.phases)
 
     @property
     def updating(self) -> int:
-        return _sum(self._update())
+        return size_of(self._update())
 
     @property
     def total(self) -> int:
-        return self.steady + max(self.backward, self.updating)
+        called = self.weights + self.process + self.held.called if self.held.called else 0
+        return max(self.steady + max(self.backward, self.updating), called)
 
     def text(self) -> str:
         """The sum, term by term; what is nothing is left out."""
-        moments = {"update": self._update(), "backward pass": max(self._head(), self._again(), key=_sum)}
-        moment, terms = max(moments.items(), key=lambda item: _sum(item[1]))
-        steady = (
+        steady: Terms = (
             ("weights", self.weights),
             ("float32 masters", self.masters),
             ("moments", self.moments),
             ("state being written", self.kept_state),
             ("process", self.process),
         )
-        return f"{_text(steady)} + {moment}: {_text(terms)} = {gib(self.total)}"
-
-    def _head(self) -> Terms:
-        """As the backward pass begins. With checkpointing its logits are gone by the time that gradients come."""
-        both = (*self._kept(), ("one block more", self.block), ("logits", self.logits))
-        return both if self.checkpointed else (*both, ("gradients", self.gradients))
-
-    def _again(self) -> Terms:
-        """As checkpointed blocks are computed again."""
-        return (*self._kept(), ("blocks computed again", self.recomputed), ("gradients", self.gradients))
-
-    def _kept(self) -> Terms:
-        return (
-            (f"activations of {self.tokens} tokens", self.activations),
-            ("summed gradients", self.sums),
-            ("gathered block", self.gathered),
-        )
+        update = Phase(name="update", terms=self._update())
+        if self.total > self.steady + max(self.backward, update.size):  # before there are moments
+            steady = (steady[0], steady[-1])
+            most = Phase(name="first call", terms=(("both ends and a block, gathered", self.held.called),))
+        else:
+            most = max((update, *self.phases), key=lambda phase: phase.size)
+        return f"{_text(steady)} + {most.name}: {_text(most.terms)} = {gib(self.total)}"
 
     def _update(self) -> Terms:
-        return (("gradients", self.gradients), ("new weights and moments", self.update))
-
-
-def _sum(terms: Terms) -> int:
-    return sum(size for _, size in terms)
+        return (("gradients", self.held.gradients), ("new weights and moments", self.update))
 
 
 def _text(terms: Terms) -> str:
@@ -157,24 +130,38 @@ def train_need(
     masters = 0 if found.bytes_each == FLOAT32_BYTES else own * FLOAT32_BYTES
     moments = own * FLOAT32_BYTES * MOMENTS[settings.optimizer.name]
     state = own * FLOAT32_BYTES + moments
-    kept, block = here.activations(batch, backend)
-    again = settings.grad_checkpoint or part.parallel == "sharded"
+    block_gradients, end_gradients = here.gathered_gradients()
+    held = Held(
+        tokens=batch.tokens,
+        kept=batch.tokens * here.kept(batch, backend),
+        block=batch.tokens * here.block(batch, backend),
+        blocks=here.backward_blocks,
+        hidden=batch.tokens * here.hidden * here.activation_bytes,
+        logits=here.logits(batch),
+        logits_cast=here.activation_bytes < FLOAT32_BYTES,
+        gradients=(own + here.shared_parameters()) * FLOAT32_BYTES,
+        several=batch.several,
+        in_flight=part.in_flight,
+        first=here.first,
+        whole_block=here.gathered_block(),
+        whole_end=here.gathered_end(),
+        block_gradients=block_gradients,
+        end_gradients=end_gradients,
+        largest=here.largest_whole(),
+        held_bytes=max(1, round(weight_bits(model, settings) / 8)),
+        called=here.called(),
+    )
     return TrainNeed(
         weights=here.weights(),
         masters=masters,
         moments=moments,
         kept_state=state,
-        gradients=own * FLOAT32_BYTES,
-        sums=own * FLOAT32_BYTES if batch.several else 0,
-        activations=batch.tokens * kept,
-        block=batch.tokens * block,
-        recomputed=round(batch.tokens * block * RECOMPUTED_BLOCKS) if again else 0,
-        logits=here.logits(batch),
-        gathered=here.gathered(),
-        update=max(state, own * FLOAT32_BYTES * 2) + (own * found.bytes_each if masters else 0),
+        update=max(state, own * FLOAT32_BYTES * 2)
+        + (own * found.bytes_each if masters else 0)
+        + here.updated_at_once(),
         process=PROCESS_BYTES,
-        tokens=batch.tokens,
-        checkpointed=again,
+        held=held,
+        phases=phases_of(part.parallel, held, settings.fine_tune, checkpointed=settings.grad_checkpoint),
     )
 
 
@@ -216,40 +203,103 @@ class _Here:
         return self._bytes(here / self._cut_by + self._end_parameters())
 
     def trained_parameters(self) -> int:
+        """Whose weights and moments the optimizer has here."""
         blocks = max(0, self._last - max(self._first, self._trained.lowest))
         in_blocks = blocks * self._trained.per_block
         known = self._model.architecture is not None
         ends = min(self._trained.ends, self._end_parameters()) if known else self._trained.ends
         if self._part.parallel == "sharded":
             return -(-(in_blocks + ends) // self._part.ranks)
-        return -(-in_blocks // self._cut_by) + ends
+        return -(-in_blocks // self._cut_by) + ends - self.shared_parameters()
 
-    def activations(self, batch: MicroBatchShape, backend: str) -> tuple[int, int]:
-        """Bytes per token: kept until the backward pass, and used by a block beside that."""
+    def shared_parameters(self) -> int:
+        """Of tied embeddings at the last stage: it has a gradient, which goes to the first one, whose they are."""
+        shape = self._model.architecture
+        alone = self._part.blocks is None or self._first == 0 or self._last < self._trained.blocks
+        if shape is None or alone or not shape.tied or not self._trained.ends:
+            return 0
+        return shape.vocabulary * shape.hidden
+
+    @property
+    def activation_bytes(self) -> int:
+        return compute_bytes(self._model, self._settings)
+
+    @property
+    def hidden(self) -> int:
+        """Elements of a token's hidden states."""
+        return self._model.architecture.hidden if self._model.architecture is not None else 0
+
+    @property
+    def first(self) -> bool:
+        return self._first == 0
+
+    @property
+    def backward_blocks(self) -> int:
+        return max(0, self._last - max(self._first, self._trained.lowest))
+
+    def block(self, batch: MicroBatchShape, backend: str) -> int:
+        """Bytes per token that a block keeps if nothing of it is computed again."""
         shape = self._model.architecture
         if shape is None:
-            return 0, 0
-        size = compute_bytes(self._model, self._settings)
-        keeps = block_keeps(shape, self._settings, row_tokens=batch.row_tokens, size=size, backend=backend)
-        block = keeps.on(self._cut_by)
-        blocks = max(0, self._last - max(self._first, self._trained.lowest))
-        if self._settings.grad_checkpoint or self._part.parallel == "sharded":
-            return blocks * shape.hidden * size * self._part.in_flight, block
-        return blocks * block * self._part.in_flight, block
+            return 0
+        keeps = block_keeps(
+            shape, self._settings, row_tokens=batch.row_tokens, size=self.activation_bytes, backend=backend
+        )
+        return keeps.on(self._cut_by)
+
+    def kept(self, batch: MicroBatchShape, backend: str) -> int:
+        """Bytes per token that are kept until the backward pass."""
+        if self._part.parallel == "sharded":  # every block's input, also of those below what is trained
+            return self._trained.blocks * self.hidden * self.activation_bytes
+        if self._settings.grad_checkpoint:
+            return self.backward_blocks * self.hidden * self.activation_bytes
+        return self.backward_blocks * self.block(batch, backend)
 
     def logits(self, batch: MicroBatchShape) -> int:
+        """One float32 copy."""
         shape = self._model.architecture
         if shape is None or self._last < self._trained.blocks:
             return 0
-        return batch.targets * shape.vocabulary * FLOAT32_BYTES * LOGIT_COPIES
+        return batch.targets * shape.vocabulary * FLOAT32_BYTES
 
-    def gathered(self) -> int:
-        """Whole weights and gradients of the largest of block, embedding and head."""
+    def updated_at_once(self) -> int:
+        """Float32 of the largest array that is trained here: what its update makes on the way is there beside all the
+        others. Adapters are small.
+        """
+        return self.largest_whole() // (self._part.ranks if self._part.parallel == "sharded" else 1)
+
+    def largest_whole(self) -> int:
+        """Bytes of its float32 gradient; nothing where only adapters are trained."""
+        shape = self._model.architecture
+        if shape is None or self._settings.fine_tune != "full":
+            return 0
+        ends = shape.vocabulary * shape.hidden if self._end_parameters() else 0
+        inside = largest_array(shape) // self._cut_by if self._last > self._first else 0
+        return max(ends, inside) * FLOAT32_BYTES
+
+    # --- fully sharded: what is whole for a while ---
+
+    @property
+    def _end(self) -> float:
+        """Parameters of the larger of embedding and head."""
+        return self._ends / (1 if self._model.architecture is None or self._model.architecture.tied else 2)
+
+    def gathered_block(self) -> int:
+        sharded = self._part.parallel == "sharded"
+        return self._bytes((self._model.parameters.total - self._ends) / self._trained.blocks) if sharded else 0
+
+    def gathered_end(self) -> int:
+        return self._bytes(self._end) if self._part.parallel == "sharded" else 0
+
+    def gathered_gradients(self) -> tuple[int, int]:
+        """(of a block, of the larger end), float32."""
+        if self._part.parallel != "sharded":
+            return 0, 0
+        return self._trained.per_block * FLOAT32_BYTES, min(self._trained.ends, round(self._end)) * FLOAT32_BYTES
+
+    def called(self) -> int:
+        """A rank calls the whole model once when it has loaded: both ends stay, blocks come one by one."""
         if self._part.parallel != "sharded":
             return 0
-        blocks = self._trained.blocks
-        block = (self._model.parameters.total - self._ends) / blocks
-        end = self._ends / (1 if self._model.architecture is None or self._model.architecture.tied else 2)
-        weights = self._bytes(max(block, end))
-        gradients = max(self._trained.per_block, min(self._trained.ends, math.ceil(end))) * FLOAT32_BYTES
-        return weights + gradients
+        block, ends = self.gathered_block(), self._bytes(self._ends)
+        return ends + max(gathering(ends), block + gathering(block))

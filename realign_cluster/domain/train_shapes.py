@@ -118,6 +118,11 @@ def adapted_linears(shape: Architecture, settings: TrainSettings) -> tuple[Linea
     return (*(linear for linear in every if linear.key in named), *(widest for key in named if key not in known))
 
 
+def largest_array(shape: Architecture) -> int:
+    """Elements of a block's largest weight; all experts' are one."""
+    return max(linear.experts * linear.inputs * linear.outputs for linear in linears(shape))
+
+
 def adapter_work(shape: Architecture, settings: TrainSettings) -> int:
     """Adapter parameters of one block that a token's forward pass multiplies with."""
     adapted = adapted_linears(shape, settings)
@@ -180,6 +185,8 @@ def block_keeps(
     cut += parts * (width + shape.shared_intermediate) * size
     if shape.mixture_layers:  # rows sorted by expert, what experts give, the router's probabilities
         whole += 2 * shape.experts_per_token * shape.hidden * size + shape.experts * size
+    if settings.fine_tune == "full":  # its two norms are trained: what they have scaled to 1
+        whole += 2 * shape.hidden * size
     for is_cut, bytes_kept in _inputs_kept(adapted_linears(shape, settings), settings, size):
         cut, whole = (cut + bytes_kept, whole) if is_cut else (cut, whole + bytes_kept)
     # Only CUDA has a fused attention with a backward pass: Metal's and the CPU's keep every probability.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from realign_cluster.domain.memory import PROCESS_BYTES, gib
 from realign_cluster.domain.pipeline_schedule import expected_step, in_flight
@@ -11,6 +12,7 @@ from realign_cluster.domain.plan_facts import NodeFacts
 from realign_cluster.domain.train_candidates import Candidate, Facts, Out, joined_nodes, unread_config
 from realign_cluster.domain.train_links import Network
 from realign_cluster.domain.train_memory import RankPart, TrainNeed, train_need
+from realign_cluster.domain.train_phases import LOGIT_COPIES_BACKWARD, RECOMPUTED_BLOCKS
 from realign_cluster.domain.train_shapes import compute_bytes, trained
 from realign_cluster.domain.train_speed import update_seconds
 
@@ -88,7 +90,8 @@ class _Stages:
     def _need_of(self, node: NodeFacts, held: tuple[int, int], in_flight: int = 1) -> TrainNeed:
         part = RankPart(parallel="pipeline", ranks=len(self._nodes), blocks=held, in_flight=in_flight)
         facts = self._facts
-        return train_need(facts.model, facts.work.settings, self._batch, part, backend=node.device.backend)
+        batch = replace(self._batch, several=self._count > in_flight)
+        return train_need(facts.model, facts.work.settings, batch, part, backend=node.device.backend)
 
     def _trained_in(self, held: tuple[int, int]) -> int:
         blocks = max(0, held[1] - max(held[0], self._trained.lowest))
@@ -110,7 +113,7 @@ class _Stages:
                 (1 - self._head_fraction) / worth.blocks,
                 worth.trained_block if block >= worth.lowest else worth.frozen_block,
             ),
-            kept_bytes=need.activations,
+            kept_bytes=need.held.kept,
         )
 
     def _embedding(self) -> Part:
@@ -119,15 +122,16 @@ class _Stages:
     def _head(self) -> Part:
         end = self._trained.blocks
         need = self._need_of(self._nodes[0], (end, end))
-        return Part(
-            bytes=_stays(need) + need.logits, seconds=self._seconds(self._head_fraction, self._facts.passes.ends)
-        )
+        logits = need.held.stage_logits + round(need.held.logits * LOGIT_COPIES_BACKWARD)
+        return Part(bytes=_stays(need) + logits, seconds=self._seconds(self._head_fraction, self._facts.passes.ends))
 
     @property
     def _working(self) -> int:
-        """Activations that blocks use beside those that are kept."""
-        need = self._need_of(self._nodes[0], (0, 0))
-        return max(need.block, need.recomputed)
+        """Activations that blocks use beside those that are kept, and hidden states on their way."""
+        last, every = self._trained.blocks, len(self._nodes)
+        held = self._need_of(self._nodes[0], (last - 1, last), in_flight=min(every, self._count)).held
+        again = round(held.block * RECOMPUTED_BLOCKS) if self._facts.work.settings.grad_checkpoint else 0
+        return max(held.working, again) + held.handed
 
     @property
     def _head_fraction(self) -> float:
@@ -154,4 +158,4 @@ class _Stages:
 
 def _stays(need: TrainNeed) -> int:
     """All but activations, logits and the process, as if backward pass and update came together."""
-    return need.steady - need.process + need.gradients + max(need.sums, need.update)
+    return need.steady - need.process + need.held.gradients + max(need.held.sums, need.update)

@@ -35,9 +35,14 @@ class TrainWork:
 
     @property
     def row_cost(self) -> float:
-        """Of a mean row, in token equivalents (domain.batching.row_cost)."""
+        """Of a mean row, in token equivalents (domain.batching.row_cost). A packed row pays for attention over its
+        whole line, which is computed and masked.
+        """
         tokens = self.sequence_tokens
-        return self.sequences_per_row * (tokens + tokens * tokens / ATTENTION_TOKENS)
+        line = tokens
+        if self.settings.packing:
+            line = max(tokens, min(self._line_tokens(self.settings.global_batch), self.step_tokens))
+        return self.sequences_per_row * (tokens + tokens * line / ATTENTION_TOKENS)
 
     @property
     def step_tokens(self) -> float:

@@ -424,6 +424,18 @@ def test_packed_rows_make_attention_as_wide_as_their_line() -> None:
     assert needs[1] > needs[0] + 5 * GIB
 
 
+def test_packed_rows_take_the_time_of_attention_over_their_line() -> None:
+    short = {"tokens": 64, "longest": 100, "micro_batch_tokens": 4096}
+    alone, packed = work(**short), work(packing=True, **short)
+    assert alone.row_cost == 64 + 64 * 64 / 16384
+    assert packed.row_cost == 64 + 64 * 2048 / 16384  # 32 rows of 64 tokens fill one line of 2048
+    assert work(packing=True, max_tokens=512, **short).row_cost == 64 + 64 * 512 / 16384
+    assert work(packing=True, global_batch=2, **short).row_cost == 64 + 64 * 128 / 16384  # all there is
+    assert work(packing=True, global_batch=1, **{**short, "longest": 64}).row_cost == alone.row_cost
+    seconds = [plan([M4], ONE_BILLION, each).step_seconds for each in (alone, packed)]
+    assert seconds[1] / seconds[0] == pytest.approx(packed.row_cost / alone.row_cost, rel=0.02)  # type: ignore[operator]
+
+
 def test_a_plan_survives_its_json() -> None:
     for found in (
         plan(BOTH, ONE_BILLION, work()),

@@ -49,7 +49,7 @@ def measure(
     optimizer = MasterOptimizer(job.optimizer, strategy.parameters())
     strategy.update(optimizer.weights)
     mx.eval(model.parameters(), optimizer.state())
-    made = [_batch(job, config["vocab_size"], sequences, length, targets) for _ in range(batches)]
+    made = [made_batch(job, config["vocab_size"], sequences, length, targets) for _ in range(batches)]
     objective = make_objective(job, GlobalCounts(tokens=sequences * targets * batches, pairs=sequences * batches))
     nothing = {name: mx.zeros(value.shape) for name, value in optimizer.weights.items()}
     optimizer.step(nothing, norm=0.0, learning_rate=1e-4)
@@ -74,7 +74,7 @@ def measure(
     return found | {"peak": max(found["gradients"], found["update"])}
 
 
-def _batch(job: TrainJob, vocabulary: int, sequences: int, length: int, targets: int) -> MicroBatch:
+def made_batch(job: TrainJob, vocabulary: int, sequences: int, length: int, targets: int) -> MicroBatch:
     """The last `targets` positions of each sequence have to be predicted."""
     tokens = np.random.default_rng(2).integers(0, vocabulary, (sequences, length))
     starts = np.arange(sequences)[:, None] * length
