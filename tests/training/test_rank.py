@@ -54,7 +54,7 @@ class TestTrajectory:
             crew.finish()
             return crew.losses()
 
-    @pytest.mark.parametrize("shares", [(1, 1), (65, 35), (50, 30, 20)])
+    @pytest.mark.parametrize("shares", [pytest.param((1, 1), marks=pytest.mark.soak), (65, 35), (50, 30, 20)])
     def test_it_does_not_depend_on_ranks_and_shares(
         self, tmp_path: Path, alone: list[float], shares: tuple[float, ...]
     ) -> None:
