@@ -11,7 +11,6 @@ import json
 import signal
 import sqlite3
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -241,11 +240,9 @@ def test_between_jobs_whoever_was_there_is_waited_for(pair: CurateCluster) -> No
         waiting = asyncio.create_task(patient.wait())
         await impatient.wait()
         assert not waiting.done()
-        begun = time.monotonic()
-        await impatient.wait()
-        assert time.monotonic() - begun < 1.0, "it is waited for again"
+        await impatient.wait()  # not for beta again: that would be said once more
         await asyncio.to_thread(beta.start)
         await asyncio.wait_for(waiting, 20.0)
 
     asyncio.run(scenario())
-    assert said == ["beta is away: waiting up to 60 s for it", "beta is away: waiting up to 1 s for it"]
+    assert sorted(said) == [f"beta is away: waiting up to {seconds} s for it" for seconds in (1, 60)]
