@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 
@@ -73,17 +73,45 @@ def history_of(run: Path) -> TrainHistory:
 
 
 @dataclass(slots=True)
-class Training:
-    """A `realign train`, or its resumption, as a process."""
+class Command:
+    """A command that was started on a run folder, as a process."""
 
     process: subprocess.Popen[str]
     folder: Path
     errors: Path
-    _ledger: TrainLedgerReader | None = None
-    _events: list[EventRecord] = field(default_factory=list)
+    WAIT: ClassVar[float] = WAIT  # seconds for what is waited for on the way
+    WHOLE: ClassVar[float] = 2 * WAIT  # and for its end
 
     def said(self) -> str:
         return self.errors.read_text(errors="replace")
+
+    def wait_for(self, condition: Callable[[], Any], what: str, seconds: float | None = None) -> Any:
+        """The condition's first true value. Fails at once when the command ends meanwhile."""
+
+        def look() -> Any:
+            over = self.process.poll() is not None
+            value = condition()
+            assert value or not over, f"the command ended before {what}\n{self.said()}"
+            return value
+
+        return wait_until(look, self.WAIT if seconds is None else seconds, what)
+
+    def finish(self, status: int = 0, seconds: float | None = None) -> str:
+        """What it said on standard error."""
+        seconds = self.WHOLE if seconds is None else seconds
+        try:
+            assert self.process.wait(seconds) == status, self.said()
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it goes on after {seconds:g} s\n{self.said()}") from None
+        return self.said()
+
+
+@dataclass(slots=True)
+class Training(Command):
+    """A `realign train`, or its resumption, as a process."""
+
+    _ledger: TrainLedgerReader | None = None
+    _events: list[EventRecord] = field(default_factory=list)
 
     def events(self) -> list[EventRecord]:
         """All that the ledger has by now, of earlier sittings too."""
@@ -93,17 +121,6 @@ class Training:
             if self._ledger is not None:
                 self._events += self._ledger.events(self._events[-1].seq if self._events else 0)
         return self._events
-
-    def wait_for(self, condition: Callable[[], Any], what: str, seconds: float = WAIT) -> Any:
-        """The condition's first true value. Fails at once when the command ends meanwhile."""
-
-        def look() -> Any:
-            over = self.process.poll() is not None
-            value = condition()
-            assert value or not over, f"the command ended before {what}\n{self.said()}"
-            return value
-
-        return wait_until(look, seconds, what)
 
     @property
     def generation(self) -> int:
@@ -148,14 +165,6 @@ class Training:
 
     def notes(self) -> list[str]:
         return [command["text"] for _, command in self.commands("NoteLine")]
-
-    def finish(self, status: int = 0, seconds: float = 2 * WAIT) -> str:
-        """What it said on standard error."""
-        try:
-            assert self.process.wait(seconds) == status, self.said()
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"it goes on after {seconds:g} s\n{self.said()}") from None
-        return self.said()
 
     def kill(self) -> None:
         """kill -9, and reaped."""

@@ -12,19 +12,19 @@ import signal
 import sqlite3
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from realign_cluster.domain.errors import RealignError
 from realign_cluster.domain.ids import NodeName
 from realign_cluster.store.ledger_reader import AttemptRecord
 from realign_cluster.store.workflow_ledger import JobRecord, StageRecord, WorkflowLedgerReader
 from tests.cluster.kit import CurateCluster, ledger
-from tests.cluster.train_kit import Training, history_of
+from tests.cluster.train_kit import Command, Training, history_of
 from tests.cluster.train_kit import outcome as outcome_of_training
-from tests.cluster_kit import DaemonProcess, wait_until
+from tests.cluster_kit import DaemonProcess
 
 LONG = 300.0
 SETTLED_SECONDS = 0.15  # in which a worker's last result is in the ledger
@@ -43,24 +43,9 @@ def _live(job: Path, node: str) -> list[AttemptRecord]:
 
 
 @dataclass(slots=True)
-class WorkflowRun:
-    process: subprocess.Popen[str]
-    folder: Path
-    errors: Path
-
-    def said(self) -> str:
-        return self.errors.read_text(errors="replace")
-
-    def wait_for(self, condition: Callable[[], Any], what: str, seconds: float = LONG) -> Any:
-        """The condition's first true value. Fails at once when the command ends meanwhile."""
-
-        def look() -> Any:
-            over = self.process.poll() is not None
-            value = condition()
-            assert value or not over, f"the command ended before {what}\n{self.said()}"
-            return value
-
-        return wait_until(look, seconds, what)
+class WorkflowRun(Command):
+    WAIT: ClassVar[float] = LONG
+    WHOLE: ClassVar[float] = LONG
 
     def job_going_on(self, title: str) -> JobRecord:
         """The job of this title, once it was begun; it must not have ended."""
@@ -102,14 +87,6 @@ class WorkflowRun:
     def in_stage(self, number: int) -> None:
         """It has been begun."""
         self.wait_for(lambda: any(each.stage == number for each in stages_of(self.folder)), f"stage {number}")
-
-    def finish(self, status: int = 0, seconds: float = LONG) -> str:
-        """What it said on standard error."""
-        try:
-            assert self.process.wait(seconds) == status, self.said()
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"it goes on after {seconds:g} s\n{self.said()}") from None
-        return self.said()
 
 
 def start_workflow(cluster: CurateCluster, command: Sequence[str], out: Path) -> WorkflowRun:

@@ -25,7 +25,6 @@ from realign_cluster.metrics.retrieval.retriever import (
     best,
     check_passages,
     digest_of_passages,
-    fingerprint_of_index,
 )
 from realign_cluster.metrics.verifiers.words import WORDS_VERSION, words_of
 
@@ -67,10 +66,8 @@ def build_bm25_index(
     write_index(
         folder,
         partial(_write, passages, parameters),
-        kind=KIND,
-        fingerprint=fingerprint_of_index(facts),
         passages=len(passages),
-        parameters=facts,
+        facts=facts,
     )
     return Bm25Index(folder)
 

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from realign_cluster.domain.errors import RealignError, UsageError
+from realign_cluster.metrics.retrieval.retriever import fingerprint_of_index
 from realign_cluster.store.durable import sync_descriptor, sync_folder, write_durably
 
 MANIFEST = "index.json"
@@ -47,14 +48,14 @@ def write_index(
     folder: Path,
     write: Callable[[Path], None],
     *,
-    kind: str,
-    fingerprint: str,
     passages: int,
-    parameters: Mapping[str, Any],
+    facts: Mapping[str, Any],
 ) -> Manifest:
-    """Makes `folder` of what `write` puts into an empty folder. An index that is there and has the same fingerprint
-    stays. Raises UsageError for anything else that is there.
+    """Makes `folder` of what `write` puts into an empty folder. `facts`: its "kind", and all else that it depends on;
+    its fingerprint is theirs. An index that is there and has the same fingerprint stays. Raises UsageError for anything
+    else that is there.
     """
+    kind, fingerprint = facts["kind"], fingerprint_of_index(facts)
     if (folder / MANIFEST).is_file():
         there = read_manifest(folder, kind)
         if there.fingerprint == fingerprint:
@@ -73,9 +74,7 @@ def write_index(
             if path.is_dir():
                 sync_folder(path)
         files = {path.relative_to(temporary).as_posix(): _synced(path) for path in written}
-        manifest = Manifest(
-            kind=kind, fingerprint=fingerprint, passages=passages, parameters=dict(parameters), files=files
-        )
+        manifest = Manifest(kind=kind, fingerprint=fingerprint, passages=passages, parameters=dict(facts), files=files)
         write_durably(temporary / MANIFEST, manifest.model_dump_json(indent=1).encode() + b"\n")
         try:
             temporary.rename(folder)

@@ -22,7 +22,6 @@ from realign_cluster.metrics.retrieval.retriever import (
     Ranking,
     check_passages,
     digest_of_passages,
-    fingerprint_of_index,
 )
 
 KIND: Final = "own"
@@ -90,10 +89,8 @@ def build_own_index(passages: Sequence[Passage], folder: Path, *, code: str, ret
     write_index(
         folder,
         partial(_write, passages, code, retriever),
-        kind=KIND,
-        fingerprint=fingerprint_of_index(facts),
         passages=len(passages),
-        parameters=facts,
+        facts=facts,
     )
     return OwnIndex(folder, code=code, retriever=retriever)
 

@@ -23,7 +23,6 @@ from realign_cluster.metrics.retrieval.retriever import (
     best,
     check_passages,
     digest_of_passages,
-    fingerprint_of_index,
 )
 
 KIND = "vectors"
@@ -55,10 +54,8 @@ def build_vector_index(
     write_index(
         folder,
         partial(_write, passages, embedder, texts_at_once),
-        kind=KIND,
-        fingerprint=fingerprint_of_index(facts),
         passages=len(passages),
-        parameters=facts,
+        facts=facts,
     )
     return VectorIndex(folder, embedder=embedder)
 
