@@ -30,7 +30,7 @@ from tests.cluster_kit import wait_until
 
 WAIT = 90.0
 NODES = ("alpha", "beta")
-STEPS = 24
+STEPS = 60  # more than ranks do in the five seconds that they outlive their coordinator
 TRAINING = (
     *("--steps", str(STEPS), "--global-batch", "16", "--learning-rate", "1e-3", "--checkpoint-every", "8"),
     *("--snapshot-every", "1", "--keep-checkpoints", "2", "--parallel", "data"),
