@@ -131,7 +131,7 @@ class Recovery:
 
     def _on_part(self, event: e.PartKept | e.PartFetched) -> None:
         sitting, generation = self._sitting, self._running.generation
-        awaited = sitting.transfers.ended(event.node, event.part)
+        awaited = isinstance(event, e.PartFetched) and sitting.transfers.ended(event.node, event.part)
         if not sitting.crew.is_present(event.node) or (self._is_stale(event) and not awaited):
             return
         sitting.inventory.add(event.node, event.part)

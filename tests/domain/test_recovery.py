@@ -658,6 +658,10 @@ def test_a_damaged_part_that_is_listed_again_is_dropped_again() -> None:
     run.keep("b", part(3))  # of before it failed
     run.obeys("a")
     assert [(fetch.node, fetch.part.step, fetch.source) for fetch in run.last(c.Fetch)] == [("b", 3, "a")]
+    run.keep("b", part(3))  # said once more, while a sound copy is on its way
+    assert not run.last(c.StartRank)
+    run.event(e.PartFetched, "b", part=part(3))
+    assert [start.spec.start_step for start in run.last(c.StartRank)] == [3, 3]
 
 
 def test_a_fetch_that_fails_on_the_way_is_tried_again_from_elsewhere() -> None:

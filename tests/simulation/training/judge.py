@@ -53,7 +53,7 @@ class Judge:
             must(all(part.step <= back.step for back in backs), "a state that was given up is loaded all the same")
 
     def stepped(self, group: Group) -> None:
-        cut_off = all(rank.node.silent_since is not None for rank in group.ranks)
+        cut_off = all(rank.node.silent_since is not None or rank.node.is_waking for rank in group.ranks)
         must(
             group.number >= self.started or cut_off,
             f"generation {group.number} did step {group.step} after generation {self.started} was started",
@@ -131,8 +131,8 @@ class Judge:
         must(all(spec.generation < first.generation for spec in self.launched), "a generation's number was used again")
         for node in world.nodes:
             rank = node.rank
-            if rank is None or rank.hung or rank.group is None or node.frozen_until > world.clock.now:
-                continue  # nothing that computes, or its daemon kills it when the machine wakes
+            if rank is None or rank.hung or rank.group is None or node.is_waking:
+                continue  # nothing that computes, or its daemon kills it soon after the machine wakes
             must(False, f"generation {first.generation} is started while {rank.spec.generation} lives on {node.name}")
         if world.script.reproducible:
             before = self.same_world
@@ -214,6 +214,6 @@ class Judge:
                 crashes = any(node.crashes for node in script.nodes)
                 must(bool(script.faults) or crashes or script.resets > 0, f"without any fault: {finish}")
                 heard = world.coordinator.heard if world.coordinator is not None else {}
-                away = any(node.name not in heard or node.wedged for node in world.nodes)
+                away = any(node.name not in heard or node.wedged or not node.up for node in world.nodes)
                 excuse = finish.reason.startswith("waited") or "takes no part" in finish.reason
                 must(away or not excuse, f"nobody is away: {finish}")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 LEASE_SECONDS = 3.0
 JOIN_SECONDS = 8.0  # after which MLX's connector gives up
+WAKE_SECONDS = LEASE_SECONDS + 1.0  # after which a rank of a machine that has slept past its lease is dead
 
 
 @dataclass(slots=True)
@@ -171,6 +172,11 @@ class Node:
     def crashes(self) -> float:
         return 0.0 if self.world.healed else self.script.crashes
 
+    @property
+    def is_waking(self) -> bool:
+        """It sleeps, or did a moment ago: its daemon has not ended what it is to end."""
+        return self.frozen_until > 0 and self.world.clock.now < self.frozen_until + WAKE_SECONDS
+
     # --- life
 
     def start(self) -> None:
@@ -197,8 +203,8 @@ class Node:
         if self.silent_since != since or not self.up:
             return
         now = self.world.clock.now
-        if now < self.frozen_until:  # it finds out after it woke, a moment late
-            self.world.clock.at(self.frozen_until + 0.2, self.check_lease, since)
+        if now < self.frozen_until:  # a monotonic clock stands still while the machine sleeps
+            self.world.clock.at(self.frozen_until + LEASE_SECONDS, self.check_lease, since)
         elif self.rank is not None:
             self.killed = max(self.killed, self.rank.spec.generation)
             self.rank.kill(0.5, "the coordinator was silent for the lease")
@@ -289,5 +295,7 @@ class Node:
         if copy is None or copy.part != part or copy.corrupt:
             self.report(e.FetchFailed, part=part, source=source, reason="damaged", corrupt=True)
             return
-        self.disk[part.name] = Copy(part, now)
+        held = self.disk.get(part.name)
+        known = held is not None and held.part == part and held.acknowledged
+        self.disk[part.name] = Copy(part, now, acknowledged=known)
         self.report(e.PartFetched, part=part)

@@ -165,7 +165,8 @@ class World:
             node.boots += 1
             node.wedged = False
             node.start()
-            node.cut_until = node.mute_until = node.frozen_until = self.clock.now
+            node.frozen_until = 0.0
+            node.cut_until = node.mute_until = self.clock.now
             node.unlinked_until = node.full_until = node.gone_until = node.refuses_until = self.clock.now
 
     # --- the network
