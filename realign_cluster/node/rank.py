@@ -28,6 +28,8 @@ log = structlog.get_logger()
 DRAIN_SECONDS = 0.3  # an end is known half a second after it
 GRACE_SECONDS = 10.0  # for a rank that is asked to end
 TERM_SECONDS = 1.0  # from SIGTERM to SIGKILL
+BEAT_SECONDS = 1.0
+SILENCE_SECONDS = 5.0  # of this daemon, that end its rank: before the coordinator counts it as dead
 STOPPED_SECONDS = 4.0  # that a rank may be stopped by a signal: nothing in it can notice that
 STOPPED_LOOK_SECONDS = 0.5
 WIRED_SECONDS = 5.0  # that the system may take to give wired memory back
@@ -94,7 +96,8 @@ class Rank:
         worker.write(self.start.frame(cores))
         for frame in self._early:
             worker.write(frame)
-        tasks = [asyncio.create_task(self._make_it_end(worker)), asyncio.create_task(self._kill_if_stopped(worker))]
+        beside = (self._beat(worker), self._make_it_end(worker), self._kill_if_stopped(worker))
+        tasks = [asyncio.create_task(each) for each in beside]
         try:
             return await worker.follow(self._take, DRAIN_SECONDS)
         finally:
@@ -102,6 +105,11 @@ class Rank:
                 task.cancel()
             await worker.close()
             self._worker = None
+
+    async def _beat(self, worker: WorkerProcess) -> None:
+        while True:
+            worker.write({"op": "beat", "within_seconds": SILENCE_SECONDS})
+            await asyncio.sleep(BEAT_SECONDS)
 
     async def _make_it_end(self, worker: WorkerProcess) -> None:
         await self._end.wait()

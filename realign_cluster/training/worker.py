@@ -3,8 +3,8 @@
     python -m realign_cluster.training.worker --read-fd N --write-fd M
 
 The main thread trains; one thread reads frames, one watches, one writes states. Standard output and error are logs.
-When the pipe from the daemon closes the process ends at once: what it had not kept by then is for the next generation
-to do again.
+When the pipe from the daemon closes, or nothing came through it for too long, the process ends at once: what it had
+not kept by then is for the next generation to do again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 from realign_cluster.domain.rank_report import Failed, RankReport
 from realign_cluster.rpc.frames import FrameError, FrameReader, write_frame
+from realign_cluster.training.lifeline import Lifeline
 from realign_cluster.training.orders import Mailbox, Orders
 
 FAILED_EXIT = 3
@@ -41,6 +42,7 @@ class Outbox:
 
 def read_frames(reader: FrameReader, mailbox: Mailbox) -> None:
     """Until the pipe closes, which ends the process."""
+    lifeline = Lifeline()
     while True:
         try:
             frame = reader.read()
@@ -49,7 +51,9 @@ def read_frames(reader: FrameReader, mailbox: Mailbox) -> None:
             os._exit(1)
         if frame is None:
             os._exit(0)
-        if not mailbox.put(frame):
+        if frame.get("op") == "beat":
+            lifeline.heard(float(frame["within_seconds"]))
+        elif not mailbox.put(frame):
             print(f"a frame of unknown kind {frame.get('op')!r} was left out", file=sys.stderr, flush=True)
 
 

@@ -32,6 +32,7 @@ from tests.cluster.train_kit import (
     held,
     history_of,
     ledger_of,
+    lives,
     outcome,
 )
 
@@ -115,6 +116,27 @@ def test_a_node_that_was_missing_at_the_start_joins_at_a_checkpoint(
         math.isclose(loss, expected, rel_tol=5e-3)
         for loss, expected in zip(outcome(out).losses, calm_training.losses, strict=True)
     )
+
+
+def test_a_daemon_that_is_stopped_has_no_rank_when_another_node_goes_on(
+    commands: TrainCommands, train_rows: Path, tmp_path: Path
+) -> None:
+    """Its rank waits for nobody and nobody can kill it: it ends by itself."""
+    out = tmp_path / "run"
+    asked = (*TRAINING, "--steps", "2000", "--parallel", "single", "--min-nodes", "1")
+    run = commands.start(commands.command(train_rows, out, *asked), out)
+    run.reach(5)
+    [name] = history_of(out).generations[0].nodes
+    daemon, rank = commands.cluster.daemons[name], commands.rank(name)
+    daemon.signal(signal.SIGSTOP)
+    try:
+        run.wait_for(lambda: run.generation == 2, "a generation on the other node")
+        assert not lives(rank)
+    finally:
+        daemon.signal(signal.SIGCONT)
+    run.process.send_signal(signal.SIGINT)
+    run.finish(130)
+    assert history_of(out).generations[1].nodes != (name,)
 
 
 def test_a_nodes_disk_is_full(

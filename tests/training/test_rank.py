@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from realign_cluster.domain.rank_report import (
 from realign_cluster.domain.section_limits import SectionLimits
 from realign_cluster.domain.world import StatePart, WorldPlan
 from realign_cluster.store.state_part import data_path, list_parts
+from realign_cluster.training.lifeline import LOST_EXIT
 from tests.fixtures import models
 from tests.fixtures.models import make_model
 from tests.training.rank_driver import ROOT, Crew, prepared_job, replicas, single
@@ -355,6 +357,20 @@ class TestRefusals:
                 pass
             assert crew.ranks[0].process.wait(10) == 1
             assert "Timeout (0:00:02)!" in crew.ranks[0].errors.read_text()
+
+    def test_a_rank_whose_daemon_falls_silent_ends_by_itself(
+        self, tmp_path: Path, some_rows: tuple[Path, Path]
+    ) -> None:
+        job = prepared_job(tmp_path, some_rows[0], steps=2, global_batch=4)
+        with Crew(tmp_path, job, replicas(1, 1)) as crew:
+            rank = crew.ranks[0]
+            rank.until(Loaded)
+            for _ in range(4):
+                rank.tell({"op": "beat", "within_seconds": 1.0})
+                time.sleep(0.5)
+            assert rank.process.poll() is None
+            assert rank.process.wait(10) == LOST_EXIT
+            assert "the daemon has said nothing for" in rank.errors.read_text()
 
 
 def _failure(crew: Crew) -> Failed:
