@@ -17,11 +17,11 @@ from realign_cluster.coordinator.workflow_report_answers import clipped
 from realign_cluster.coordinator.workflow_report_items import Behind
 from realign_cluster.coordinator.workflow_report_stages import file_link, linked, short
 from realign_cluster.store.workflow_ledger import JobRecord
+from realign_cluster.workflows.cleaning import holding_text, is_held_out
 from realign_cluster.workflows.config import VerifierConfig
-from realign_cluster.workflows.training_data import EVALUATION
 
 ROWS_SHOWN: Final = 3  # of what was trained on: the first
-HELD_AGAINST: Final = (*EVALUATION, "model", "verdicts")  # roles of what decides which rows, and is not in them
+DECIDING: Final = ("model", "verdicts")  # roles of what decides which rows, and is not in them
 STATUS_STYLES: Final = {"passed": "good", "failed": "bad", "undefined": "warn"}
 
 
@@ -149,18 +149,24 @@ def _spread(history: WorkflowHistory) -> str:
 
 
 def _cleaning(history: WorkflowHistory) -> str:
-    attempt = _with(history, "cleaned")
-    if attempt is None:
+    """Of each set that was trained on, as the last stage found it that did."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for attempt in history.attempts:
+        found |= attempt.facts.get("cleaned") or {}
+    if not found:
         return ""
-    found = attempt.facts["cleaned"]
-    near = found.get("nearly doubled", 0)
-    nearly = f", {near:,} nearly" if near else ""
-    by = ", ".join(f"{name} {count:,}" for name, count in found.get("by variant", {}).items() if count)
-    left = found.get("kept", found["rows"] - found["doubled"] - found["contaminated"])
-    return "<h3>Citation examples, cleaned</h3>" + note(
-        f"{found['rows']:,} rows: {found['doubled']:,} doubled{nearly}, {found['contaminated']:,} hold a question of "
-        f"an evaluation set{f' ({escape(by)})' if by else ''}; these are left out, {left:,} remain."
+    counts = ("rows", "contaminated", "doubled", "nearly doubled", "kept")
+    rows = [
+        [escape(name), *(f"{each[count]:,}" for count in counts), escape(holding_text(each["holding"])) or "-"]
+        for name, each in found.items()
+    ]
+    taught = ", ".join(history.config.cleaning.taught)
+    said = note(
+        "What is trained on loses rows that hold what models are judged on, and of the others those that are there "
+        f"already.{f' Not looked for, because it is taught: {escape(taught)}.' if taught else ''}"
     )
+    headings = ["set", *(f">{count}" for count in counts), "contaminated by (rows, by what found them first)"]
+    return f"<h3>Training rows, cleaned</h3>{said}{table(headings, rows)}"
 
 
 def _pairs(history: WorkflowHistory) -> str:
@@ -185,7 +191,10 @@ def _pairs(history: WorkflowHistory) -> str:
             for each in found["checks"]
         ],
     )
-    return f"<h3>Preference pairs: {found['pairs']:,}</h3>{taken}{checks}"
+    leaked = ", ".join(f"{escape(name)} {count:,}" for name, count in found["leaked"].items()) or "none"
+    said = note(f"Left out: {found['doubled']:,} pairs that were there already; questions that a held-out set asks "
+                f"too: {leaked}.")  # fmt: skip
+    return f"<h3>Preference pairs: {found['pairs']:,}</h3>{said}{taken}{checks}"
 
 
 def _verifier(history: WorkflowHistory, behind: Behind) -> str:
@@ -251,7 +260,7 @@ def _origin(history: WorkflowHistory, data: str) -> str:
             found.setdefault(record.name)
         elif maker is not None:
             roles = maker.request["inputs_by_role"]
-            stack += [str(each) for role, each in roles.items() if role not in HELD_AGAINST]
+            stack += [str(each) for role, each in roles.items() if role not in DECIDING and not is_held_out(role)]
     return escape(", ".join(sorted(found))) or "nothing that is known"
 
 

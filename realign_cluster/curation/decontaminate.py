@@ -138,7 +138,7 @@ class ContaminationIndex:
         """What row number `row` with these texts holds, in order of items."""
         fields = [words for text in texts if (words := words_of(text))]
         whole = tuple(word for words in fields for word in words)
-        starts = self._shared_runs(whole)
+        starts = self._shared_runs(whole) if set(self._variants) - {"exact"} else {}
         found: dict[int, tuple[Variant, str]] = {}
         for variant in VARIANTS:
             if variant in self._variants:

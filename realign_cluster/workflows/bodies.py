@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from realign_cluster.domain.gate import Measurement, paired_with
@@ -12,6 +13,7 @@ from realign_cluster.domain.training import TrainSettings
 from realign_cluster.workflows import sources, training_data, verify
 from realign_cluster.workflows.answers import answer_pairs
 from realign_cluster.workflows.checking import check_examples
+from realign_cluster.workflows.cleaning import Cleaned, cleaned, cleaned_with_general, held_out
 from realign_cluster.workflows.derive import derive
 from realign_cluster.workflows.evaluating import Evaluation, divergence, evaluate
 from realign_cluster.workflows.jobs import ArtifactId, Ask, JobResult, Look, ModelRef, Score, Train
@@ -32,21 +34,24 @@ RECORDED = (
 
 def preparation(context: Context) -> Stage:
     """Stage 1: a model that answers, trained here or taken, and the baseline of everything that is compared later."""
-    model, facts = context.state.model, {}
+    model, facts = context.state.model, dict[str, Any]()
     settings = context.config.training.preparation
+    made: dict[str, ArtifactId] = {}
     if settings is not None:
         if "preparation" not in context.state.data:
             return Outcome(failed="there is a [training.preparation] and no [data] preparation")
-        trained = yield from _trained(context, "preparation", context.state.data["preparation"], model, settings)
+        clean = yield from cleaned_with_general(context, "preparation")
+        trained = yield from _trained(context, "preparation", clean, model, settings)
+        made, facts = clean.artifacts, _facts_of(trained, clean)
         if trained.failed:
-            return Outcome(failed=f"the training failed: {trained.failed}")
-        model, facts = trained.model(), {"training": trained.value}
+            return Outcome(artifacts=made, facts=facts, failed=f"the training failed: {trained.failed}")
+        model = trained.model()
     found = yield from evaluate(context, model, "items", title="baseline", perplexity=True)
     recorded = [name for name in RECORDED if _is_recorded(found.measurements.get(name))]
     quality = yield from verify.measured_on_labels(context, "supported", "baseline")
     return Outcome(
         model=model,
-        artifacts={f"baseline {name}": each for name, each in found.artifacts.items()},
+        artifacts={**made, **{f"baseline {name}": each for name, each in found.artifacts.items()}},
         measurements=found.measurements,
         facts={**facts, "baseline_recorded": len(recorded) / len(RECORDED)},
         labels=labels_of(quality.value),
@@ -73,17 +78,17 @@ def source_data(context: Context) -> Stage:
     spread = yield derive(
         sources.spread_of_sources, "types of sources", inputs={"sources": data["sources"], "practice": data["practice"]}
     )
-    clean = yield from _clean(context)
+    clean = yield from cleaned(context, "citation")
     checks = yield from check_examples(context, index)
     return Outcome(
         artifacts={
             "index": index,
             "rankings": searched.outputs["rankings"],
-            "citation data": clean.outputs["rows"],
+            **clean.artifacts,
             **checks.artifacts,
         },
         measurements={**by_metric(rows.value), **checks.measurements},
-        facts={**spread.value, "retriever": retriever, "cleaned": clean.value},
+        facts={**spread.value, "retriever": retriever, "cleaned": clean.counts},
     )
 
 
@@ -100,29 +105,30 @@ def factual_data(context: Context) -> Stage:
         verifier=verifier_fingerprint(context),
     )
     rows = yield Look(rows=measured.outputs["measurements"])
-    clean = yield from _clean(context)
+    clean = yield from cleaned(context, "citation")
     checks = yield from check_examples(context)
     return Outcome(
         artifacts={
-            "citation data": clean.outputs["rows"],
             "unsupported pairs": measured.outputs["unsupported"],
+            **clean.artifacts,
             **checks.artifacts,
         },
         measurements={**by_metric(rows.value), **checks.measurements},
-        facts={"cleaned": clean.value},
+        facts={"cleaned": clean.counts},
     )
 
 
 def citation_training(context: Context) -> Stage:
     """Stage 3: trained to cite. Another attempt has more steps: more and other examples are seen."""
-    data = context.state.artifacts["citation data"]
     settings = context.config.training.citation
     settings = settings.model_copy(update={"steps": round(settings.steps * (1 + 0.5 * context.attempt))})
-    trained = yield from _trained(context, "citation", data, context.state.model, settings)
+    clean = yield from cleaned_with_general(context, "citation")
+    trained = yield from _trained(context, "citation", clean, context.state.model, settings)
+    facts = _facts_of(trained, clean)
     if trained.failed:
-        return Outcome(failed=f"the training failed: {trained.failed}")
+        return Outcome(artifacts=clean.artifacts, facts=facts, failed=f"the training failed: {trained.failed}")
     found = yield from evaluate(context, trained.model(), "items", title="after citation training")
-    return _outcome(found, trained.model(), {"training": trained.value})
+    return _outcome(found, trained.model(), facts, clean.artifacts)
 
 
 def verification(context: Context) -> Stage:
@@ -150,11 +156,13 @@ def _verification(context: Context, positive: str) -> Stage:
 def optimisation(context: Context) -> Stage:
     """Stage 5: preferences between the model's own answers. Another attempt halves the rate and doubles beta."""
     config, state = context.config, context.state
-    inputs = {"practice": state.data["practice"]}
+    clean = yield from cleaned(context, "practice")
+    if clean.none_left:
+        return Outcome(artifacts=clean.artifacts, facts={"cleaned": clean.counts}, failed=clean.none_left)
     prompts = yield derive(
         sources.practice_prompts,
         "practice questions",
-        inputs=inputs,
+        inputs=clean.rows,
         most=config.preference.prompts,
         seed=context.seed("practice"),
     )
@@ -173,12 +181,7 @@ def optimisation(context: Context) -> Stage:
     made = yield derive(
         training_data.preference_rows,
         "preference pairs",
-        inputs={
-            "generated": generated,
-            "verdicts": verdicts,
-            "items": state.data["items"],
-            "sealed": state.data["sealed"],
-        },
+        inputs={"generated": generated, "verdicts": verdicts, **held_out(context)},
         supported=config.verifier.supported,
         verifier=verifier_fingerprint(context),
         abstention=config.preference.abstention,
@@ -187,9 +190,12 @@ def optimisation(context: Context) -> Stage:
         seed=context.seed("pairs"),
     )
     failed = [each for each in made.value["checks"] if each["status"] == "failed"]
-    facts: dict[str, Any] = {"pairs": made.value}
+    facts: dict[str, Any] = {"pairs": made.value, "cleaned": clean.counts}
+    artifacts = {**clean.artifacts, "pairs": made.outputs["pairs"]}
     if failed:
-        return Outcome(facts=facts, failed="; ".join(f"{each['name']}: {each['reason']}" for each in failed))
+        return Outcome(
+            artifacts=artifacts, facts=facts, failed="; ".join(f"{each['name']}: {each['reason']}" for each in failed)
+        )
     settings = softened(config.training.preference, context.attempt)
     trained = yield Train(
         title="preference training",
@@ -199,11 +205,11 @@ def optimisation(context: Context) -> Stage:
         settings=settings.model_copy(update={"seed": context.seed("preference")}),
     )
     if trained.failed:
-        return Outcome(facts=facts, failed=f"the training failed: {trained.failed}")
+        return Outcome(artifacts=artifacts, facts=facts, failed=f"the training failed: {trained.failed}")
     model = trained.model()
     found = yield from evaluate(context, model, "items", title="after optimisation")
     kl = yield from divergence(context, model, state.model, title="divergence")
-    outcome = _outcome(found, model, {**facts, "training": trained.value})
+    outcome = _outcome(found, model, {**facts, "training": trained.value}, artifacts)
     measurements = {
         **outcome.measurements,
         "kl": kl,
@@ -212,7 +218,7 @@ def optimisation(context: Context) -> Stage:
         **_change(context, outcome.measurements, "citation_precision", "citation_precision_change"),
         **_change(context, outcome.measurements, "coverage_by_answer", "coverage_change"),
     }
-    return replace(outcome, measurements=measurements, artifacts={**outcome.artifacts, "pairs": made.outputs["pairs"]})
+    return replace(outcome, measurements=measurements)
 
 
 def evaluation(context: Context) -> Stage:
@@ -277,10 +283,12 @@ def softened(settings: TrainSettings, attempt: int) -> TrainSettings:
 
 
 def _trained(
-    context: Context, name: str, data: ArtifactId, model: ModelRef, settings: TrainSettings
+    context: Context, name: str, clean: Cleaned, model: ModelRef, settings: TrainSettings
 ) -> Generator[Ask, JobResult, JobResult]:
-    """Trained on `data` mixed with the general data."""
-    inputs = {"task": data} | ({"general": context.state.data["general"]} if "general" in context.state.data else {})
+    """Trained on the set `name` mixed with the general data."""
+    if clean.none_left:
+        return JobResult(failed=clean.none_left)
+    inputs = {"task": clean.rows[name]} | ({"general": clean.rows["general"]} if "general" in clean.rows else {})
     mixed = yield derive(
         training_data.mixed_rows,
         f"{name}: mix",
@@ -300,16 +308,8 @@ def _trained(
     return replace(trained, value=value)
 
 
-def _clean(context: Context) -> Generator[Ask, JobResult, JobResult]:
-    data = context.state.data
-    return (
-        yield derive(
-            training_data.clean_rows,
-            "citation examples cleaned",
-            inputs={"rows": data["citation"], "items": data["items"], "sealed": data["sealed"]},
-            **context.config.cleaning.model_dump(mode="json"),
-        )
-    )
+def _facts_of(trained: JobResult, clean: Cleaned) -> dict[str, Any]:
+    return {"training": trained.value or {}, "cleaned": clean.counts}
 
 
 def _sampling(context: Context) -> Any:
@@ -321,10 +321,16 @@ def _sampling(context: Context) -> Any:
     )
 
 
-def _outcome(found: Evaluation, model: ModelRef | None, facts: Mapping[str, Any]) -> Outcome:
+def _outcome(
+    found: Evaluation,
+    model: ModelRef | None,
+    facts: Mapping[str, Any],
+    made: Mapping[str, ArtifactId] = MappingProxyType({}),
+) -> Outcome:
+    """`made`: artifacts besides those of the evaluation."""
     return Outcome(
         model=model,
-        artifacts=found.artifacts,
+        artifacts={**made, **found.artifacts},
         measurements=found.measurements,
         benchmarks=found.benchmarks,
         facts=facts,

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag, ValidationError
 
-from realign_cluster.curation.decontaminate import Variant
+from realign_cluster.curation.decontaminate import VARIANTS, Variant
 from realign_cluster.domain.errors import UsageError
 from realign_cluster.domain.job import Chat, Strict
 from realign_cluster.domain.suggest import did_you_mean
@@ -95,13 +95,30 @@ class CitationsConfig(Strict):
     format: Literal["inline", "footnote", "author-year"] = "inline"
 
 
-class CleaningConfig(Strict):
-    """Of `citation`. Prompts that show the same passages are near copies and share long runs of words whatever they
-    ask, so by default only what is the same word for word is dropped.
+class CleaningOf(Strict):
+    """Of a set whose prompts show passages. Those that show the same ones are near copies and share long runs of words
+    whatever they ask, so by default only what is the same word for word is dropped.
     """
 
-    near_duplicates: bool = False  # MinHash over word 5-grams, FineWeb's bands
-    contamination: tuple[Variant, ...] = ("exact",)  # variants that find an evaluation question
+    duplicates: Literal["keep", "exact", "near"] = "exact"  # near: MinHash over word 5-grams, FineWeb's bands, as well
+    contamination: tuple[Variant, ...] = ("exact",)  # variants that find what models are judged on
+
+
+class CleaningOfGeneral(CleaningOf):
+    """Of texts that show no passages: there what is nearly the same teaches nearly the same."""
+
+    duplicates: Literal["keep", "exact", "near"] = "near"
+    contamination: tuple[Variant, ...] = VARIANTS
+
+
+class CleaningConfig(Strict):
+    """By set, in the order in which they are first trained on."""
+
+    taught: tuple[str, ...] = ()  # benchmarks of what is known by heart: rows that hold their items stay
+    preparation: CleaningOf = CleaningOf()
+    general: CleaningOfGeneral = CleaningOfGeneral()
+    citation: CleaningOf = CleaningOf()
+    practice: CleaningOf = CleaningOf()
 
 
 class MixConfig(Strict):
@@ -180,6 +197,8 @@ def read_config(path: Path) -> WorkflowConfig:
         raise UsageError("\n".join(wrong_verifier), "docs/workflows/verification.md says what each kind needs")
     if wrong_retrieval := [*_wrong_retrieval(path, lines, config.retrieval)]:
         raise UsageError("\n".join(wrong_retrieval), "docs/workflows/source-data.md has an example of each")
+    if wrong_cleaning := [*_wrong_cleaning(path, lines, config)]:
+        raise UsageError("\n".join(wrong_cleaning), "docs/workflows/templates.md says what cleaning does")
     if wrong_training := [*_wrong_trainings(path, lines, config.training)]:
         raise UsageError("\n".join(wrong_training), "see realign train --help")
     return config
@@ -241,6 +260,15 @@ def _wrong_retrieval(path: Path, lines: dict[tuple[str, ...], int], retrieval: R
         yield f"{place('embedder')}: {said}"
     if kind != "vectors" and embedder:
         yield f'{place("embedder")}: only kind = "vectors" has one'
+
+
+def _wrong_cleaning(path: Path, lines: dict[tuple[str, ...], int], config: WorkflowConfig) -> Iterator[str]:
+    place = f"{path}:{line_of_toml(lines, ('cleaning', 'taught'))}: cleaning.taught"
+    for name in config.cleaning.taught:
+        if name in config.harness_tasks:
+            yield f"{place}: {name} is a task: its items are not looked for in what is trained on"
+        elif name not in config.benchmarks:
+            yield f"{place}: there is no benchmark {name!r}{did_you_mean(name, config.benchmark_files)}"
 
 
 def _within(annotation: Any) -> Iterator[Any]:

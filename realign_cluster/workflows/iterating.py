@@ -13,6 +13,7 @@ from realign_cluster.domain.retention import BenchmarkPair
 from realign_cluster.workflows import training_data
 from realign_cluster.workflows.bodies import checkpoints, entered_optimisation, validation
 from realign_cluster.workflows.candidates import Candidate, best_feasible, keeps
+from realign_cluster.workflows.cleaning import cleaned_with_general
 from realign_cluster.workflows.derive import derive
 from realign_cluster.workflows.evaluating import Evaluation, divergence, evaluate
 from realign_cluster.workflows.jobs import ArtifactId, Ask, JobResult, ModelRef, Train
@@ -40,6 +41,9 @@ def iteration(
     on what a round must not cost; one that is beyond any of them is not chosen.
     """
     config = context.config.iteration
+    clean = yield from cleaned_with_general(context, "practice")
+    if clean.none_left:
+        return Outcome(artifacts=clean.artifacts, facts={"cleaned": clean.counts}, failed=clean.none_left)
     found = yield from evaluate(context, context.state.model, "items", title="before the rounds")
     entered = yield from _standing(context, "entered", context.state.model, found)
     current, standings, changes = entered, [entered], list[Change]()
@@ -48,7 +52,7 @@ def iteration(
         gaps = yield derive(
             training_data.measured_gaps, f"round {number}: gaps", inputs={"answers": current.artifacts["answers"]}
         )
-        round_facts, standing = yield from _round(context, number, current, gaps.value)
+        round_facts, standing = yield from _round(context, number, current, gaps.value, clean.rows)
         rounds.append(round_facts)
         if standing is None:
             break
@@ -68,17 +72,26 @@ def iteration(
         progress = replace(progress, values=tuple(-value for value in progress.values))
     return Outcome(
         model=best.model,
-        artifacts=best.artifacts,
+        artifacts={**clean.artifacts, **best.artifacts},
         measurements={**best.measurements, "progress": replace(progress, metric="progress")},
         benchmarks=best.benchmarks,
-        facts={"rounds": rounds, "best": best.name, "rounds_trained": len(standings) - 1},
+        facts={
+            "rounds": rounds,
+            "best": best.name,
+            "rounds_trained": len(standings) - 1,
+            "cleaned": clean.counts,
+        },
     )
 
 
 def _round(
-    context: Context, number: int, current: _Standing, gaps: Mapping[str, Any]
+    context: Context,
+    number: int,
+    current: _Standing,
+    gaps: Mapping[str, Any],
+    data: Mapping[str, ArtifactId],
 ) -> Generator[Ask, JobResult, tuple[dict[str, Any], _Standing | None]]:
-    data = context.state.data
+    """`data`: practice questions, and general rows where there are some, as they are trained on."""
     targeted = yield derive(
         training_data.targeted_rows,
         f"round {number}: targeted data",

@@ -109,6 +109,11 @@ kind = "bm25"            # or vectors, with embedder = "module:attribute"; or mo
 [citations]
 format = "inline"        # [1]; or footnote, or author-year
 
+[cleaning]               # rows that hold a question of items, sealed or a benchmark are not trained on
+taught = []              # benchmarks of what is known by heart: rows that hold their questions are
+[cleaning.general]       # likewise of preparation, citation, practice: there no near copies, by default
+duplicates = "near"      # or exact; or keep, where rows come twice on purpose
+
 [mix]
 general = 0.3            # of the rows of a training
 

@@ -1,4 +1,4 @@
-"""What stages train on: cleaned, mixed, aimed at measured gaps; and pairs made from judged samples."""
+"""What stages train on: mixed, aimed at measured gaps; and pairs made from judged samples."""
 
 from __future__ import annotations
 
@@ -7,49 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from realign_cluster.curation.citation_faults import FAULTS, CitedSentence, judge_citations, with_fault
-from realign_cluster.curation.decontaminate import EvaluationSet, decontaminate
 from realign_cluster.curation.deduplicate import deduplicate
 from realign_cluster.curation.mix import Source, mix
-from realign_cluster.curation.pair_checks import check_pairs
+from realign_cluster.curation.pair_checks import check_pairs, find_leaks
 from realign_cluster.curation.pair_report import PairLimits
 from realign_cluster.curation.preference_pairs import JudgedItem, JudgedSample, make_pairs
+from realign_cluster.curation.words import plain_text
 from realign_cluster.metrics.measured import SourceId
 from realign_cluster.workflows import answers
+from realign_cluster.workflows.cleaning import held_out_prompts, held_out_sets
 from realign_cluster.workflows.derive import Derived, Inputs, derivation
 
 Row = dict[str, Any]
-EVALUATION = ("items", "sealed")
-
-
-@derivation(version=2)
-def clean_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
-    """ "rows": those of "rows" that are not doubled and hold no evaluation question, by "near_duplicates" and the
-    variants "contamination"; what was dropped as the value.
-    """
-    rows = list(inputs.rows("rows"))
-    texts = [_said(row) for row in rows]
-    copies = deduplicate(texts, near=parameters["near_duplicates"])
-    doubled = {each.index for each in copies.duplicates}
-    sets = [
-        EvaluationSet(name=name, items=tuple((_prompt_text(row),) for row in inputs.rows(name)))
-        for name in EVALUATION
-        if inputs.has(name)
-    ]
-    variants = tuple(parameters["contamination"])
-    found = decontaminate([(_prompt_text(row),) for row in rows], sets, variants=variants)
-    by_variant = {name: len({each.row for each in found.matches if each.variant == name}) for name in variants}
-    dropped = doubled | set(found.dropped)
-    return Derived(
-        rows={"rows": [row for at, row in enumerate(rows) if at not in dropped]},
-        value={
-            "rows": len(rows),
-            "kept": len(rows) - len(dropped),
-            "doubled": copies.count("exact"),
-            "nearly doubled": copies.count("near"),
-            "contaminated": len(found.dropped),
-            "by variant": by_variant,
-        },
-    )
 
 
 @derivation(version=1)
@@ -110,14 +79,20 @@ def targeted_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     )
 
 
-@derivation(version=2)
+@derivation(version=3)
 def preference_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
-    """ "pairs" from judged samples, for training; the value says what was made, and what the checks found of them."""
+    """ "pairs" from judged samples, for training; the value says what was made, and what the checks found of them. A
+    question that is asked in a held-out set too gives no pair: "leaked" counts them by set.
+    """
     verdicts = {row["pair"]: row for row in inputs.rows("verdicts")}
     threshold = parameters["supported"]
+    asked = list(inputs.rows("generated"))
+    splits = held_out_prompts(inputs)
+    leaks = find_leaks([{"prompt": row["prompt"]} for row in asked], splits, "group")
+    leaked = {leak.row - 1 for leak in leaks}
     items = []
     scores: dict[str, float] = {}
-    for row in inputs.rows("generated"):
+    for row in (row for at, row in enumerate(asked) if at not in leaked):
         samples = []
         for name, text in answers.samples_of(row):
             sample = _judged(row, name, text, verdicts, threshold)
@@ -135,7 +110,7 @@ def preference_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
         )
     shares = _shares(items, parameters["abstention"])
     made = make_pairs(items, per_reason=1, shares=shares, seed=parameters["seed"])
-    texts = [f"{_prompt_text(pair.row())}\n{pair.chosen.text}\n{pair.rejected.text}" for pair in made.pairs]
+    texts = [f"{plain_text(pair.item.prompt)}\n{pair.chosen.text}\n{pair.rejected.text}" for pair in made.pairs]
     doubled = {each.index for each in deduplicate(texts, near=False).duplicates}
     pairs = [pair for at, pair in enumerate(made.pairs) if at not in doubled]
     rows = [pair.row() for pair in pairs]
@@ -144,10 +119,8 @@ def preference_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
         rows,
         gaps=gaps,
         scorer=parameters["verifier"],
-        evaluation_sets=[
-            EvaluationSet(name=name, items=tuple((_prompt_text(row),) for row in inputs.rows(name)))
-            for name in EVALUATION
-        ],
+        evaluation_sets=held_out_sets(inputs, validation=False),
+        other_splits=splits,
         limits=PairLimits(gap=parameters["gap"], pairs=parameters["least_pairs"]),
     )
     checks = [
@@ -165,6 +138,7 @@ def preference_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
         value={
             "pairs": len(rows),
             "doubled": len(doubled),
+            "leaked": dict(Counter(leak.split for leak in leaks)),
             "taken": dict(made.taken),
             "possible": dict(made.possible),
             "checks": checks,
@@ -280,17 +254,6 @@ def _shares(items: Sequence[JudgedItem], abstention: float) -> dict[Any, float] 
         return None
     others = [name for name in there if name != "abstention"]
     return {**{name: (1 - abstention) / len(others) for name in others}, "abstention": abstention}
-
-
-def _said(row: Row) -> str:
-    return f"{_prompt_text(row)}\n{row.get('completion', row.get('response', row.get('text', '')))}"
-
-
-def _prompt_text(row: Row) -> str:
-    prompt = row.get("prompt", row.get("text", row.get("messages", "")))
-    if isinstance(prompt, list):
-        return "\n".join(str(message.get("content", "")) for message in prompt)
-    return str(prompt)
 
 
 def _bare(row: Row) -> Row:

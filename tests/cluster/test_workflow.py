@@ -57,6 +57,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = text.replace("probe_prompts = 480", "probe_prompts = 8").replace("prompts = 900", "prompts = 12")
     at, to = text.index("[benchmarks]"), text.index("[generation]")  # fewer jobs: each is a run of its own
     text = (text[:at] + text[to:]).replace('preparation = "data/preparation.jsonl"\n', "")
+    text = text.replace('taught = ["closed-book"]', "taught = []")
     for name in ("citation", "preference", "iteration"):
         text += TRAINING.format(name=name, method='method = "dpo"' if name == "preference" else 'method = "sft"')
     (folder / "workflow.toml").write_text(text + EASY)

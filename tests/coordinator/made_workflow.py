@@ -180,15 +180,20 @@ class MadeWorkflow:
             for row in answered
             for at, label in ((1, "supported"), (0, "unverifiable"))
         ]
+        repeated = {**items[0], "prompt": items[0]["prompt"].upper()}  # not word for word: cleaning has to find it
         labels *= 1 + FEWEST_LABELS // len(labels)
         files: dict[str, list[dict[str, Any]]] = {
             "sources": sources,
             "items": items,
             "sealed": sealed,
-            "practice": [{**row, "completion": f" {right_answer(row)}"} for row in practice],
+            "practice": [{**row, "completion": f" {right_answer(row)}"} for row in (*practice, repeated)],
             "citation": [*trained, trained[0]],
             "valid": [{"prompt": "What is sold?", "completion": " salt"}],
-            "general": [{"prompt": "Name a colour.", "completion": " Blue."}],
+            "general": [
+                {"prompt": "Name a colour.", "completion": " Blue."},
+                {"prompt": "Name a colour.", "completion": " Blue."},
+                {"prompt": "The capital of France is", "completion": " Paris."},  # asked by the benchmark
+            ],
             "queries": [{"query": row["prompt"][-40:], "relevant": [row["sources"][1]["id"]]} for row in answered],
             "pairs": [{"claim": right_answer(row), "sources": row["sources"]} for row in answered],
             "labels": labels,

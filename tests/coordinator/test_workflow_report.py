@@ -269,9 +269,38 @@ def test_rounds_gaps_pairs_retrieval_and_the_verifiers_confusion_are_there(page:
             assert f"{gap['wrong']} of {gap['items']} wrong" in page.part("iteration")
     quality = page.part("quality")
     assert "retrieval_r_precision" in quality
-    assert "19 rows: 1 doubled, 0 hold a question of an evaluation set" in quality
     assert ">contamination<" in quality
     assert "<td>supported</td><td class=r>105</td>" in quality.replace("\n", "")
+
+
+def test_what_was_cleaned_is_there_by_set_and_no_training_had_what_was_left_out(page: Page, history: WorkflowHistory):
+    quality = page.part("quality")
+    rows = {
+        name: re.findall(r"<td class=r>(.*?)</td>", rest)
+        for name, rest in re.findall(r"<tr><td>(\w+)</td>(.*?)</tr>", quality)
+    }
+    assert rows["citation"] == ["19", "0", "1", "0", "18"]
+    assert rows["practice"] == ["19", "1", "0", "0", "18"]
+    assert rows["general"] == ["3", "1", "1", "0", "1"]
+    assert "<td>items (exact 1)</td>" in quality
+    assert "<td>basics (exact 1)</td>" in quality
+    assert "questions that a held-out set asks too: none." in quality
+    trained = [row for job in history.trainings for row in history.rows(job.request["inputs_by_role"]["data"])]
+    prompts = {row["prompt"] for row in trained}
+    assert "Name a colour." in prompts
+    assert "The capital of France is" not in prompts
+    assert not any(prompt.isupper() for prompt in prompts)
+    stages = {each.name: set(each.facts.get("cleaned") or {}) for each in history.attempts}
+    assert stages["preparation"] == set()  # nothing is trained there
+    assert stages["sources"] == {"citation"}
+    assert stages["citation"] == {"citation", "general"}
+    assert stages["optimisation"] == {"practice"}
+    assert stages["iteration"] == {"practice", "general"}
+
+
+def test_what_rows_are_held_against_is_not_said_to_be_in_them(page: Page):
+    made_of = set(re.findall(r"rows in .*?, made of\s+(.*?)\. ", page.part("data")))
+    assert made_of == {"citation, general", "general, practice", "practice"}
 
 
 def test_a_training_s_capability_checkpoints_are_drawn_where_it_had_some(page: Page):

@@ -19,6 +19,10 @@ from typing import Any
 
 import pytest
 
+from realign_cluster.workflows.cleaning import clean_rows
+from realign_cluster.workflows.config import read_config
+from tests.workflows.test_data_checks import Inputs
+
 FOLDER = Path(__file__).parents[2] / "examples" / "knowledge_base"
 sys.path.insert(0, str(FOLDER))
 
@@ -212,6 +216,18 @@ def test_what_is_known_by_heart_is_asked_of_the_training_rows_too(base: Path):
     shared = known.keys() & taught.keys()
     assert len(shared) > 50
     assert all(known[prompt] == taught[prompt] for prompt in shared)
+
+
+@pytest.mark.parametrize("workflow", make_workflow.WORKFLOWS)
+@pytest.mark.parametrize("name", TRAINED_ON)
+def test_cleaning_as_the_configuration_asks_for_it_leaves_every_row(base: Path, workflow: str, name: str):
+    config = read_config(base / workflow / "workflow.toml")
+    taught, names = config.cleaning.taught, ("items", "sealed", "valid")
+    held_out = {each: rows_of(file(base, each, workflow)) for each in names}
+    held_out |= {f"benchmark {b}": rows_of(file(base, b, workflow)) for b in config.benchmarks if b not in taught}
+    rules = getattr(config.cleaning, name).model_dump(mode="json")
+    found = clean_rows(Inputs({"rows": rows_of(file(base, name, workflow)), **held_out}), rules).value
+    assert found["kept"] == found["rows"] == ROWS[name]
 
 
 # --- who makes, who judges, who knows ---

@@ -171,6 +171,7 @@ def _configuration(name: str, seed: int, data: dict[str, list[Row]]) -> dict[str
         "data": {name: f"{name}.jsonl" for name in data if name != "hearts"},
         "benchmarks": {"hearts": "hearts.jsonl"},
         "generation": {"max_new_tokens": 16, "most_claims": 2},
+        "cleaning": {"taught": ["hearts"], "general": {"duplicates": "keep"}},
         "mix": {"general": 0.3},
         "preference": {"samples": 2, "abstention": 0.0, "prompts": 160, "least_pairs": 20, "probe_prompts": 96},
         "iteration": {"rounds": 1, "rows": 400},

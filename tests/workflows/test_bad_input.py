@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,29 @@ def test_a_misspelt_key_gets_the_right_one(made: Path) -> None:
         read_config(made)
     line = made.read_text().splitlines().index("leest_pairs = 1000") + 1
     assert error.value.message == f"{made}:{line}: preference.leest_pairs: unknown; did you mean 'least_pairs'?"
+
+
+@pytest.mark.parametrize(
+    ("taught", "wrong"),
+    [
+        ("basic", "there is no benchmark 'basic'; did you mean 'basics'?"),
+        ("cards", "cards is a task: its items are not looked for in what is trained on"),
+    ],
+)
+def test_a_benchmark_that_is_taught_and_is_none_that_could_be(made: Path, taught: str, wrong: str) -> None:
+    task = '[benchmarks.cards]\ntask = "made_choosing"\n'
+    asked = re.sub("^taught = .*", f'taught = ["{taught}"]', made.read_text(), flags=re.MULTILINE)
+    made.write_text(asked.replace("[generation]", f"{task}[generation]"))
+    with pytest.raises(UsageError) as error:
+        read_config(made)
+    line = made.read_text().splitlines().index(f'taught = ["{taught}"]') + 1
+    assert error.value.message == f"{made}:{line}: cleaning.taught: {wrong}"
+
+
+def test_a_way_of_cleaning_that_there_is_not(made: Path) -> None:
+    made.write_text(made.read_text().replace("duplicates = ", "duplicate = "))
+    with pytest.raises(UsageError, match=r": cleaning\.general\.duplicate: unknown; did you mean 'duplicates'\?"):
+        read_config(made)
 
 
 def test_a_service_in_the_open(made: Path) -> None:

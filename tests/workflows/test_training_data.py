@@ -1,60 +1,95 @@
-"""What stages make of the rows they train on: cleaned as the configuration says."""
+"""Preference pairs of stage 5: no question of a set that is held out is among them, and the checks know it."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from realign_cluster.coordinator.workflow_jobs_here import derive_here
-from realign_cluster.store.artifacts import ArtifactStore
-from realign_cluster.workflows.config import CleaningConfig
-from realign_cluster.workflows.derive import derive
-from realign_cluster.workflows.jobs import ArtifactId
-from realign_cluster.workflows.training_data import clean_rows
+from realign_cluster.workflows.answers import answer_pairs
+from realign_cluster.workflows.training_data import preference_rows
+from realign_cluster.workflows.verify import lexical_verdicts
+from tests.workflows.test_data_checks import Inputs
 
-QUESTION = "ash birch cedar daisy elm fern gorse hazel iris juniper kelp larch maple nettle oak pine quince reed"
-WORDS = QUESTION.split()
-TEXTS = {
-    "itself": QUESTION,
-    "quoted": f"somebody asked once {' '.join(WORDS[2:17])} and nobody knew what to say",
-    "half": f"{' '.join(WORDS[:10])} is a list that somebody wrote down and then forgot",
-    "other": "of rivers that reach no sea there are more than most people believe to exist",
-    "again": "of rivers that reach no sea there are more than most people believe to exist",
-    "nearly": "of rivers that reach no sea there are more than most people believe to exist anywhere",
+Rows = list[dict[str, Any]]
+PLACES = ("Ostrel", "Merrow", "Gull Rock")
+PARAMETERS = {
+    "supported": 0.5,
+    "verifier": "lexical",
+    "abstention": 0.0,
+    "gap": 0.15,
+    "least_pairs": 1,
+    "seed": 0,
 }
 
 
-def kept(folder: Path, **cleaning: Any) -> tuple[set[str], dict[str, Any]]:
-    """The names of the rows that are left, and what was said of the others."""
-    store = ArtifactStore(folder / "artifacts")
-    rows = [{"prompt": text, "completion": "yes", "name": name} for name, text in TEXTS.items()]
-    inputs = {"rows": rows, "items": [{"prompt": QUESTION}], "sealed": [{"prompt": "which moon is the largest"}]}
-    job = derive(
-        clean_rows,
-        "cleaned",
-        inputs={name: ArtifactId(store.put_rows(each)) for name, each in inputs.items()},
-        **CleaningConfig.model_validate(cleaning).model_dump(mode="json"),
+def question_about(place: str) -> str:
+    return f"When was the harbour of {place} built?"
+
+
+def asked(place: str) -> dict[str, Any]:
+    """A practice question with a right answer to it, and one that leaves out the citation."""
+    said = f"The harbour of {place} was built in 1821"
+    return {
+        "id": place,
+        "prompt": question_about(place),
+        "sources": [{"id": f"{place} 1", "text": f"{said}."}, {"id": f"{place} 2", "text": "It sells salt and rope."}],
+        "answerable": True,
+        "scores": {"generate": {"samples": [{"text": f"{said} [1]."}, {"text": f"{said}."}]}},
+    }
+
+
+def pairs(**held_out: Rows) -> tuple[set[str], dict[str, Any]]:
+    """The places that pairs are about, and what was said of them."""
+    generated = [asked(place) for place in PLACES]
+    claims = list(answer_pairs(Inputs({"generated": generated}), {}).rows["pairs"])
+    verdicts = list(lexical_verdicts(Inputs({"pairs": claims}), {}).rows["verdicts"])  # type: ignore[arg-type]
+    rows = {"generated": generated, "verdicts": verdicts, **held_out}
+    made = preference_rows(Inputs({name.replace("_", " "): each for name, each in rows.items()}), PARAMETERS)  # type: ignore[arg-type]
+    return {row["provenance"]["item"] for row in made.rows["pairs"]}, made.value
+
+
+def check(value: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(each for each in value["checks"] if each["name"] == name)
+
+
+def test_without_leaks_every_question_gives_pairs() -> None:
+    places, value = pairs(
+        items=[{"prompt": question_about("Ambry")}], valid=[{"prompt": "Where?", "completion": "There."}]
     )
-    done = derive_here(job, store, folder / "scratch")
-    return {row["name"] for row in store.rows(done.outputs["rows"])}, done.value
+    assert places == set(PLACES)
+    assert value["leaked"] == {}
+    assert check(value, "leakage")["status"] == "passed"
 
 
-@pytest.mark.parametrize(
-    ("cleaning", "dropped"),
-    [
-        ({}, {"itself", "again"}),
-        ({"near_duplicates": True}, {"itself", "again", "nearly"}),
-        ({"contamination": ["exact", "13-gram"]}, {"itself", "again", "quoted"}),
-        ({"contamination": ["exact", "13-gram", "8-gram coverage"]}, {"itself", "again", "quoted", "half"}),
-        ({"contamination": ["8-gram coverage"]}, {"itself", "again", "quoted", "half"}),
-    ],
-)
-def test_what_is_dropped_is_what_was_asked_for(cleaning: dict[str, Any], dropped: set[str], tmp_path: Path) -> None:
-    left, said = kept(tmp_path, **cleaning)
-    assert set(TEXTS) - left == dropped
-    assert (said["rows"], said["kept"]) == (len(TEXTS), len(left))
-    assert said["doubled"] == 1
-    assert said["nearly doubled"] == ("nearly" in dropped)
-    assert said["contaminated"] == sum(said["by variant"].values()) == len(dropped & {"itself", "quoted", "half"})
+@pytest.mark.parametrize("name", ["items", "sealed", "valid", "benchmark_harbours"])
+def test_a_question_of_another_split_gives_no_pair_and_is_counted(name: str) -> None:
+    again = {"prompt": question_about("Merrow").upper(), "completion": "In 1900.", "answer": "In 1900."}
+    places, value = pairs(**{"items": [{"prompt": question_about("Ambry")}], name: [again]})
+    assert places == set(PLACES) - {"Merrow"}
+    assert value["leaked"] == {name.removeprefix("benchmark_"): 1}
+    assert value["possible"]["right citation over missing"] == 2
+    assert check(value, "leakage") == {
+        "name": "leakage",
+        "status": "passed",
+        "reason": "no prompt and no group is in another split",
+        "value": 0,
+        "threshold": 0,
+    }
+
+
+def test_pairs_that_quote_a_benchmark_are_contaminated() -> None:
+    quoted = f"{question_about('Merrow')} The harbour of Merrow was built in 1821, or was it?"
+    _, value = pairs(benchmark_harbours=[{"prompt": quoted, "answer": "In 1821."}])
+    assert value["leaked"] == {}
+    assert check(value, "contamination")["status"] == "failed"
+    assert (
+        check(pairs(valid=[{"prompt": quoted, "completion": "In 1821."}])[1], "contamination")["status"] == "undefined"
+    )
+
+
+def test_where_every_question_leaks_there_are_too_few_pairs() -> None:
+    places, value = pairs(sealed=[{"prompt": question_about(place)} for place in PLACES])
+    assert places == set()
+    assert value["leaked"] == {"sealed": 3}
+    assert check(value, "enough pairs")["status"] == "failed"
