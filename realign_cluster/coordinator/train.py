@@ -29,7 +29,7 @@ from realign_cluster.coordinator.train_engine import TrainEngine
 from realign_cluster.coordinator.train_finish import finish_training
 from realign_cluster.coordinator.train_hearing import Hearing
 from realign_cluster.coordinator.train_history import read_train_history
-from realign_cluster.coordinator.train_planning import Planner, learn_speeds
+from realign_cluster.coordinator.train_planning import Planner
 from realign_cluster.coordinator.train_record import TrainRun, open_train_run
 from realign_cluster.coordinator.train_request import TrainRequest
 from realign_cluster.coordinator.train_track import check_tracker, open_tracking
@@ -39,7 +39,6 @@ from realign_cluster.domain.ids import Epoch, NodeName
 from realign_cluster.domain.recovery_commands import Finish
 from realign_cluster.domain.recovery_events import Opened
 from realign_cluster.domain.run_memory import Options
-from realign_cluster.domain.train_plan import TrainPlan
 from realign_cluster.domain.training import TrainJob
 from realign_cluster.domain.world import StatePart
 from realign_cluster.store.reference_cache import ReferenceCache, reference_key, row_digests
@@ -210,19 +209,8 @@ class _Sitting:
         finally:
             with contextlib.suppress(StorageFull):
                 await desk.do(lambda: run.ledger.close_epoch(time.time()))
-            await asyncio.to_thread(self._learn, cluster, plan)
-
-    def _learn(self, cluster: Cluster, plan: TrainPlan) -> None:
-        """What this run saw of its nodes, for the next plan. Parts of a model say nothing of a node's own speed."""
-        if plan.approach not in ("single", "data"):
-            return
-        nodes = read_train_history(self._run.ledger).nodes_summary()
-        measured = {
-            name: (values["tokens_per_second"], values["busy_seconds"])
-            for name, values in nodes.items()
-            if values["tokens_per_second"]
-        }
-        learn_speeds(self._home, cluster, plan, self._run.job.model.shape, self._request.settings, measured)
+            measured = await asyncio.to_thread(lambda: read_train_history(run.ledger).speeds())
+            await asyncio.to_thread(planner.learn, measured)
 
     async def _drive(self, engine: TrainEngine, sessions: dict[NodeName, TrainingSession], opened: Opened) -> Finish:
         tasks = [asyncio.create_task(session.run()) for session in sessions.values()]

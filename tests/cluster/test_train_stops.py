@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
+from realign_cluster.coordinator.planning import open_calibrations
 from realign_cluster.domain.batch_order import rows_of_step
 from realign_cluster.store.checkpoints import CheckpointManifest, CheckpointStore
 from realign_cluster.store.state_part import Corrupt, verify_part
@@ -108,6 +110,9 @@ def test_a_node_that_was_missing_at_the_start_joins_at_a_checkpoint(
         beta.start()
         run.wait_for(lambda: "beta is there and joins after the next checkpoint" in run.notes(), "beta to be heard of")
     run.finish()
+    with contextlib.closing(open_calibrations(commands.cluster.home)) as store:
+        learned = {found.node_name: found.current.mode for found in store.everything(now=datetime.now(UTC))}
+    assert learned["beta"] == "run", "what was measured of a late node is forgotten"
     alone, both = history_of(out).generations
     assert (alone.nodes, set(both.nodes)) == (("alpha",), {"alpha", "beta"})
     assert both.start_step == alone.last_step
