@@ -32,6 +32,12 @@ class Register:
     write: Callable[[frozenset[NodeName]], None]
 
 
+def register_of_a_sitting() -> Register:
+    """That nothing outlives."""
+    there: list[frozenset[NodeName]] = [frozenset()]
+    return Register(read=lambda: there[-1], write=there.append)
+
+
 class RollCall:
     """Of one sitting. `look` is called while it waits, and may raise: to be interrupted."""
 

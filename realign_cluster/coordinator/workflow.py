@@ -90,8 +90,8 @@ class _Sitting:
             home,
             dashboard,
             stop,
-            register_in(run.ledger),
             request.track,
+            register_in(run.ledger),
         )
         self._stage, self._attempt = 0, 0
         self._tracking: StageTracking | None = None

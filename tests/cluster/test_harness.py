@@ -28,12 +28,12 @@ def test_two_nodes_give_the_figures_of_one_process(
     monkeypatch.setenv("REALIGN_HOME", str(pair.realign_home))
     path = write_workflow(tmp_path, *TASKS, questions=QUESTIONS)
     with opened(path, tmp_path / "alone") as run:
-        jobs = LocalJobs(run.folder.path, run.artifacts, Where(), pair.home, Silent(), Stop(), register_in(run.ledger))
+        jobs = LocalJobs(run.folder.path, run.artifacts, Where(), pair.home, Silent(), Stop())
         _, alone = measured(run, jobs)
     with opened(path, tmp_path / "spread") as run:
         where = Where(hostfile=pair.hostfile("alpha", "beta"))
         register = register_in(run.ledger)
-        runner = JobRunner(run.folder.path, run.artifacts, where, pair.home, Silent(), Stop(), register)
+        runner = JobRunner(run.folder.path, run.artifacts, where, pair.home, Silent(), Stop(), register=register)
         _, spread = measured(run, runner)
         assert register.read() == {"alpha", "beta"}
     likely = spread["now: likelihoods of tasks, plain"].done

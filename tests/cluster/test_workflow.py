@@ -17,8 +17,7 @@ from typing import Any
 
 import pytest
 
-from realign_cluster.coordinator.roll_call import Register, RollCall
-from realign_cluster.domain.ids import NodeName
+from realign_cluster.coordinator.roll_call import Register, RollCall, register_of_a_sitting
 from realign_cluster.store.workflow_ledger import WorkflowLedgerReader
 from tests.cluster.kit import CurateCluster, wait_until
 from tests.workflows.answering import FEW, KNOWLEDGE, make_workflow
@@ -225,25 +224,22 @@ def test_between_jobs_whoever_was_there_is_waited_for(pair: CurateCluster) -> No
     said: list[str] = []
     beta = pair.daemons["beta"]
 
-    def register(there: list[frozenset[NodeName]]) -> Register:
-        return Register(read=lambda: there[-1], write=there.append)
+    kept = register_of_a_sitting()
 
-    kept: list[frozenset[NodeName]] = [frozenset()]
-
-    def roll_call(seconds: float, there: list[frozenset[NodeName]]) -> RollCall:
+    def roll_call(seconds: float, register: Register) -> RollCall:
         return RollCall(
             pair.hostfile(),
             discover=False,
             allow_skew=frozenset(),
             home=pair.home,
             wait_seconds=seconds,
-            register=register(there),
+            register=register,
             note=lambda message, level: said.append(message),
             look=lambda: None,
         )
 
     async def scenario() -> None:
-        patient, impatient = roll_call(60.0, kept), roll_call(1.0, [frozenset()])
+        patient, impatient = roll_call(60.0, kept), roll_call(1.0, register_of_a_sitting())
         await patient.wait()
         await impatient.wait()
         await asyncio.to_thread(beta.kill)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from realign_cluster.coordinator.home import ClusterHome
-from realign_cluster.coordinator.roll_call import Register
 from realign_cluster.coordinator.stop import Stop
 from realign_cluster.coordinator.workflow_jobs import JobRunner, Where
 from realign_cluster.domain.training import TrainSettings
@@ -23,8 +22,7 @@ def test_benchmarks_of_a_training_are_found_after_the_run_was_moved(tmp_path: Pa
         job = Train(
             title="training", model=ModelRef(path="model"), data=rows, benchmarks={"sums": rows}, settings=settings
         )
-        nobody = Register(read=frozenset, write=lambda there: None)
-        runner = JobRunner(run, store, Where(), ClusterHome(tmp_path / "home"), Unseen(), Stop(), nobody)
+        runner = JobRunner(run, store, Where(), ClusterHome(tmp_path / "home"), Unseen(), Stop())
         [path] = runner._benchmarks(job, run / "jobs" / "a training")
         return Path(path)
 

@@ -13,7 +13,6 @@ import pytest
 from realign_cluster.cli.workflow_plan import plan_workflow
 from realign_cluster.coordinator.home import ClusterHome
 from realign_cluster.coordinator.stop import Stop
-from realign_cluster.coordinator.workflow import register_in
 from realign_cluster.coordinator.workflow_jobs import Where
 from realign_cluster.coordinator.workflow_jobs_here import derive_here
 from realign_cluster.coordinator.workflow_record import WorkflowRun
@@ -40,9 +39,7 @@ GROUP = ("[benchmarks.group]", 'task = "made_group"', "limit = 5")
 
 
 def local(run: WorkflowRun, home: Path) -> LocalJobs:
-    return LocalJobs(
-        run.folder.path, run.artifacts, Where(), ClusterHome(home), Silent(), Stop(), register_in(run.ledger)
-    )
+    return LocalJobs(run.folder.path, run.artifacts, Where(), ClusterHome(home), Silent(), Stop())
 
 
 def by_one_process(tasks: Path, name: str, **more: Any) -> dict[str, Any]:
