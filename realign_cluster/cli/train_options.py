@@ -57,7 +57,9 @@ REQUESTED = (
     _setting(
         "benchmarks", TEXTS, "JSONL of questions to watch: prompt, answer, choices; may be repeated.", "--benchmark"
     ),
-    _setting("kl.probes", TEXTS, "Rows whose prompts it is measured on, all of them; may be repeated.", "--kl-probes"),
+    _setting(
+        "kl.probes", TEXTS, "Rows whose prompts divergence is measured on, all of them; may be repeated.", "--kl-probes"
+    ),
     _setting("parallel", str, "auto, single, data, tensor, pipeline or sharded. Default: auto, the plan decides."),
     _setting("backend", str, "What joins the ranks: auto, ring, jaccl or mpi. Default: auto."),
     _setting("track", str, "Also write the curves for: none, wandb (offline), tensorboard. Default: none."),

@@ -140,18 +140,7 @@ class _Sitting:
     async def _train(self, cluster: Cluster, desk: TrainDesk) -> Finish:
         run, request = self._run, self._request
         planner = Planner(cluster, run, request, now=datetime.now(UTC))
-        plan = planner.first()
-        plan.raise_if_refused()
-        world = planner.world(plan)
-        for left_out in plan.left_out:
-            if left_out.name not in {missing.name for missing in cluster.missing}:
-                self._dashboard.note(f"{left_out.name} is left out: {left_out.reason}", "info")
-        run.folder.write_json(run.folder.plan, plan.to_json())
-        self._dashboard.event("plan", plan.to_json())
-        for line in plan.why:
-            self._dashboard.note(line, "debug")
-        for line in plan.cautions:
-            self._dashboard.note(line, "warning")
+        nodes = self._first_nodes(cluster, planner)
         job = self._pinned(cluster)
         inbox: Inbox = asyncio.Queue()
         epoch = await desk.do(lambda: run.ledger.open_epoch(time.time()))
@@ -192,7 +181,7 @@ class _Sitting:
             epoch=Epoch(epoch),
             options=Options(
                 steps=job.steps,
-                nodes=tuple(NodeName(node) for node in world.nodes),
+                nodes=tuple(map(NodeName, nodes)),
                 reproducible=job.reproducible,
                 wait_seconds=request.wait_seconds,
                 least_nodes=request.min_nodes,
@@ -211,6 +200,27 @@ class _Sitting:
                 await desk.do(lambda: run.ledger.close_epoch(time.time()))
             measured = await asyncio.to_thread(lambda: read_train_history(run.ledger).speeds())
             await asyncio.to_thread(planner.learn, measured)
+
+    def _first_nodes(self, cluster: Cluster, planner: Planner) -> tuple[str, ...]:
+        """Those of a plan for who is there. Raises UsageError when it is refused, unless the run was begun with nodes
+        that are away now: they may come back, and recovery waits for them.
+        """
+        plan, begun = planner.first(), self._run.memory.world
+        there = {link.name for link in cluster.nodes}
+        if plan.approach == "refused" and begun is not None and not there.issuperset(begun.nodes):
+            return begun.nodes
+        plan.raise_if_refused()
+        world = planner.world(plan)
+        for left_out in plan.left_out:
+            if left_out.name not in {missing.name for missing in cluster.missing}:
+                self._dashboard.note(f"{left_out.name} is left out: {left_out.reason}", "info")
+        self._run.folder.write_json(self._run.folder.plan, plan.to_json())
+        self._dashboard.event("plan", plan.to_json())
+        for line in plan.why:
+            self._dashboard.note(line, "debug")
+        for line in plan.cautions:
+            self._dashboard.note(line, "warning")
+        return world.nodes
 
     async def _drive(self, engine: TrainEngine, sessions: dict[NodeName, TrainingSession], opened: Opened) -> Finish:
         tasks = [asyncio.create_task(session.run()) for session in sessions.values()]
