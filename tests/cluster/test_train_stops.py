@@ -122,6 +122,26 @@ def test_a_node_that_was_missing_at_the_start_joins_at_a_checkpoint(
     )
 
 
+def test_a_model_in_parts_is_gone_on_with_once_a_node_that_is_away_is_back(
+    commands: TrainCommands, train_rows: Path, tmp_path: Path
+) -> None:
+    """The coordinator and a node went together: one node is enough for the command, but not for the model in parts."""
+    out, beta = tmp_path / "run", commands.cluster.daemons["beta"]
+    command = commands.command(train_rows, out, *TRAINING, "--parallel", "pipeline", "--min-nodes", "1")
+    run = commands.start(command, out)
+    run.reach(10)
+    run.kill()
+    beta.kill()
+    again = commands.start(command, out)
+    again.wait_for(lambda: any("waiting for beta" in note for note in again.notes()), "word of the wait")
+    beta.start()
+    again.finish()
+    before, after = history_of(out).generations
+    assert (before.parallel, after.parallel) == ("pipeline", "pipeline")
+    assert set(after.nodes) == {"alpha", "beta"}
+    assert after.start_step >= 8
+
+
 def test_a_nodes_disk_is_full(
     commands: TrainCommands, train_rows: Path, calm_training: Outcome, tmp_path: Path
 ) -> None:
