@@ -98,10 +98,14 @@ async def plan_of(
 def _work(asked: TrainAsked, model: Path) -> TrainWork:
     """Every row is checked as `train` would do it; the prepared copy is thrown away."""
     from realign_cluster.coordinator.train_work import check_batch, estimate_work
+    from realign_cluster.store.benchmark_data import prepared_benchmarks
     from realign_cluster.store.training_data import prepare_training_data  # loads pyarrow
 
     with tempfile.TemporaryDirectory(prefix="realign-plan-") as folder:
-        prepared = prepare_training_data(asked.data, asked.valid, asked.settings.method, Path(folder))
+        prepared_benchmarks(asked.benchmarks)
+        prepared = prepare_training_data(
+            asked.data, asked.valid, asked.settings.method, Path(folder), probe_paths=asked.kl_probes
+        )
         check_batch(asked.settings, prepared.rows)
         return estimate_work(prepared.folder, prepared.rows, model, asked.settings)
 

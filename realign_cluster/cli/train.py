@@ -56,6 +56,7 @@ def command(
         data=asked.data,
         valid=asked.valid,
         benchmarks=asked.benchmarks,
+        kl_probes=asked.kl_probes,
         model=asked.model,
         out=out,
         settings=asked.settings,

@@ -23,7 +23,8 @@ CHOICES: Mapping[Path, tuple[str, ...]] = {
     ("backend",): ("auto", *get_args(Backend)),
     ("track",): get_args(Track),
 }
-LISTS = (("data",), ("valid",), ("benchmarks",), ("adapter", "keys"))
+PROBES: Path = ("kl", "probes")
+LISTS = (("data",), ("valid",), ("benchmarks",), PROBES, ("adapter", "keys"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,7 @@ class TrainAsked:
     backend: Any
     track: Any
     settings: TrainSettings
+    kl_probes: tuple[str, ...] = ()
 
 
 class _Source:
@@ -82,11 +84,29 @@ def train_asked(given: Given, config: FilePath | None) -> TrainAsked:
         data=tuple(values["data",]),
         valid=valid,
         benchmarks=benchmarks,
+        kl_probes=_probes(values, settings, source),
         parallel=values.get(("parallel",), "auto"),
         backend=values.get(("backend",), "auto"),
         track=values.get(("track",), "none"),
         settings=settings,
     )
+
+
+def _probes(values: Mapping[Path, Any], settings: TrainSettings, source: _Source) -> tuple[str, ...]:
+    probes = tuple(values.get(PROBES, ()))
+    if not probes:
+        return ()
+    if settings.kl is None:
+        raise UsageError(f"{source.of(PROBES)}: the divergence is never measured", "--kl-every N, such as 50")
+    if ("kl", "prompts") in values:
+        raise UsageError(f"{source.of(PROBES)}: all of its prompts are measured on", "leave out --kl-prompts")
+    if settings.kl.new_tokens >= settings.max_tokens:
+        raise UsageError(
+            f"{source.of(PROBES)}: {settings.kl.new_tokens:,} sampled tokens leave no room for a prompt within"
+            f" {settings.max_tokens:,} tokens",
+            "a smaller --kl-new-tokens, or a larger --max-tokens",
+        )
+    return probes
 
 
 def _settings(values: Mapping[Path, Any], source: _Source) -> TrainSettings:

@@ -57,6 +57,9 @@ REQUESTED = (
     _setting(
         "benchmarks", TEXTS, "JSONL of questions to watch: prompt, answer, choices; may be repeated.", "--benchmark"
     ),
+    _setting(
+        "kl.probes", TEXTS, "Rows whose prompts divergence is measured on, all of them; may be repeated.", "--kl-probes"
+    ),
     _setting("parallel", str, "auto, single, data, tensor, pipeline or sharded. Default: auto, the plan decides."),
     _setting("backend", str, "What joins the ranks: auto, ring, jaccl or mpi. Default: auto."),
     _setting("track", str, "Also write the curves for: none, wandb (offline), tensorboard. Default: none."),
@@ -87,7 +90,7 @@ SETTINGS = (
     _setting("kl.every", int, "Measure the divergence from the model before, every N steps.", "--kl-every"),
     _setting("kl.budget", float, "Nats per token that are allowed.", "--kl-budget"),
     _setting("kl.action", str, "Beyond the budget: soften (go back, halve the rate) or stop.", "--kl-action"),
-    _setting("kl.prompts", int, "Prompts it is measured on.", "--kl-prompts"),
+    _setting("kl.prompts", int, "Without --kl-probes: that many of the first rows of --valid.", "--kl-prompts"),
     _setting("kl.new_tokens", int, "Tokens sampled for each.", "--kl-new-tokens"),
     _setting("evaluation.every", int, "Evaluate every N steps; 0: only at the end.", "--evaluate-every"),
     _setting("evaluation.patience", int, "Evaluations without a better loss until it stops."),

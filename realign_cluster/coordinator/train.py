@@ -29,7 +29,7 @@ from realign_cluster.coordinator.train_engine import TrainEngine
 from realign_cluster.coordinator.train_finish import finish_training
 from realign_cluster.coordinator.train_hearing import Hearing
 from realign_cluster.coordinator.train_history import read_train_history
-from realign_cluster.coordinator.train_planning import Planner, learn_speeds
+from realign_cluster.coordinator.train_planning import Planner
 from realign_cluster.coordinator.train_record import TrainRun, open_train_run
 from realign_cluster.coordinator.train_request import TrainRequest
 from realign_cluster.coordinator.train_track import check_tracker, open_tracking
@@ -39,7 +39,6 @@ from realign_cluster.domain.ids import Epoch, NodeName
 from realign_cluster.domain.recovery_commands import Finish
 from realign_cluster.domain.recovery_events import Opened
 from realign_cluster.domain.run_memory import Options
-from realign_cluster.domain.train_plan import TrainPlan
 from realign_cluster.domain.training import TrainJob
 from realign_cluster.domain.world import StatePart
 from realign_cluster.store.reference_cache import ReferenceCache, reference_key, row_digests
@@ -141,18 +140,7 @@ class _Sitting:
     async def _train(self, cluster: Cluster, desk: TrainDesk) -> Finish:
         run, request = self._run, self._request
         planner = Planner(cluster, run, request, now=datetime.now(UTC))
-        plan = planner.first()
-        plan.raise_if_refused()
-        world = planner.world(plan)
-        for left_out in plan.left_out:
-            if left_out.name not in {missing.name for missing in cluster.missing}:
-                self._dashboard.note(f"{left_out.name} is left out: {left_out.reason}", "info")
-        run.folder.write_json(run.folder.plan, plan.to_json())
-        self._dashboard.event("plan", plan.to_json())
-        for line in plan.why:
-            self._dashboard.note(line, "debug")
-        for line in plan.cautions:
-            self._dashboard.note(line, "warning")
+        nodes = self._first_nodes(cluster, planner)
         job = self._pinned(cluster)
         inbox: Inbox = asyncio.Queue()
         epoch = await desk.do(lambda: run.ledger.open_epoch(time.time()))
@@ -193,7 +181,7 @@ class _Sitting:
             epoch=Epoch(epoch),
             options=Options(
                 steps=job.steps,
-                nodes=tuple(NodeName(node) for node in world.nodes),
+                nodes=tuple(map(NodeName, nodes)),
                 reproducible=job.reproducible,
                 wait_seconds=request.wait_seconds,
                 least_nodes=request.min_nodes,
@@ -210,19 +198,29 @@ class _Sitting:
         finally:
             with contextlib.suppress(StorageFull):
                 await desk.do(lambda: run.ledger.close_epoch(time.time()))
-            await asyncio.to_thread(self._learn, cluster, plan)
+            measured = await asyncio.to_thread(lambda: read_train_history(run.ledger).speeds())
+            await asyncio.to_thread(planner.learn, measured)
 
-    def _learn(self, cluster: Cluster, plan: TrainPlan) -> None:
-        """What this run saw of its nodes, for the next plan. Parts of a model say nothing of a node's own speed."""
-        if plan.approach not in ("single", "data"):
-            return
-        nodes = read_train_history(self._run.ledger).nodes_summary()
-        measured = {
-            name: (values["tokens_per_second"], values["busy_seconds"])
-            for name, values in nodes.items()
-            if values["tokens_per_second"]
-        }
-        learn_speeds(self._home, cluster, plan, self._run.job.model.shape, self._request.settings, measured)
+    def _first_nodes(self, cluster: Cluster, planner: Planner) -> tuple[str, ...]:
+        """Those of a plan for who is there. Raises UsageError when it is refused, unless the run was begun with nodes
+        that are away now: they may come back, and recovery waits for them.
+        """
+        plan, begun = planner.first(), self._run.memory.world
+        there = {link.name for link in cluster.nodes}
+        if plan.approach == "refused" and begun is not None and not there.issuperset(begun.nodes):
+            return begun.nodes
+        plan.raise_if_refused()
+        world = planner.world(plan)
+        for left_out in plan.left_out:
+            if left_out.name not in {missing.name for missing in cluster.missing}:
+                self._dashboard.note(f"{left_out.name} is left out: {left_out.reason}", "info")
+        self._run.folder.write_json(self._run.folder.plan, plan.to_json())
+        self._dashboard.event("plan", plan.to_json())
+        for line in plan.why:
+            self._dashboard.note(line, "debug")
+        for line in plan.cautions:
+            self._dashboard.note(line, "warning")
+        return world.nodes
 
     async def _drive(self, engine: TrainEngine, sessions: dict[NodeName, TrainingSession], opened: Opened) -> Finish:
         tasks = [asyncio.create_task(session.run()) for session in sessions.values()]

@@ -6,7 +6,7 @@ Reads only, once; report, summary, metrics.jsonl and tracked curves are made fro
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -115,12 +115,7 @@ class TrainHistory:
         return {name: {"first": found[0][1], "last": found[-1][1]} for name, found in self.benchmarks().items()}
 
     def nodes_summary(self) -> dict[str, dict[str, Any]]:
-        tokens: dict[str, int] = defaultdict(int)
-        busy: dict[str, float] = defaultdict(float)
-        for step in self.steps:
-            for node, done in step.ranks.items():
-                tokens[node] += done.own_tokens
-                busy[node] += done.compute_seconds
+        tokens, busy = _done(self.steps)
         total = sum(tokens.values())
         return {
             node: {
@@ -131,6 +126,14 @@ class TrainHistory:
             }
             for node in sorted(tokens)
         }
+
+    def speeds(self) -> dict[str, tuple[float, float]]:
+        """By node: tokens per second of its own forward and backward passes through the whole model, and busy seconds.
+        Parts of a model say nothing of a node's own speed.
+        """
+        whole = {each.number for each in self.generations if each.parallel in ("single", "data")}
+        tokens, busy = _done(step for step in self.steps if step.generation in whole)
+        return {node: (tokens[node] / busy[node], busy[node]) for node in sorted(tokens) if tokens[node] and busy[node]}
 
     def metric_lines(self) -> Iterator[dict[str, Any]]:
         """A benchmark keeps its name, "benchmark/NAME"."""
@@ -182,6 +185,17 @@ def read_train_history(ledger: TrainLedgerReader) -> TrainHistory:
         peak = Ended.model_validate(each.body).peak_bytes
         history.peaks[each.node] = max(peak, history.peaks.get(each.node, 0))
     return history
+
+
+def _done(steps: Iterable[Step]) -> tuple[dict[str, int], dict[str, float]]:
+    """By node: tokens that it computed, and seconds that it took for them."""
+    tokens: dict[str, int] = defaultdict(int)
+    busy: dict[str, float] = defaultdict(float)
+    for step in steps:
+        for node, done in step.ranks.items():
+            tokens[node] += done.own_tokens
+            busy[node] += done.compute_seconds
+    return tokens, busy
 
 
 def _steps(records: Iterator[StepRecord]) -> list[Step]:

@@ -13,7 +13,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from realign_cluster.coordinator.cluster import Cluster, NodeLink
-from realign_cluster.coordinator.home import ClusterHome
 from realign_cluster.coordinator.planning import calibration_key, facts_of_model, node_facts, open_calibrations
 from realign_cluster.coordinator.rank_hosts import LOOPBACK, dialled_host
 from realign_cluster.coordinator.scoring_speeds import scoring_speeds
@@ -50,6 +49,7 @@ class Planner:
         self._model = facts_of_model(run.job.model, run.model.folder)
         self._config = read_config(run.model.folder)
         self._work = estimate_work(run.data.folder, run.prepared.rows, run.model.folder, request.settings)
+        self._cost_per_token = 0.0  # of the last plan
         self._unfit: dict[str, str] = {}  # who came, and is not planned with; why
         self._take_in(cluster)
 
@@ -81,6 +81,12 @@ class Planner:
             missing = tuple(node for node in cluster.missing if node.name != name)
             self._take_in(replace(cluster, nodes=(*cluster.nodes, link), missing=missing))
 
+    def learn(self, measured: Mapping[str, tuple[float, float]]) -> None:
+        """For the next plan, of every node that is or was there: node -> (tokens per second of its own forward and
+        backward passes, busy seconds).
+        """
+        learn_speeds(self._cluster, self._cost_per_token, self._model_shape, self._request.settings, measured)
+
     @property
     def work(self) -> TrainWork:
         return self._work
@@ -107,7 +113,7 @@ class Planner:
 
     def _plan(self, nodes: Sequence[str], left_out: Sequence[LeftOut]) -> TrainPlan:
         request, hostfile = self._request, self._cluster.hostfile
-        return plan_training(
+        plan = plan_training(
             [node for node in self._nodes if node.name in set(nodes)],
             self._model,
             self._work,
@@ -120,6 +126,8 @@ class Planner:
             backend=asked_backend(request.backend, hostfile.backend if hostfile is not None else "any"),
             left_out=left_out,
         )
+        self._cost_per_token = plan.cost_per_token or self._cost_per_token
+        return plan
 
 
 def late_link(cluster: Cluster, name: NodeName, info: common.NodeInfo) -> NodeLink | None:
@@ -157,23 +165,22 @@ def training_speeds(
 
 
 def learn_speeds(
-    home: ClusterHome,
     cluster: Cluster,
-    plan: TrainPlan,
+    cost_per_token: float,
     model_shape: str,
     settings: TrainSettings,
     measured: Mapping[str, tuple[float, float]],
 ) -> None:
-    """After a sitting: node -> (tokens per second of its own forward and backward passes, busy seconds)."""
+    """After a sitting: node -> (tokens per second of its own forward and backward passes, busy seconds).
+    `cost_per_token` as a plan has it.
+    """
     now = datetime.now(UTC)
-    planned = {node.name: node for node in plan.nodes}
     infos = {node.name: node.info for node in cluster.nodes}
-    with contextlib.closing(open_calibrations(home)) as store:
+    with contextlib.closing(open_calibrations(cluster.home)) as store:
         for name, (tokens_per_second, busy_seconds) in measured.items():
-            node, info = planned.get(name), infos.get(NodeName(name))
-            if node is None or info is None or not node.tokens_per_second or tokens_per_second <= 0:
+            info, cost = infos.get(NodeName(name)), tokens_per_second * cost_per_token
+            if info is None or cost <= 0:
                 continue
-            cost = tokens_per_second * node.cost_per_second / node.tokens_per_second
             key = calibration_key(info, model_shape, training_task(settings))
             if store.correct(key, cost, busy_seconds=busy_seconds, now=now) is None:
                 calibration = Calibration(

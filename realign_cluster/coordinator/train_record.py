@@ -88,7 +88,13 @@ def open_train_run(
         undo.callback(folder.abandon)
         benchmarks = prepared_benchmarks(request.benchmarks)
         prepared = prepare_training_data(
-            request.data, request.valid, request.settings.method, folder.data, beside=benchmarks, look=look
+            request.data,
+            request.valid,
+            request.settings.method,
+            folder.data,
+            probe_paths=request.kl_probes,
+            beside=benchmarks,
+            look=look,
         )
         check_batch(request.settings, prepared.rows)
         job = request.job(spec, prepared.spec)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from realign_cluster import __version__
 from realign_cluster.domain.job import ModelSpec
-from realign_cluster.domain.training import Backend, ParallelMode, TrainJob, TrainSettings
+from realign_cluster.domain.training import PROBES_FILE, Backend, ParallelMode, TrainJob, TrainSettings
 
 Track = Literal["none", "wandb", "tensorboard"]
 
@@ -22,6 +22,9 @@ class TrainRequest(BaseModel):
     data: tuple[str, ...]
     valid: tuple[str, ...] = ()
     benchmarks: tuple[str, ...] = ()
+    kl_probes: tuple[
+        str, ...
+    ] = ()  # rows whose prompts divergence is measured on; none: those of `valid`, or of `data`
     model: str
     out: Path
     settings: TrainSettings
@@ -43,6 +46,7 @@ class TrainRequest(BaseModel):
             update={
                 "data": tuple(str(Path(item).expanduser().absolute()) for item in self.data),
                 "valid": tuple(str(Path(item).expanduser().absolute()) for item in self.valid),
+                "kl_probes": tuple(str(Path(item).expanduser().absolute()) for item in self.kl_probes),
                 "benchmarks": tuple(str(Path(item).expanduser().absolute()) for item in self.benchmarks),
                 "out": self.out.absolute(),
                 "model": str(model.absolute()) if model.is_dir() else self.model,
@@ -60,9 +64,11 @@ class TrainRequest(BaseModel):
         """
         free = {"checkpoint_every", "keep_checkpoints", "snapshot_every"}
         settings = self.settings.model_dump(mode="json", exclude=free)
+        probes = {file.path: file.blake2b for file in data.files}.get(PROBES_FILE)
         return {
             "model": f"{model.name} ({model.hash})",
             "data": f"{data.name} ({data.hash})",
+            **({"kl probes": probes} if probes is not None else {}),
             **{name.replace("_", " "): value for name, value in settings.items()},
             "version of realign-cluster": __version__,
         }

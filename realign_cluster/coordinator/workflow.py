@@ -15,6 +15,7 @@ from typing import Any, assert_never
 from realign_cluster.coordinator.curate import FAILED, INTERRUPTED
 from realign_cluster.coordinator.home import ClusterHome
 from realign_cluster.coordinator.progress import Dashboard
+from realign_cluster.coordinator.roll_call import Register
 from realign_cluster.coordinator.stop import Stop, StopAsked, signals
 from realign_cluster.coordinator.workflow_finish import finish_workflow
 from realign_cluster.coordinator.workflow_jobs import Done, JobRunner
@@ -23,7 +24,8 @@ from realign_cluster.coordinator.workflow_record import WorkflowRun, open_workfl
 from realign_cluster.coordinator.workflow_request import WorkflowRequest
 from realign_cluster.coordinator.workflow_track import StageTracking, open_stage_tracking
 from realign_cluster.domain.errors import RealignError
-from realign_cluster.store.workflow_ledger import ArtifactRecord
+from realign_cluster.domain.ids import NodeName
+from realign_cluster.store.workflow_ledger import ArtifactRecord, WorkflowLedger
 from realign_cluster.workflows.course import Begun, Ended, Event, Judged, course
 from realign_cluster.workflows.course import End as CourseEnd
 from realign_cluster.workflows.jobs import (
@@ -66,6 +68,14 @@ async def run_workflow(
                 dashboard.stop()
 
 
+def register_in(ledger: WorkflowLedger) -> Register:
+    """Who was there when the last job began, in whatever sitting that was."""
+    return Register(
+        read=lambda: frozenset(map(NodeName, ledger.meta("nodes there") or ())),
+        write=lambda there: ledger.set_meta("nodes there", sorted(there)),
+    )
+
+
 class _Sitting:
     def __init__(
         self, request: WorkflowRequest, run: WorkflowRun, dashboard: Dashboard, stop: Stop, home: ClusterHome
@@ -73,7 +83,16 @@ class _Sitting:
         self._request = request
         self._run = run
         self._dashboard = dashboard
-        self._jobs = JobRunner(run.folder.path, run.artifacts, request.where, home, dashboard, stop, request.track)
+        self._jobs = JobRunner(
+            run.folder.path,
+            run.artifacts,
+            request.where,
+            home,
+            dashboard,
+            stop,
+            request.track,
+            register_in(run.ledger),
+        )
         self._stage, self._attempt = 0, 0
         self._tracking: StageTracking | None = None
 

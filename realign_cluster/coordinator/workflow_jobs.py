@@ -19,7 +19,7 @@ from realign_cluster.coordinator.curate import INTERRUPTED, NODES_MISSING, curat
 from realign_cluster.coordinator.home import ClusterHome
 from realign_cluster.coordinator.progress import Dashboard, Level, ProgressSnapshot
 from realign_cluster.coordinator.request import CurateRequest
-from realign_cluster.coordinator.roll_call import RollCall
+from realign_cluster.coordinator.roll_call import Register, RollCall, register_of_a_sitting
 from realign_cluster.coordinator.stop import Stop, StopAsked
 from realign_cluster.coordinator.train import train
 from realign_cluster.coordinator.train_request import Track, TrainRequest
@@ -70,6 +70,7 @@ class JobRunner:
         dashboard: Dashboard,
         stop: Stop,
         track: Track = "none",
+        register: Register | None = None,
     ) -> None:
         self._track: Track = track
         self._folder = folder
@@ -84,6 +85,7 @@ class JobRunner:
             allow_skew=frozenset(where.allow_skew),
             home=home,
             wait_seconds=where.wait_seconds,
+            register=register or register_of_a_sitting(),
             note=dashboard.note,
             look=stop.raise_if_asked,
         )

@@ -92,6 +92,14 @@ class TrainPlan:
     def tokens_per_second(self) -> float:
         return self.step_tokens / self.step_seconds if self.step_seconds else 0.0
 
+    @property
+    def cost_per_token(self) -> float:
+        """What a token of a step is worth, in token equivalents of a forward pass: the same on every node. 0 of a plan
+        without nodes.
+        """
+        found = ((node.cost_per_second, node.tokens_per_second) for node in self.nodes)
+        return next((cost / tokens for cost, tokens in found if tokens), 0.0)
+
     def shares(self) -> dict[str, float]:
         return {node.name: node.share for node in self.nodes}
 

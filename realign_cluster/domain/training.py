@@ -6,7 +6,7 @@ and no node: `training` gives these names their meaning, `domain.world` says who
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from realign_cluster.domain.job import Chat, ModelSpec, Strict, Truncate
 
@@ -21,6 +21,7 @@ KlAction = Literal["stop", "soften"]
 
 PREFERENCE_METHODS: frozenset[str] = frozenset({"dpo", "cdpo", "robust", "ipo", "orpo"})
 REFERENCE_METHODS: frozenset[str] = frozenset({"dpo", "cdpo", "robust", "ipo"})
+PROBES_FILE: Final = "probes.jsonl"  # of prepared data: prompts that divergence is measured on
 TRAINING_VERSION = 1  # of what a step computes: a run is continued by the same version only
 
 
@@ -54,7 +55,10 @@ class LossSettings(Strict):
 
 
 class KlSettings(Strict):
-    """KL as in metrics.md: mean over completion tokens sampled from the policy of the exact sum over the vocabulary."""
+    """KL as in metrics.md: mean over completion tokens sampled from the policy of the exact sum over the vocabulary.
+
+    `prompts`: of the first rows of validation or, without any, of training; where probes are given all of those count.
+    """
 
     every: int
     budget: float = 0.1  # nats per completion token
@@ -111,7 +115,9 @@ class TrainSettings(Strict):
 
 
 class TrainJob(TrainSettings):
-    """One training run as a rank sees it. `data` is the prepared dataset: train.jsonl and, where given, valid.jsonl."""
+    """One training run as a rank sees it. `data` is the prepared dataset: train.jsonl and, where given, valid.jsonl,
+    probes.jsonl and benchmarks.
+    """
 
     model: ModelSpec
     data: ModelSpec

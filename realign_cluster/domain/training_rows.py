@@ -7,6 +7,7 @@ preference {"prompt", "chosen", "rejected"}. Works on parsed JSON; must not know
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import takewhile
 from typing import Any, Final, Literal
 
 from realign_cluster.domain.job import TEXT, TEXT_OR_MESSAGES
@@ -97,6 +98,21 @@ def canonical_row(row: Row, form: Form) -> dict[str, Any]:
             return {"text": value}
         case "preference":
             return _preference(row)
+
+
+def canonical_prompt(row: Row) -> dict[str, Any]:
+    """{"prompt"} of a row of any form but text: what the model is to answer, whatever answers stand beside it. Raises
+    BadField.
+    """
+    if row.get("prompt") is None and row.get("chosen") is not None:
+        return {"prompt": _preference(row)["prompt"]}
+    field = "messages" if row.get("prompt") is None and row.get("messages") is not None else "prompt"
+    value = _conversation(field, row.get(field, MISSING))
+    if field == "messages" and isinstance(value, list):
+        value = list(takewhile(lambda message: message["role"] != "assistant", value))
+    if isinstance(value, list) and (not value or value[-1]["role"] == "assistant"):
+        raise BadField(field, "has nothing to answer, expected a message before one of 'assistant'")
+    return {"prompt": _short(value, "user")}
 
 
 def _chat(value: Any) -> list[Message]:

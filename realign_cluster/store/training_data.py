@@ -1,7 +1,8 @@
 """Makes a prepared dataset of the user's files: every row checked first, written in one form, addressed by content.
 
-train.jsonl and valid.jsonl (one canonical JSON object a line) lie in FOLDER/HASH/, which can be sent to a node like a
-model. Memory is bounded but for eight bytes a validation row. Must not know tokenizers, templates or ranks.
+train.jsonl, valid.jsonl and probes.jsonl, which has the prompts that divergence is measured on (one canonical JSON
+object a line), lie in FOLDER/HASH/, which can be sent to a node like a model. Memory is bounded but for eight bytes a
+validation row. Must not know tokenizers, templates or ranks.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from realign_cluster.domain.errors import UsageError
 from realign_cluster.domain.job import ModelFileSpec, ModelSpec
 from realign_cluster.domain.rows import BadField
 from realign_cluster.domain.training import PREFERENCE_METHODS, Method
-from realign_cluster.domain.training_rows import Form, WrongForm, canonical_row, form_of
+from realign_cluster.domain.training_rows import Form, WrongForm, canonical_prompt, canonical_row, form_of
 from realign_cluster.store.durable import TEMPORARY_SUFFIX, durable_file, sync_folder, write_durably
 from realign_cluster.store.jsonl import Lines, lines_of
 from realign_cluster.store.model_files import HASH_BYTES, hash_file, hash_of_files
@@ -32,13 +33,15 @@ from realign_cluster.store.readers import InputFile, Sources, expand_inputs
 from realign_cluster.store.row_problem import RowProblem, diagnose
 from realign_cluster.store.space import StorageFull, is_disk_full
 
-Split = Literal["train", "valid"]
+Split = Literal["train", "valid", "probes"]
 Digests = npt.NDArray[np.uint64]
+Canonical = Callable[[dict[str, Any], int, int], dict[str, Any]]  # of a row, its file and its number
 
 MAX_ROW_BYTES: Final = 8 * 1024 * 1024
 LISTED_PROBLEMS: Final = 20
 LISTED_LEAKS: Final = 5
-PREPARED_ROW: Final = re.compile(r"\b(?P<split>train|valid)\.jsonl(?::(?P<line>[1-9][0-9]*))?")
+PREPARED_ROW: Final = re.compile(r"\b(?P<split>train|valid|probes)\.jsonl(?::(?P<line>[1-9][0-9]*))?")
+OPTIONS: Final[Mapping[Split, str]] = {"train": "--data", "valid": "--valid", "probes": "--kl-probes"}
 CONVERTED: Final = "input-cache"  # JSONL copies of files that are not plain JSONL, while they are read
 
 
@@ -54,7 +57,7 @@ class Origin:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedData:
     """`folder` holds the files of `spec`: train.jsonl with `rows` lines and, if there are any, valid.jsonl with
-    `valid_rows`.
+    `valid_rows`, and probes.jsonl.
     """
 
     folder: Path
@@ -65,20 +68,19 @@ class PreparedData:
     origins: dict[Split, tuple[Origin, ...]]
 
     def where(self, split: Split, row: int) -> str:
-        """`name:line` in the user's files of row `row` (from 0) of train.jsonl or valid.jsonl."""
+        """`name:line` in the user's files of row `row` (from 0) of a split's file."""
         return _where(self.origins[split], row)
 
     def in_the_users_files(self, text: str) -> str:
-        """What a rank says of train.jsonl and valid.jsonl, which are all that it knows: "train.jsonl:7" as the line of
+        """What a rank says of train.jsonl and the others, which are all that it knows: "train.jsonl:7" as the line of
         the user's file, a whole file as the option that gave it.
         """
 
         def named(found: re.Match[str]) -> str:
-            split: Split = "train" if found["split"] == "train" else "valid"
+            split: Split = next(split for split in OPTIONS if split == found["split"])
             if not self.origins[split]:
                 return found[0]
-            option = "--data" if split == "train" else "--valid"
-            return self.where(split, int(found["line"]) - 1) if found["line"] else option
+            return self.where(split, int(found["line"]) - 1) if found["line"] else OPTIONS[split]
 
         return PREPARED_ROW.sub(named, text)
 
@@ -89,19 +91,26 @@ def prepare_training_data(
     method: Method,
     folder: Path,
     *,
+    probe_paths: Sequence[str | Path] = (),
     beside: Mapping[str, bytes] = MappingProxyType({}),
     look: Callable[[], None] = lambda: None,
 ) -> PreparedData:
-    """Checks every row of `train_paths` and `valid_paths` (files, globs, folders; no `valid_paths`: no validation).
+    """Checks every row of `train_paths`, `valid_paths` and `probe_paths` (files, globs, folders; the last two may be
+    none). Of probes only the prompts are kept, and they may be of any form.
 
     The result is in FOLDER/HASH/, whole or not at all, and is used again where it is there already. `beside`: further
     files of it, by name. `look` is called every few rows and may raise. Raises UsageError, with file and line, for rows
     that are wrong, of a form that `method` does not learn from or of two forms, for no rows at all, and for validation
     rows that are train rows too; StorageFull when it does not fit.
     """
-    files = expand_inputs([*train_paths, *valid_paths])
-    given = {"valid": valid_paths, "train": train_paths} if valid_paths else {"train": train_paths}
-    chosen = {split: {file.path for file in expand_inputs(paths)} for split, paths in given.items()}
+    files = expand_inputs([*train_paths, *valid_paths, *probe_paths])
+    # validation first: it is remembered while the train rows pass by
+    given: dict[Split, Sequence[str | Path]] = {"valid": valid_paths, "train": train_paths, "probes": probe_paths}
+    chosen = {
+        split: {file.path for file in expand_inputs(paths)}
+        for split, paths in given.items()
+        if paths or split == "train"
+    }
     folder.mkdir(parents=True, exist_ok=True)
     making = folder / f"data{TEMPORARY_SUFFIX}"
     shutil.rmtree(making, ignore_errors=True)
@@ -110,7 +119,7 @@ def prepare_training_data(
         with Sources(files, folder / CONVERTED) as sources:
             reader = _Reader(sources, method, making, look)
             try:
-                for split, paths in chosen.items():  # validation first: it is remembered while the train rows pass by
+                for split, paths in chosen.items():
                     reader.read(split, [file for file in files if file.path in paths])
             finally:
                 sources.discard_cache()
@@ -154,7 +163,7 @@ class _Reader:
         self._look = look
         self._form: Form | None = None
         self._first = ""  # where the first row of that form stands
-        self._splits: dict[str, _Written] = {}
+        self._splits: dict[Split, _Written] = {}
         self._problems: list[RowProblem] = []  # the first few
         self._bad_rows = 0
         self._seen_rows = 0
@@ -163,8 +172,8 @@ class _Reader:
         self._leaks: list[tuple[int, int]] = []  # (validation row, train row), the first few
         self._leaked_rows = 0
 
-    def read(self, split: str, files: Sequence[InputFile]) -> None:
-        """`split` of "valid" and "train", in this order if there are both."""
+    def read(self, split: Split, files: Sequence[InputFile]) -> None:
+        """ "valid" comes before "train" if there are both."""
         written = self._splits[split] = _Written(names=[file.name for file in files])
         digests: list[Digests] = []
         with durable_file(self._making / f"{split}.jsonl") as out:
@@ -174,27 +183,27 @@ class _Reader:
                     if not isinstance(piece, Lines):
                         self._add_bad(_too_large(piece.length), file.index, piece.row)
                         continue
-                    found = self._write(written, out, file, piece)
+                    found = self._write(written, out, file, piece, self._probe if split == "probes" else self._learned)
                     if split == "valid":
                         digests.append(found)
-                    else:
+                    elif split == "train":
                         self._find_leaks(found, written.rows - len(found))
         if digests:
             unsorted = np.concatenate(digests)
             self._valid_rows = np.argsort(unsorted, kind="stable")
             self._valid = unsorted[self._valid_rows]
         if not written.rows and not self._bad_rows:
-            what = "training" if split == "train" else "validation"
+            what = {"train": "training", "valid": "validation", "probes": OPTIONS["probes"]}[split]
             raise UsageError(
                 f"the {what} data has no rows: {', '.join(written.names[:3])}",
                 "give files with one JSON object per line",
             )
 
-    def _write(self, written: _Written, out: BinaryIO, file: InputFile, piece: Lines) -> Digests:
+    def _write(self, written: _Written, out: BinaryIO, file: InputFile, piece: Lines, form: Canonical) -> Digests:
         """Checks and writes the rows of `piece`; answers their digests, shape (rows,), uint64."""
         lines: list[bytes] = []
         for at, raw in enumerate(piece.lines):
-            line = self._checked(raw, file.index, piece.first_row + at)
+            line = self._checked(raw, file.index, piece.first_row + at, form)
             if line is not None and not self._bad_rows:
                 written.note_origin(file.name, piece.first_row + at + 1)
                 written.rows += 1
@@ -205,7 +214,7 @@ class _Reader:
         written.size += len(data)
         return np.frombuffer(b"".join(blake2b(line, digest_size=8).digest() for line in lines), dtype=np.uint64)
 
-    def _checked(self, raw: bytes, file: int, row: int) -> bytes | None:
+    def _checked(self, raw: bytes, file: int, row: int, form: Canonical) -> bytes | None:
         """The canonical line of a row, or None if it is blank or wrong."""
         try:
             value = orjson.loads(raw)
@@ -217,7 +226,7 @@ class _Reader:
             self._add_bad(diagnose(raw, value, MAX_ROW_BYTES), file, row)
             return None
         try:
-            written = canonical_row(value, self._checked_form(value, file, row))
+            written = form(value, file, row)
         except WrongForm as error:
             self._add_bad(RowProblem("bad-form", str(error)), file, row)
         except BadField as error:
@@ -226,6 +235,14 @@ class _Reader:
             self._seen_rows += 1
             return orjson.dumps(written, option=orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
         return None
+
+    def _learned(self, value: dict[str, Any], file: int, row: int) -> dict[str, Any]:
+        return canonical_row(value, self._checked_form(value, file, row))
+
+    @staticmethod
+    def _probe(value: dict[str, Any], file: int, row: int) -> dict[str, Any]:
+        del file, row
+        return canonical_prompt(value)
 
     def _checked_form(self, value: dict[str, Any], file: int, row: int) -> Form:
         try:
@@ -312,14 +329,18 @@ class _Reader:
             self._making.replace(target)
             sync_folder(folder)
         assert self._form is not None
-        valid = self._splits.get("valid")
+        valid, probes = self._splits.get("valid"), self._splits.get("probes")
         return PreparedData(
             folder=target,
             spec=spec,
             form=self._form,
             rows=self._splits["train"].rows,
             valid_rows=valid.rows if valid else 0,
-            origins={"train": tuple(self._splits["train"].origins), "valid": tuple(valid.origins if valid else ())},
+            origins={
+                "train": tuple(self._splits["train"].origins),
+                "valid": tuple(valid.origins if valid else ()),
+                "probes": tuple(probes.origins if probes else ()),
+            },
         )
 
 

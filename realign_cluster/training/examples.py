@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -21,12 +21,13 @@ import numpy.typing as npt
 import orjson
 
 from realign_cluster.domain.errors import UsageError
-from realign_cluster.domain.training import TrainJob
+from realign_cluster.domain.training import PROBES_FILE, TrainJob
 from realign_cluster.scoring.encode import Tokenizer
 from realign_cluster.store.benchmark_data import PREFIX
 from realign_cluster.store.space import StorageFull, is_disk_full
 from realign_cluster.training.array_folder import Array, find_arrays, making_arrays
 from realign_cluster.training.example_maker import EXAMPLES_VERSION, ExampleMaker
+from realign_cluster.training.probes import encode_probes
 
 SPLITS: Final = ("train", "valid")
 LOCK_SECONDS: Final = 0.2  # between two looks whether another rank of this node has made them
@@ -89,11 +90,14 @@ class Examples:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSet:
-    """`benchmarks` by name: rows of a question's choices, one sequence each."""
+    """`benchmarks` by name: rows of a question's choices, one sequence each. `probes`: token ids of each prompt that
+    divergence is measured on; none where it is measured on prompts of the other rows.
+    """
 
     train: Examples
     valid: Examples | None
     benchmarks: Mapping[str, Examples]
+    probes: Sequence[Sequence[int]] = ()
 
 
 def load_training_set(
@@ -136,7 +140,12 @@ def load_training_set(
     splits = {split: _examples(split, arrays, facts[split]) for split in facts}
     _check_batch(splits["train"], job)
     benchmarks = {split.removeprefix(PREFIX): found for split, found in splits.items() if split.startswith(PREFIX)}
-    return TrainingSet(train=splits["train"], valid=splits.get("valid"), benchmarks=benchmarks)
+    return TrainingSet(
+        train=splits["train"],
+        valid=splits.get("valid"),
+        benchmarks=benchmarks,
+        probes=encode_probes(folder / PROBES_FILE, job, tokenizer, progress),
+    )
 
 
 def _check_batch(train: Examples, job: TrainJob) -> None:

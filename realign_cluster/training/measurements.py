@@ -108,19 +108,15 @@ class Measurements:
         return mean_metrics(job.method, np.array(total).tolist())
 
     def divergence(self, step: int) -> None:
-        """KL from the base model, on prompts of the validation rows or, without any, of the first training rows. Raises
-        NotFinite.
+        """KL from the base model, on the probes or, without any, on prompts of the validation rows, else of the first
+        training rows. Raises NotFinite.
         """
         context = self._context
         job = context.orders.job
         assert job.kl is not None
         started = time.perf_counter()
-        examples = context.data.valid or context.data.train
         strategy = context.strategy
-        prompts = [
-            (row, examples.prompt(row) or examples.ids(examples.sequences_of(row)[0])[:1].tolist())
-            for row in range(min(job.kl.prompts, examples.rows))
-        ]
+        prompts = list(enumerate(context.data.probes or _first_prompts(context, job.kl.prompts)))
         whole = context.orders.spec.world.parallel in ("single", "data")
         if whole:  # a model in parts needs all ranks for every prompt
             prompts = prompts[context.orders.spec.rank :: context.orders.spec.world.size]
@@ -161,6 +157,13 @@ class Measurements:
         yield "train", self._context.data.train
         if self._context.data.valid is not None:
             yield "valid", self._context.data.valid
+
+
+def _first_prompts(context: RankContext, most: int) -> list[list[int]]:
+    """Of text, which has no prompt, the first token."""
+    examples = context.data.valid or context.data.train
+    rows = range(min(most, examples.rows))
+    return [examples.prompt(row) or examples.ids(examples.sequences_of(row)[0])[:1].tolist() for row in rows]
 
 
 def _chunks(rows: Sequence[int]) -> Iterator[list[int]]:

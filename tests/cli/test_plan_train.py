@@ -92,6 +92,15 @@ def test_bad_rows_are_named_with_file_and_line(tmp_path: Path) -> None:
     assert "rows.jsonl:2" in ended.err
 
 
+def test_what_is_measured_on_is_checked_too(tmp_path: Path, data: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": "a", "answer": "b"}\n{"text": "a"}\n')
+    for option in ("--kl-probes", "--benchmark"):
+        ended = run_plan("--data", data, *TASK, "--kl-every", "5", option, bad)
+        assert ended.code == 2
+        assert "bad.jsonl:2" in ended.err
+
+
 def example(name: str = "llama-3.1-405b", **extra: object) -> TrainPlan:
     model = config(name, **extra)
     return plan_training(BOTH, facts(model, name), work(), config=model)

@@ -9,6 +9,7 @@ import pytest
 from realign_cluster.cli.main import run as realign
 from realign_cluster.cli.train_asked import train_asked
 from realign_cluster.domain.errors import UsageError
+from realign_cluster.domain.training import KlSettings
 
 TYPED = {("model",): "m", ("data",): ["a.jsonl"], ("steps",): 10, ("global_batch",): 4}
 
@@ -34,6 +35,15 @@ def test_what_is_typed_goes_before_the_file_and_that_before_the_default(tmp_path
     assert (settings.kl.every, settings.kl.budget, settings.method) == (50, 0.1, "sft")
 
 
+def test_probes_belong_to_the_divergence_but_are_no_setting(tmp_path: Path) -> None:
+    path = config(tmp_path, '[kl]\nevery = 50\nprobes = ["a.jsonl", "b.jsonl"]\n')
+    asked = train_asked(TYPED, path)
+    assert asked.kl_probes == ("a.jsonl", "b.jsonl")
+    assert asked.settings.kl == KlSettings(every=50)
+    assert train_asked({**TYPED, ("kl", "probes"): ["c.jsonl"]}, path).kl_probes == ("c.jsonl",)
+    assert train_asked(TYPED, None).kl_probes == ()
+
+
 def test_all_can_come_from_a_file(tmp_path: Path) -> None:
     text = 'model = "m"\ndata = ["a", "b"]\nsteps = 3\nglobal_batch = 2\nparallel = "tensor"\ntrack = "none"\n'
     asked = train_asked({}, config(tmp_path, text))
@@ -49,6 +59,7 @@ def test_all_can_come_from_a_file(tmp_path: Path) -> None:
         ("[adapter]\nrank = 'eight'\n", "train.toml:2: adapter.rank: "),
         ("[optimizer]\nlearning_rate = 0\n", "train.toml:2: optimizer.learning_rate: with 0 nothing is learned"),
         ("[kl]\nbudget = 0.2\n", "never measured"),
+        ('[kl]\nprobes = "p.jsonl"\n', "train.toml:2: kl.probes: the divergence is never measured"),
         ("steps = \n", "Invalid value (at line 1"),
     ],
 )  # fmt: skip
@@ -65,6 +76,8 @@ def test_mistakes_of_a_file_are_named_with_their_line(tmp_path: Path, text: str,
         ({("loss", "label_smoothing"): 0.6, ("method",): "cdpo"}, "--label-smoothing: 0.6"),
         ({("global_batch",): 0}, "--global-batch: 0 will not do"),
         ({("method",): "ppo"}, "--method: "),
+        ({("kl", "probes"): ["p"], ("kl", "every"): 5, ("kl", "prompts"): 8}, "--kl-probes: all of its prompts"),
+        ({("kl", "probes"): ["p"], ("kl", "every"): 5, ("max_tokens",): 64}, "64 sampled tokens leave no room"),
         ({("evaluation", "patience"): 2}, "--patience: "),
         ({("evaluation", "every"): 5}, "--evaluate-every: there is nothing to evaluate on"),
         (

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from realign_cluster.coordinator.stop import Stop
+from realign_cluster.coordinator.workflow import register_in
 from realign_cluster.coordinator.workflow_jobs import JobRunner, Where
 from tests.cluster.kit import CurateCluster
 from tests.workflows.harness_kit import measured, opened, write_workflow
@@ -31,7 +32,10 @@ def test_two_nodes_give_the_figures_of_one_process(
         _, alone = measured(run, jobs)
     with opened(path, tmp_path / "spread") as run:
         where = Where(hostfile=pair.hostfile("alpha", "beta"))
-        _, spread = measured(run, JobRunner(run.folder.path, run.artifacts, where, pair.home, Silent(), Stop()))
+        register = register_in(run.ledger)
+        runner = JobRunner(run.folder.path, run.artifacts, where, pair.home, Silent(), Stop(), register=register)
+        _, spread = measured(run, runner)
+        assert register.read() == {"alpha", "beta"}
     likely = spread["now: likelihoods of tasks, plain"].done
     rows = [node["rows"] for node in likely.nodes.values()]
     assert min(rows) > 0

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
+from realign_cluster.coordinator.planning import open_calibrations
 from realign_cluster.domain.batch_order import rows_of_step
 from realign_cluster.store.checkpoints import CheckpointManifest, CheckpointStore
 from realign_cluster.store.state_part import Corrupt, verify_part
@@ -109,6 +111,9 @@ def test_a_node_that_was_missing_at_the_start_joins_at_a_checkpoint(
         beta.start()
         run.wait_for(lambda: "beta is there and joins after the next checkpoint" in run.notes(), "beta to be heard of")
     run.finish()
+    with contextlib.closing(open_calibrations(commands.cluster.home)) as store:
+        learned = {found.node_name: found.current.mode for found in store.everything(now=datetime.now(UTC))}
+    assert learned["beta"] == "run", "what was measured of a late node is forgotten"
     alone, both = history_of(out).generations
     assert (alone.nodes, set(both.nodes)) == (("alpha",), {"alpha", "beta"})
     assert both.start_step == alone.last_step
@@ -137,6 +142,26 @@ def test_a_daemon_that_is_stopped_has_no_rank_when_another_node_goes_on(
     run.process.send_signal(signal.SIGINT)
     run.finish(130)
     assert history_of(out).generations[1].nodes != (name,)
+
+
+def test_a_model_in_parts_is_gone_on_with_once_a_node_that_is_away_is_back(
+    commands: TrainCommands, train_rows: Path, tmp_path: Path
+) -> None:
+    """The coordinator and a node went together: one node is enough for the command, but not for the model in parts."""
+    out, beta = tmp_path / "run", commands.cluster.daemons["beta"]
+    command = commands.command(train_rows, out, *TRAINING, "--parallel", "pipeline", "--min-nodes", "1")
+    run = commands.start(command, out)
+    run.reach(10)
+    run.kill()
+    beta.kill()
+    again = commands.start(command, out)
+    again.wait_for(lambda: any("waiting for beta" in note for note in again.notes()), "word of the wait")
+    beta.start()
+    again.finish()
+    before, after = history_of(out).generations
+    assert (before.parallel, after.parallel) == ("pipeline", "pipeline")
+    assert set(after.nodes) == {"alpha", "beta"}
+    assert after.start_step >= 8
 
 
 def test_a_nodes_disk_is_full(

@@ -7,6 +7,7 @@ once, that a killed run ends as one that was left alone, and what the commands s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import sqlite3
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from realign_cluster.coordinator.roll_call import RollCall
+from realign_cluster.coordinator.roll_call import Register, RollCall, register_of_a_sitting
 from realign_cluster.store.workflow_ledger import WorkflowLedgerReader
 from tests.cluster.kit import CurateCluster, wait_until
 from tests.workflows.answering import FEW, KNOWLEDGE, make_workflow
@@ -150,6 +151,8 @@ def test_killed_anywhere_it_ends_as_one_that_was_left_alone(
     after = jobs_of(out)
     assert {key: after[key] for key in before} == before
     assert set(after) == set(jobs_of(calm))
+    with contextlib.closing(WorkflowLedgerReader(out / "ledger.sqlite")) as ledger:
+        assert ledger.meta("nodes there") == ["alpha", "beta"]  # who another sitting would wait for
     assert verdicts_of(out) == verdicts_of(calm)
     assert summary_of(out)["model"]["identity"] == summary_of(calm)["model"]["identity"]
 
@@ -222,22 +225,26 @@ def test_between_jobs_whoever_was_there_is_waited_for(pair: CurateCluster) -> No
     said: list[str] = []
     beta = pair.daemons["beta"]
 
-    def roll_call(seconds: float) -> RollCall:
+    kept = register_of_a_sitting()
+
+    def roll_call(seconds: float, register: Register) -> RollCall:
         return RollCall(
             pair.hostfile(),
             discover=False,
             allow_skew=frozenset(),
             home=pair.home,
             wait_seconds=seconds,
+            register=register,
             note=lambda message, level: said.append(message),
             look=lambda: None,
         )
 
     async def scenario() -> None:
-        patient, impatient = roll_call(60.0), roll_call(1.0)
+        patient, impatient = roll_call(60.0, kept), roll_call(1.0, register_of_a_sitting())
         await patient.wait()
         await impatient.wait()
         await asyncio.to_thread(beta.kill)
+        patient = roll_call(60.0, kept)  # of another sitting
         waiting = asyncio.create_task(patient.wait())
         await impatient.wait()
         assert not waiting.done()

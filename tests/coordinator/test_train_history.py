@@ -44,6 +44,20 @@ def test_a_run_without_trouble_is_one_generation_and_loses_nothing(run: MadeTrai
     assert history.tokens_per_second == pytest.approx(800 / STEP_SECONDS)
 
 
+def test_speeds_are_learned_of_ranks_with_the_whole_model_only(tmp_path: Path):
+    run = MadeTraining(tmp_path / "run", steps=40, parallel="pipeline")
+    run.ready("ab")
+    run.goes()
+    run.train(25)
+    run.parallel = "data"
+    kill_a_rank(run)
+    run.goes()
+    run.train(40, first=26)
+    history = run.history()
+    assert [generation.parallel for generation in history.generations] == ["pipeline", "data"]
+    assert history.speeds() == {node: (pytest.approx(1000.0), pytest.approx(15 * 0.4)) for node in "ab"}
+
+
 def test_steps_after_the_last_state_are_lost_with_a_rank_and_done_again(run: MadeTraining):
     run.train(28)
     kill_a_rank(run)

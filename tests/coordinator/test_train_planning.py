@@ -12,7 +12,7 @@ import pytest
 
 from realign_cluster.coordinator.cluster import Cluster, MissingNode, NodeLink
 from realign_cluster.coordinator.home import ClusterHome
-from realign_cluster.coordinator.train_planning import Planner, learn_speeds
+from realign_cluster.coordinator.train_planning import Planner
 from realign_cluster.coordinator.train_request import TrainRequest
 from realign_cluster.domain.ids import NodeName
 from realign_cluster.domain.training import TrainSettings
@@ -37,7 +37,7 @@ def cluster_at(folder: Path) -> Cluster:
     return Cluster(nodes=tuple(links), missing=(), home=ClusterHome(folder / "home"), hostfile=None)
 
 
-def planner_for(folder: Path, cluster: Cluster, **settings: Any) -> tuple[Planner, TrainSettings]:
+def planner_for(folder: Path, cluster: Cluster, **settings: Any) -> Planner:
     chosen = TrainSettings(steps=10, global_batch=8, **settings)
     request = TrainRequest(data=(str(ROWS),), model=str(TINY), out=folder / "run", settings=chosen, parallel="data")
     prepared = prepare_training_data([ROWS], [], "sft", folder / "data")
@@ -48,33 +48,26 @@ def planner_for(folder: Path, cluster: Cluster, **settings: Any) -> tuple[Planne
         data=SimpleNamespace(folder=prepared.folder),
         prepared=prepared,
     )
-    return Planner(cluster, cast(Any, run), request, now=datetime.now(UTC)), chosen
+    return Planner(cluster, cast(Any, run), request, now=datetime.now(UTC))
 
 
 def test_shares_begin_with_what_earlier_runs_measured(tmp_path: Path) -> None:
     cluster = cluster_at(tmp_path)
-    planner, settings = planner_for(tmp_path, cluster)
+    planner = planner_for(tmp_path, cluster)
     first = planner.first()
     assert first.shares() == {"alpha": 0.5, "beta": 0.5}
-    learn_speeds(
-        cluster.home,
-        cluster,
-        first,
-        describe_model(TINY).shape,
-        settings,
-        {"alpha": (3000.0, 100.0), "beta": (1000.0, 100.0)},
-    )
-    again = planner_for(tmp_path, cluster)[0].first()
+    planner.learn({"alpha": (3000.0, 100.0), "beta": (1000.0, 100.0)})
+    again = planner_for(tmp_path, cluster).first()
     assert again.shares()["alpha"] == pytest.approx(0.75)
     assert {node.source for node in again.nodes} == {"measured"}
 
 
 def test_a_reproducible_run_is_planned_from_the_machines_alone(tmp_path: Path) -> None:
     cluster = cluster_at(tmp_path)
-    planner, settings = planner_for(tmp_path, cluster, reproducible=True)
-    measured = {"alpha": (3000.0, 100.0), "beta": (1000.0, 100.0)}
-    learn_speeds(cluster.home, cluster, planner.first(), describe_model(TINY).shape, settings, measured)
-    again = planner_for(tmp_path, cluster, reproducible=True)[0].first()
+    planner = planner_for(tmp_path, cluster, reproducible=True)
+    planner.first()
+    planner.learn({"alpha": (3000.0, 100.0), "beta": (1000.0, 100.0)})
+    again = planner_for(tmp_path, cluster, reproducible=True).first()
     assert again.shares() == {"alpha": 0.5, "beta": 0.5}
 
 
@@ -83,7 +76,7 @@ def late(folder: Path) -> tuple[Planner, common.NodeInfo]:
     cluster = cluster_at(folder)
     alpha, beta = cluster.nodes
     missing = MissingNode(name=beta.name, reason="it does not answer", address=beta.address)
-    planner = planner_for(folder, replace(cluster, nodes=(alpha,), missing=(missing,)))[0]
+    planner = planner_for(folder, replace(cluster, nodes=(alpha,), missing=(missing,)))
     return planner, beta.info
 
 
@@ -98,6 +91,22 @@ def test_a_node_that_was_missing_is_planned_with_once_it_is_there(tmp_path: Path
     assert (world.parallel, world.nodes) == ("data", ("alpha", "beta"))
 
 
+def test_the_speed_of_a_late_node_is_learned_as_that_of_the_others(tmp_path: Path) -> None:
+    planner, info = late(tmp_path)
+    planner.first()
+    cluster = cluster_at(tmp_path)
+    for node in (info, *(link.info for link in cluster.nodes)):
+        node.versions.CopyFrom(local_versions())
+    planner.welcome(NodeName("beta"), info)
+    planner.learn({"beta": (3000.0, 100.0), "gamma": (9000.0, 100.0)})  # gamma is nowhere: nothing is known of it
+    half = {node.name: node.source for node in planner_for(tmp_path, cluster).first().nodes}
+    assert half == {"alpha": "prior", "beta": "measured"}
+    planner.learn({"alpha": (1000.0, 100.0)})
+    again = planner_for(tmp_path, cluster).first()
+    assert again.shares()["beta"] == pytest.approx(0.75)
+    assert again.nodes[again.world().nodes.index("beta")].tokens_per_second == pytest.approx(3000.0)
+
+
 def test_a_late_node_of_other_versions_is_left_out(tmp_path: Path) -> None:
     planner, info = late(tmp_path)
     info.versions.CopyFrom(local_versions())
@@ -109,7 +118,7 @@ def test_a_late_node_of_other_versions_is_left_out(tmp_path: Path) -> None:
 
 
 def test_fewer_nodes_are_planned_anew(tmp_path: Path) -> None:
-    planner = planner_for(tmp_path, cluster_at(tmp_path))[0]
+    planner = planner_for(tmp_path, cluster_at(tmp_path))
     world = planner.again(cast(Any, ("beta",)))
     assert not isinstance(world, str)
     assert (world.parallel, world.nodes, world.shares) == ("single", ("beta",), (1.0,))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from realign_cluster.domain import recovery_commands as c
@@ -408,6 +410,22 @@ def test_reproducible_waits_as_long_as_is_asked() -> None:
     run.pass_time(2)
     assert run.finish is not None
     assert run.finish.state == "incomplete"
+
+
+@pytest.mark.parametrize("back", [True, False])
+def test_another_sitting_waits_as_long_for_a_node_that_is_away(back: bool) -> None:
+    """The coordinator was killed with b: it finds a alone, which would be enough."""
+    asked: dict[str, Any] = {"reproducible": True, "wait_seconds": 60.0, "least_nodes": 1}
+    first = TrainRun("ab", **asked).begin(steps=3)
+    run = TrainRun("a", memory=first.memory, now=50.0, **asked)
+    run.ready("a", [part(3)])
+    run.pass_time(58)
+    assert (run.starts, run.finish) == ([], None)
+    if back:
+        run.ready("b", [part(3)])
+    else:
+        run.pass_time(8)  # it counts from when b's rank is dead for certain
+    assert (run.generation, run.running) == (2, "ab" if back else "a")
 
 
 def test_reproducible_goes_on_with_fewer_if_they_are_enough_and_the_others_stayed_away() -> None:

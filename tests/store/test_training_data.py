@@ -104,6 +104,53 @@ def test_implied_prompts_are_written_out(tmp_path: Path) -> None:
     assert rows_of(data) == [{"prompt": asked, "chosen": text, "rejected": "No."} for text in ("Because.", "So.")]
 
 
+PROBES = [
+    {"prompt": "Why?", "answer": "left out"},
+    {"prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]},
+    {"messages": [{"role": "user", "content": "And now?"}, {"role": "assistant", "content": "It ends."}]},
+    {"prompt": "Which?", "chosen": "this", "rejected": "that"},
+    {
+        "chosen": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "You."}],
+        "rejected": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}],
+    },
+    ROWS[0],  # also a train row: it is only asked
+]
+
+
+def test_of_probes_the_prompts_are_kept_whatever_their_form(tmp_path: Path) -> None:
+    train, probes = write_jsonl(tmp_path / "train.jsonl", ROWS), write_jsonl(tmp_path / "asked.jsonl", PROBES)
+    data = prepare_training_data([train], [], "sft", tmp_path / "data", probe_paths=[probes])
+    asked = [row["prompt"] for row in rows_of(data, "probes")]
+    assert asked == ["Why?", PROBES[1]["prompt"], "And now?", "Which?", "Who?", ROWS[0]["prompt"]]
+    assert rows_of(data) == WRITTEN
+    assert {file.path for file in data.spec.files} == {"train.jsonl", "probes.jsonl"}
+    assert data.in_the_users_files("probes.jsonl:2: too long, 1 row of probes.jsonl") == (
+        "asked.jsonl:2: too long, 1 row of --kl-probes"
+    )
+    others = write_jsonl(tmp_path / "asked.jsonl", PROBES[1:])
+    assert prepare_training_data([train], [], "sft", tmp_path / "data", probe_paths=[others]).spec != data.spec
+
+
+@pytest.mark.parametrize(
+    ("probe", "message"),
+    [
+        ({"text": "t"}, "asked.jsonl:2: prompt: missing"),
+        ({"prompt": " "}, "asked.jsonl:2: prompt: is empty"),
+        ({"prompt": 7}, "asked.jsonl:2: prompt: is a number"),
+        ({"prompt": [{"role": "assistant", "content": "I am."}]}, "asked.jsonl:2: prompt: has nothing to answer"),
+        ({"messages": [{"role": "assistant", "content": "I am."}]}, "asked.jsonl:2: messages: has nothing to answer"),
+    ],
+)
+def test_a_bad_probe_is_named_with_file_and_line(tmp_path: Path, probe: dict[str, Any], message: str) -> None:
+    train, probes = write_jsonl(tmp_path / "train.jsonl", ROWS), write_jsonl(tmp_path / "asked.jsonl", [ROWS[0], probe])
+    with pytest.raises(UsageError) as bad:
+        prepare_training_data([train], [], "sft", tmp_path / "data", probe_paths=[probes])
+    assert message in bad.value.message
+    probes.write_text("")
+    with pytest.raises(UsageError, match=r"the --kl-probes data has no rows: asked\.jsonl"):
+        prepare_training_data([train], [], "sft", tmp_path / "data", probe_paths=[probes])
+
+
 BAD = [
     (b'{"prompt": "p"', "train.jsonl:2: not JSON"),
     (b"\xff", "train.jsonl:2: not UTF-8: byte 0xff"),

@@ -38,12 +38,14 @@ def prepared_job(
     *,
     model: Path = TINY,
     beside: Mapping[str, bytes] = MappingProxyType({}),
+    probes: Path | None = None,
     **settings: Any,
 ) -> TrainJob:
     """A job on `data` with the tiny model; the prepared dataset is in folder/data/HASH."""
     method = settings.get("method", "sft")
     valid_paths = [valid] if valid is not None else []
-    prepared = prepare_training_data([data], valid_paths, method, folder / "data", beside=beside)
+    asked = [probes] if probes is not None else []
+    prepared = prepare_training_data([data], valid_paths, method, folder / "data", probe_paths=asked, beside=beside)
     return TrainJob(model=describe_model(model), data=prepared.spec, **settings)
 
 

@@ -15,7 +15,7 @@ from mlx_lm.tokenizer_utils import load as load_tokenizer
 
 from realign_cluster.domain.errors import UsageError
 from realign_cluster.domain.job import ModelSpec
-from realign_cluster.domain.training import TrainJob
+from realign_cluster.domain.training import KlSettings, TrainJob
 from realign_cluster.store.space import StorageFull
 from realign_cluster.store.training_data import prepare_training_data
 from realign_cluster.training import examples as module
@@ -38,12 +38,20 @@ def tokenizer() -> Any:
 class Bed:
     """A prepared dataset and an empty cache."""
 
-    def __init__(self, folder: Path, tokenizer: Any, train: Any, valid: Any = (), **options: Any) -> None:
-        paths = {"train": folder / "train.jsonl", "valid": folder / "valid.jsonl"}
-        for split, rows in (("train", train), ("valid", valid)):
+    def __init__(
+        self, folder: Path, tokenizer: Any, train: Any, valid: Any = (), probes: Any = (), **options: Any
+    ) -> None:
+        paths = {split: folder / f"{split}.jsonl" for split in ("train", "valid", "probes")}
+        for split, rows in (("train", train), ("valid", valid), ("probes", probes)):
             paths[split].write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
         method = options.get("method", "sft")
-        self.data = prepare_training_data([paths["train"]], [paths["valid"]] if valid else [], method, folder / "data")
+        self.data = prepare_training_data(
+            [paths["train"]],
+            [paths["valid"]] if valid else [],
+            method,
+            folder / "data",
+            probe_paths=[paths["probes"]] if probes else [],
+        )
         self.job = TrainJob(
             model=ModelSpec(name="tiny", hash="m" * 32), data=self.data.spec, steps=1, global_batch=1, **options
         )
@@ -212,6 +220,30 @@ def test_a_pair_that_lost_one_answer_counts_for_nothing(tmp_path: Path, tokenize
     assert (found.rows, found.truncated_rows, found.empty_rows) == (2, 2, 1)
     assert found.lengths[0] > 39
     assert found.lengths[1] == found.completion_tokens[1] == 0
+
+
+PROBES = [{"prompt": row["prompt"]} for row in ROWS[:3]]
+
+
+def test_probes_are_encoded_as_the_prompts_of_rows(tmp_path: Path, tokenizer: Any) -> None:
+    bed = Bed(tmp_path, tokenizer, ROWS[:20], probes=PROBES, kl=KlSettings(every=1))
+    found = bed.load()
+    assert [list(ids) for ids in found.probes] == [found.train.prompt(row) for row in range(3)]
+    assert bed.load(kl=None).probes == ()
+    assert Bed(tmp_path, tokenizer, ROWS[:20], kl=KlSettings(every=1)).load().probes == ()
+
+
+def test_probes_leave_room_for_what_is_sampled(tmp_path: Path, tokenizer: Any) -> None:
+    kl, probes = KlSettings(every=1, new_tokens=30), [*PROBES, {"prompt": "why " * 60}]
+    bed = Bed(tmp_path, tokenizer, ROWS[:2], probes=probes, kl=kl, max_tokens=80)
+    with pytest.raises(UsageError) as refused:
+        bed.load()
+    said = refused.value.message.splitlines()
+    assert said[0] == "divergence cannot be measured on 1 rows of probes.jsonl:"
+    assert said[1].startswith("  probes.jsonl:4: ")
+    assert said[1].endswith(" tokens and 30 new ones, more than the limit of 80")
+    assert [len(ids) for ids in bed.load(truncate="left").probes][3] == 50
+    assert len(bed.load(max_tokens=200).probes[3]) > 50
 
 
 def test_rows_that_the_template_refuses_are_named(tmp_path: Path) -> None:

@@ -227,12 +227,25 @@ class TestMeasurements:
         assert (again.step, again.complete, again.digest) == (end.step, True, end.digest)
 
     def test_every_section_is_said(self, tmp_path: Path, some_rows: tuple[Path, Path]) -> None:
-        job = prepared_job(tmp_path, *some_rows, steps=3, global_batch=4, snapshot_every=1, evaluation={"every": 2})
+        probes = tmp_path / "probes.jsonl"
+        probes.write_text("".join(f'{{"prompt": "What is {at}?"}}\n' for at in range(5)))
+        job = prepared_job(
+            tmp_path,
+            *some_rows,
+            steps=3,
+            global_batch=4,
+            snapshot_every=1,
+            evaluation={"every": 2},
+            probes=probes,
+            kl={"every": 3, "new_tokens": 1},
+        )
         with Crew(tmp_path, job, replicas(1, 1)) as crew:
             crew.go()
             crew.finish()
             said = {section.section for section in crew.ranks[0].all(Section)}
-        assert said == {"load", "wait", "join", "step", "reduce", "snapshot", "evaluate", "save"}
+            diverged = [each.tokens for each in crew.ranks[0].all(Diverged)]
+        assert said == {"load", "wait", "join", "step", "reduce", "snapshot", "evaluate", "generate", "save"}
+        assert diverged == [5]  # a token of each probe, though there are more rows of validation
 
 
 class TestRowsWithNothingToLearn:
