@@ -47,13 +47,12 @@ def unplanned(each: Rehearsed) -> Cost:
             text = f"{each.count:,} {_unit(job)}{_drawn_text(job)}"
             return Cost(stage=each.stage, title=job.title, what=kinds_of(job), units=each.count, text=text)
         case Train():
-            steps = f"{job.settings.steps:,} steps of {job.settings.global_batch:,} from {each.count:,} rows"
             return Cost(
                 stage=each.stage,
                 title=job.title,
                 what=job.settings.method,
                 units=job.settings.steps,
-                text=steps + _looks(job),
+                text=_steps_text(each, job) + _looks(job),
             )
         case Consult():
             at_once = job.service.pairs_per_request
@@ -82,11 +81,8 @@ def trained(each: Rehearsed, job: Train, plan: TrainPlan) -> Cost:
     cost = unplanned(each)
     if plan.refusal:
         return replace(cost, text=f"cannot run; {plan.refusal}")
-    step = "" if plan.step_seconds is None else f" x {plan.step_seconds:.3g} s"
-    said = (
-        f"{cost.text.replace(' steps', f' steps{step}', 1)}, {plan.approach} over {counted(len(plan.nodes), 'node')}",
-        *plan.cautions,
-    )
+    where = f"{plan.approach} over {counted(len(plan.nodes), 'node')}"
+    said = (f"{_steps_text(each, job, plan)}, {where}{_looks(job)}", *plan.cautions)
     return replace(
         cost,
         minutes=_minutes(plan.expected_seconds),
@@ -128,13 +124,20 @@ def _drawn_text(job: Score) -> str:
     return f" ({counted(drawn.samples, 'answer')} of up to {drawn.max_new_tokens} tokens each)"
 
 
+def _steps_text(each: Rehearsed, job: Train, plan: TrainPlan | None = None) -> str:
+    settings = job.settings
+    took = "" if plan is None or plan.step_seconds is None else f" x {plan.step_seconds:.3g} s"
+    before = f" + {plan.reference_seconds:.0f} s for the reference" if plan and plan.reference_seconds else ""
+    return f"{settings.steps:,} steps{took} of {settings.global_batch:,} from {each.count:,} rows{before}"
+
+
 def _looks(job: Train) -> str:
     """Capability checkpoints and validation are in no plan's seconds."""
     every = job.settings.evaluation.every
     if not every:
         return ""
     names = [*(["validation"] if job.valid else []), *job.benchmarks]
-    return f"; besides {job.settings.steps // every:,} times: {', '.join(names)}" if names else ""
+    return f"; besides, {counted(job.settings.steps // every, 'time')}, {' and '.join(names)}" if names else ""
 
 
 def _minutes(seconds: float | None) -> float | None:

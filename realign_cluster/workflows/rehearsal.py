@@ -176,7 +176,7 @@ class _StandIn:
 
 
 def _texts(practice: Sequence[Row]) -> Callable[[Row], str]:
-    """What is answered to a row: its own completion, else in turn those of practice questions that are as answerable."""
+    """What is answered: the row's own completion, else in turn those of practice questions that are as answerable."""
     by_kind = {
         kind: [str(row["completion"]) for row in practice if bool(row.get("answerable", True)) == kind]
         for kind in (True, False)
