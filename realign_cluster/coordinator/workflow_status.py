@@ -152,7 +152,7 @@ def gate_rows(run: Path) -> list[dict[str, Any]]:
 
 
 def retention_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of rows of `gate_rows`: retention over the benchmarks of each attempt, "minimum", "mean" and how many there are."""
+    """Of rows of `gate_rows`: retention over the benchmarks of each attempt, with "minimum" and "mean"."""
     attempts = dict.fromkeys((row["stage"], row["attempt"]) for row in rows)
     found = []
     for stage, attempt in attempts:

@@ -12,11 +12,11 @@ from realign_cluster.workflows.jobs import Consult, Score, Train
 from realign_cluster.workflows.rehearsal import Rehearsed
 
 MINUTE: Final = 60.0
-UNITS: Final[Mapping[str, str]] = {  # what a row of a job is
-    "generate": "prompts",
-    "judge": "pairs of evidence and claim",
-    "kl": "completions by two models",
-    "loglik": "continuations",
+UNITS: Final[Mapping[str, tuple[str, str]]] = {  # what a row of a job is, and several are
+    "generate": ("prompt", "prompts"),
+    "judge": ("pair of evidence and claim", "pairs of evidence and claim"),
+    "kl": ("completion by two models", "completions by two models"),
+    "loglik": ("continuation", "continuations"),
 }
 
 
@@ -44,7 +44,7 @@ def unplanned(each: Rehearsed) -> Cost:
     job = each.job
     match job:
         case Score():
-            text = f"{each.count:,} {_unit(job)}{_drawn_text(job)}"
+            text = f"{_rows_text(each, job)}{_drawn_text(job)}"
             return Cost(stage=each.stage, title=job.title, what=kinds_of(job), units=each.count, text=text)
         case Train():
             return Cost(
@@ -67,7 +67,7 @@ def scored(each: Rehearsed, job: Score, plan: Plan) -> Cost:
     if plan.refusal:
         return replace(cost, text=f"cannot run; {plan.refusal}")
     a_row = plan.cost / max(1, plan.rows)
-    sum_of = f"{each.count:,} {_unit(job)} x {a_row:,.0f} = {plan.cost:,.0f} token equivalents{_drawn_text(job)}"
+    sum_of = f"{_rows_text(each, job)} x {a_row:,.0f} = {plan.cost:,.0f} token equivalents{_drawn_text(job)}"
     return replace(
         cost,
         tokens=plan.cost,
@@ -113,8 +113,9 @@ def counted(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
-def _unit(job: Score) -> str:
-    return UNITS.get(kinds_of(job), "rows")
+def _rows_text(each: Rehearsed, job: Score) -> str:
+    one, several = UNITS.get(kinds_of(job), ("row", "rows"))
+    return f"{each.count:,} {one if each.count == 1 else several}"
 
 
 def _drawn_text(job: Score) -> str:

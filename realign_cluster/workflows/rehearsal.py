@@ -39,6 +39,7 @@ from realign_cluster.workflows.verify import pair_of
 Row = dict[str, Any]
 RowsOf = Callable[[str], Iterator[Row]]  # of an input, by its name
 Deriver = Callable[[Derive], JobResult]
+Texts = Callable[[Row, int], list[str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,8 +176,10 @@ class _StandIn:
 # --- what is assumed ---
 
 
-def _texts(practice: Sequence[Row]) -> Callable[[Row], str]:
-    """What is answered: the row's own completion, else in turn those of practice questions that are as answerable."""
+def _texts(practice: Sequence[Row]) -> Texts:
+    """So many answers to a row: its own completion first, where it has one; then, in turn, those of practice questions
+    that are as answerable. Samples that all say something else are the most that a verifier can be asked.
+    """
     by_kind = {
         kind: [str(row["completion"]) for row in practice if bool(row.get("answerable", True)) == kind]
         for kind in (True, False)
@@ -184,18 +187,25 @@ def _texts(practice: Sequence[Row]) -> Callable[[Row], str]:
     everything = [str(row["completion"]) for row in practice]
     turns = {kind: cycle(found or everything) for kind, found in by_kind.items()}
 
-    def text(row: Row) -> str:
-        return str(row["completion"]) if "completion" in row else next(turns[bool(row.get("answerable", True))])
+    def texts(row: Row, count: int) -> list[str]:
+        said = [str(row["completion"])] if "completion" in row else []
+        turn = turns[bool(row.get("answerable", True))]
+        while len(said) < count:
+            text = next(turn)
+            said.append(next(turn) if text in said else text)
+        return said
 
-    return text
+    return texts
 
 
-def _score(kind: str, job: Score, row: Row, texts: Callable[[Row], str]) -> Row:
+def _score(kind: str, job: Score, row: Row, texts: Texts) -> Row:
     match kind:
         case "generate":
-            text = texts(row)
-            sample = {"text": text, "tokens": len(text.split()), "finish": "stop", "logprob_sum": -1.0}
-            return {"samples": [sample] * (job.sampling.samples if job.sampling else 1), "truncated": False}
+            said = texts(row, job.sampling.samples if job.sampling else 1)
+            samples = [
+                {"text": text, "tokens": len(text.split()), "finish": "stop", "logprob_sum": -1.0} for text in said
+            ]
+            return {"samples": samples, "truncated": False}
         case "judge":
             first, *others = job.labels
             return {"probabilities": {first: 1.0, **dict.fromkeys(others, 0.0)}, "label": first, "truncated": False}
