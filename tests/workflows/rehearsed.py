@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from realign_cluster.coordinator.workflow_decisions import workflow_of
 from realign_cluster.coordinator.workflow_jobs_here import derive_here
@@ -12,6 +14,7 @@ from realign_cluster.coordinator.workflow_record import data_files
 from realign_cluster.store.artifacts import ArtifactStore
 from realign_cluster.store.workflow_ledger import WorkflowLedgerReader
 from realign_cluster.workflows.config import read_config
+from realign_cluster.workflows.harness import REQUESTS
 from realign_cluster.workflows.jobs import ArtifactId, ModelRef, Score
 from realign_cluster.workflows.rehearsal import Rehearsal, Rehearsed, rehearse
 from realign_cluster.workflows.stage import State
@@ -30,18 +33,18 @@ class JobAsked:
     rows: int
 
 
-def rehearsal_of(config_file: Path, workflow: str, folder: Path) -> Rehearsal:
-    """As `realign workflow plan` makes it."""
+def rehearsal_of(
+    config_file: Path, workflow: str, folder: Path, requests: Mapping[str, Sequence[Mapping[str, Any]]] | None = None
+) -> Rehearsal:
+    """As `realign workflow plan` makes it. `requests`: of benchmarks that are tasks, by name."""
     config = read_config(config_file)
     store = ArtifactStore(folder / "artifacts")
-    files = data_files(config, config_file)
+    data = {name: ArtifactId(store.put_file(path)) for name, path in data_files(config, config_file).items()}
+    data |= {f"{REQUESTS}{name}": ArtifactId(store.put_rows(rows)) for name, rows in (requests or {}).items()}
     return rehearse(
         workflow_named(workflow, config),
         config,
-        State(
-            data={name: ArtifactId(store.put_file(path)) for name, path in files.items()},
-            model=ModelRef(path="model", hash="model"),
-        ),
+        State(data=data, model=ModelRef(path="model", hash="model")),
         store=store,
         derive=lambda job: derive_here(job, store, folder / "scratch"),
         judge=ModelRef(path="judge", hash="judge") if config.verifier.model else None,

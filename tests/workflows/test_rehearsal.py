@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 import pytest
 
+from realign_cluster.workflows.template import write_template
 from tests.coordinator.made_workflow import TINY_MODEL, MadeWorkflow
 from tests.workflows.injected_faults import run_of
 from tests.workflows.rehearsed import PAIRS_MADE, JobAsked, as_asked, jobs_done, rehearsal_of
@@ -59,6 +60,30 @@ def test_a_judge_s_passes_are_those_of_the_run(tmp_path: Path) -> None:
         for what in ("baseline", "baseline: labelled pairs", "examples", "after citation training")
     ]
     check_alike(listed(made, tmp_path / "plan")[: len(done)], done)
+
+
+def test_what_tasks_ask_is_listed_with_every_evaluation(tmp_path: Path) -> None:
+    """Of lm-evaluation-harness: one pass over what is weighed, another over what is answered, for each model."""
+    *_, config_file = write_template("source-attribution", tmp_path / "made")
+    text = config_file.read_text().replace("\nbasics = ", '\nscience = { task = "made" }\nbasics = ')
+    config_file.write_text(text)
+    choices = [
+        {"id": f"c{at}", "item": str(at // 4), "prompt": "A bird", "response": f" {at}", "chance": 0.25}
+        for at in range(40)
+    ]
+    sampling = {"max_new_tokens": 12, "temperature": 0.0}
+    written = [
+        {"id": f"w{at}", "item": f"w{at}", "prompt": "A bird", "chance": 0.0, "sampling": sampling} for at in range(7)
+    ]
+    plan = rehearsal_of(config_file, "source-attribution", tmp_path / "plan", {"science": [*choices, *written]})
+    assert not plan.stopped
+    asked = [as_asked(each) for each in plan.jobs]
+    weighed = {each.title.partition(":")[0]: each.rows for each in asked if "likelihoods of tasks" in each.title}
+    answered = {each.title.partition(":")[0]: each.rows for each in asked if "answers to tasks" in each.title}
+    rounds = [f"after round {number}" for number in (1, 2, 3)]
+    models = ["baseline", "after citation training", "after optimisation", *rounds]
+    assert weighed == dict.fromkeys(models, 40)
+    assert answered == dict.fromkeys(models, 7)
 
 
 @pytest.mark.soak
