@@ -148,7 +148,7 @@ def gates(
 ) -> int:
     """Show every verdict with value, bound, n, threshold and verifier; or override one, or take that back."""
     from realign_cluster.coordinator.workflow_decisions import override_gate, withdraw_override
-    from realign_cluster.coordinator.workflow_status import gate_lines, gate_rows
+    from realign_cluster.coordinator.workflow_status import gate_lines, gate_rows, retention_rows
 
     if override is not None:
         override_gate(run, override, by=by, reason=reason)
@@ -156,7 +156,7 @@ def gates(
         withdraw_override(run, withdraw, by=by, reason=reason)
     found = gate_rows(run)
     if json:
-        options.emit("summary", {"gates": found})
+        options.emit("summary", {"gates": found, "retention": retention_rows(found)})
     else:
         typer.echo("\n".join(gate_lines(found)))
         for gate, decided in ((override, "overridden"), (withdraw, "overridden no longer")):

@@ -98,6 +98,8 @@ class _Sitting:
 
     async def run(self) -> int:
         run = self._run
+        if not run.ledger.jobs():  # what is gone on with asks for the nodes when it has something for them
+            await self._jobs.reach()
         self._tracking = open_stage_tracking(
             run, self._request.track, lambda message: self._dashboard.note(message, "warning")
         )

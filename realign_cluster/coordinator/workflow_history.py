@@ -13,8 +13,9 @@ from typing import Any, Final
 
 from realign_cluster.coordinator.run_status import run_status
 from realign_cluster.coordinator.workflow_decisions import decisions_of, workflow_of
-from realign_cluster.coordinator.workflow_status import WorkflowStatus, open_ledger
+from realign_cluster.coordinator.workflow_status import WorkflowStatus, open_ledger, retention_of
 from realign_cluster.domain.errors import UsageError
+from realign_cluster.domain.retention import Overall
 from realign_cluster.store.artifacts import ArtifactStore
 from realign_cluster.store.workflow_ledger import ArtifactRecord, JobRecord, NoteRecord, StageRecord, VerdictRecord
 from realign_cluster.workflows.config import WorkflowConfig
@@ -74,6 +75,11 @@ class Attempt:
     @property
     def answers(self) -> str | None:
         return self.artifacts.get("answers") or self.artifacts.get(f"{BASELINE}answers")
+
+    @property
+    def retention(self) -> Overall | None:
+        """Over the benchmarks that were judged."""
+        return retention_of(verdict.body for verdict in self.verdicts)
 
     @property
     def label(self) -> str:

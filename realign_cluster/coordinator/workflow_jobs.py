@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ConfigDict
 
+from realign_cluster.coordinator.cluster import connect
 from realign_cluster.coordinator.curate import INTERRUPTED, NODES_MISSING, curate
 from realign_cluster.coordinator.home import ClusterHome
 from realign_cluster.coordinator.progress import Dashboard, Level, ProgressSnapshot
@@ -89,6 +90,18 @@ class JobRunner:
             note=dashboard.note,
             look=stop.raise_if_asked,
         )
+
+    async def reach(self) -> None:
+        """Raises NodesMissing, or UsageError, as the first job on the cluster would: before anything is begun."""
+        where = self._where
+        async with connect(
+            where.hostfile,
+            discover=where.discover,
+            home=self._home,
+            min_nodes=where.min_nodes,
+            allow_skew=frozenset(where.allow_skew),
+        ):
+            pass
 
     async def run(self, job: Job, reproducible: bool) -> Done:
         self._stop.raise_if_asked()

@@ -24,14 +24,19 @@ def pinned_judge(config: WorkflowConfig, config_file: Path, model: ModelRef) -> 
     """
     if "judge" not in members_of(config.verifier):
         return None
-    folder = (config_file.parent / Path(config.verifier.model).expanduser()).absolute()
-    judge = pinned(str(folder) if folder.is_dir() else config.verifier.model)
+    judge = pinned(judge_path(config, config_file))
     if judge.hash == model.hash:
         raise UsageError(
             f"{config_file}: verifier.model is the model that is trained: it would judge its own answers",
             'choose another model for the verifier, or kind = "lexical"',
         )
     return judge
+
+
+def judge_path(config: WorkflowConfig, config_file: Path) -> str:
+    """The folder of the judge, relative to the config; a hub id where there is no such folder."""
+    folder = (config_file.parent / Path(config.verifier.model).expanduser()).absolute()
+    return str(folder) if folder.is_dir() else config.verifier.model
 
 
 def pinned_retriever(config: WorkflowConfig, config_file: Path) -> UsersCode | None:

@@ -16,6 +16,7 @@ from realign_cluster.coordinator.markup import note, table
 from realign_cluster.coordinator.workflow_history import BASELINE, Attempt, Measured, WorkflowHistory
 from realign_cluster.coordinator.workflow_report_answers import clipped, question_of
 from realign_cluster.domain.gate import Gate, on_scale
+from realign_cluster.domain.retention import METRIC as RETENTION
 from realign_cluster.workflows.jobs import content_hash
 
 SHOWN: Final = 10  # items of a metric
@@ -74,8 +75,8 @@ class Behind:
 
     def link(self, attempt: Attempt, metric: str) -> str:
         """The anchor of what is behind a metric (or the name of a gate's) of an attempt; "" where nothing is kept."""
-        if metric.startswith("retention of "):
-            return self._retention(attempt, metric.removeprefix("retention of "))
+        if metric.startswith(RETENTION):
+            return self._retention(attempt, metric.removeprefix(RETENTION))
         if metric in attempt.facts:
             return f"facts-{attempt.stage}-{attempt.number}"
         name = {"progress": self.history.workflow.primary, **PAIRED}.get(metric, metric)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from realign_cluster.coordinator.markup import wall_clock
@@ -92,6 +93,7 @@ def _attempt(attempt: Attempt, history: WorkflowHistory, behind: Behind) -> dict
             }
             for verdict in attempt.verdicts
         ],
+        "retention": asdict(attempt.retention) if attempt.retention else None,
         "measurements": {
             name: {**each, "items_file": _file(behind, behind.link(attempt, name))}
             for name, each in attempt.measurements.items()

@@ -91,7 +91,9 @@ def _gates(attempt: Attempt, history: WorkflowHistory, behind: Behind) -> str:
         *("gate", "verdict", ">value", ">bound", ">other bound", "threshold", ">n", ">undefined", ">alpha"),
         "verifier, dataset",
     ]
-    return table(headings, rows)
+    together = attempt.retention
+    said = "" if together is None else note(f"Retention {together.text()}. Each benchmark is gated, so the minimum is.")
+    return table(headings, rows) + said
 
 
 def _gate(attempt: Attempt, verdict: VerdictRecord, history: WorkflowHistory, behind: Behind) -> list[str]:

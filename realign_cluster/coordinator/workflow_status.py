@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from realign_cluster.domain.retention import METRIC as RETENTION
+from realign_cluster.domain.retention import Overall, overall
 from realign_cluster.store.run_folder import RunFolder
 from realign_cluster.store.workflow_ledger import StageRecord, WorkflowLedgerReader
 
@@ -149,6 +151,22 @@ def gate_rows(run: Path) -> list[dict[str, Any]]:
         ]
 
 
+def retention_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of rows of `gate_rows`: retention over the benchmarks of each attempt, with "minimum" and "mean"."""
+    attempts = dict.fromkeys((row["stage"], row["attempt"]) for row in rows)
+    found = []
+    for stage, attempt in attempts:
+        together = retention_of(row for row in rows if (row["stage"], row["attempt"]) == (stage, attempt))
+        if together is not None:
+            found.append({"stage": stage, "attempt": attempt, **asdict(together), "text": together.text()})
+    return found
+
+
+def retention_of(verdicts: Iterable[Mapping[str, Any]]) -> Overall | None:
+    """Of one attempt's verdicts, as they are written down; None where no benchmark was judged."""
+    return overall({v["dataset"]: v["value"] for v in verdicts if v["metric"].startswith(RETENTION)})
+
+
 def gate_lines(rows: list[dict[str, Any]]) -> list[str]:
     lines = []
     for row in rows:
@@ -163,6 +181,8 @@ def gate_lines(rows: list[dict[str, Any]]) -> list[str]:
             + (", overridden" if row["overridden"] else "")
         )
         lines.append(f"             {row['reason']}")
+    for each in retention_rows(rows):
+        lines.append(f"retention    {each['stage']} (attempt {each['attempt'] + 1}), {each['text']}; gated on each")
     return lines
 
 

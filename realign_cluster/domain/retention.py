@@ -8,7 +8,7 @@ not shown to be above chance leaves retention undefined.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Final
@@ -25,6 +25,7 @@ from realign_cluster.domain.gates import compare, judge_all, order_of
 Numbers = npt.NDArray[np.float64]
 _GRID: Final = np.round(np.arange(0.005, 2.0, 0.005), 3)
 MOST_RETENTION: Final = 2.0  # where the search for an upper bound ends
+METRIC: Final = "retention of "  # and the benchmark's name: of verdicts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,43 @@ def retention(pair: BenchmarkPair) -> float | None:
     return (float(np.mean(pair.after)) - pair.chance) / above
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overall:
+    """Retention over benchmarks: each is gated, so the gate is on the minimum; the mean is only reported. Both are of
+    those that are defined, None where none is.
+    """
+
+    benchmarks: int
+    undefined: int  # the baseline is not shown to be above chance
+    minimum: float | None
+    lowest: str  # the benchmark with the minimum, "" if there is none
+    mean: float | None
+
+    def text(self) -> str:
+        """ "over 3 benchmarks: minimum 0.962 (sums), mean 0.984; 1 of them undefined"."""
+        counted = f"over {self.benchmarks:,} benchmark{'' if self.benchmarks == 1 else 's'}"
+        undefined = f"{self.undefined:,} of them undefined" if self.undefined else ""
+        if self.minimum is None or self.mean is None:
+            return f"{counted}: {undefined}"
+        said = f"{counted}: minimum {self.minimum:.4f} ({self.lowest}), mean {self.mean:.4f}"
+        return f"{said}; {undefined}" if undefined else said
+
+
+def overall(values: Mapping[str, float | None]) -> Overall | None:
+    """Of retention by benchmark; None without benchmarks. Every benchmark counts alike, however many items it has."""
+    if not values:
+        return None
+    defined = {name: value for name, value in values.items() if value is not None}
+    lowest = min(defined, key=lambda name: defined[name], default="")
+    return Overall(
+        benchmarks=len(values),
+        undefined=len(values) - len(defined),
+        minimum=defined[lowest] if defined else None,
+        lowest=lowest,
+        mean=float(np.mean([*defined.values()])) if defined else None,
+    )
+
+
 def judge_retention(pairs: Sequence[BenchmarkPair], *, threshold: float = 0.95, alpha: float = 0.05) -> Conjunction:
     """The gate on the minimum over benchmarks: each one's retention must be shown to be at least `threshold`, each at
     `alpha` (see `judge_all`). A benchmark whose baseline is not above chance is INSUFFICIENT.
@@ -65,7 +103,7 @@ def judge_benchmark(
     pair: BenchmarkPair, *, threshold: float = 0.95, alpha: float = 0.05, minutes_per_item: float | None = None
 ) -> Verdict:
     """One benchmark's verdict; its metric is "retention of NAME". Bounds are searched between 0 and 2."""
-    metric = f"retention of {pair.benchmark}"
+    metric = f"{METRIC}{pair.benchmark}"
     value = retention(pair)
     order = order_of(pair.items)
     before, after = (np.asarray(scores, dtype=np.float64)[order] for scores in (pair.before, pair.after))

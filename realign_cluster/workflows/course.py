@@ -129,7 +129,7 @@ def course(
                 if turn == "go on":
                     went_on += _not_passed(stage, verdicts, decisions)
                 let_through += [f"{stage.title}, {gate.title}" for gate in _let_through(stage, verdicts, decisions)]
-                state = _after(state, stage, outcome)
+                state = state_after(state, stage, outcome)
                 at += 1
             case "remedy":
                 tried[stage.name] = attempt + 1
@@ -222,7 +222,8 @@ def _candidate(workflow: Workflow, stage: Stage, outcome: Outcome, verdicts: lis
     )
 
 
-def _after(state: State, stage: Stage, outcome: Outcome) -> State:
+def state_after(state: State, stage: Stage, outcome: Outcome) -> State:
+    """What the stages after it find."""
     models = dict(state.models)
     if outcome.model is not None:
         models[stage.name] = outcome.model

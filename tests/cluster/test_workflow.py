@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import signal
 import sqlite3
 import sys
@@ -21,6 +22,7 @@ from realign_cluster.coordinator.roll_call import Register, RollCall, register_o
 from realign_cluster.store.workflow_ledger import WorkflowLedgerReader
 from tests.cluster.kit import CurateCluster, wait_until
 from tests.workflows.answering import FEW, KNOWLEDGE, make_workflow
+from tests.workflows.rehearsed import jobs_done
 
 sys.path.insert(0, str(KNOWLEDGE))
 import make_model
@@ -112,29 +114,39 @@ def calm(cluster: CurateCluster, made: Path, tmp_path_factory: pytest.TempPathFa
     return out
 
 
-def test_the_plan_says_what_each_job_takes_on_this_cluster(pair: CurateCluster, made: Path) -> None:
-    """Every training that is configured, answers and samples: minutes, and memory on each node."""
+def test_the_plan_says_what_each_job_takes_on_this_cluster(pair: CurateCluster, made: Path, calm: Path) -> None:
+    """Minutes, and memory on each node; and they are the jobs that a run did, as far as it came."""
     config = ("--config", str(made / "workflow.toml"), "--hostfile", str(pair.hostfile()))
     plan = realign(pair, "plan", "source-attribution", *config)
-    costs = {each["title"]: each for each in plan["costs"]}
-    trainings = {f"{name} training" for name in ("citation", "iteration", "preference")}
-    assert set(costs) == trainings | {"answers of one model", "samples for preference pairs"}
-    for each in costs.values():
+    done = jobs_done(calm)
+    assert [(each["stage"], each["title"]) for each in plan["costs"]][: len(done)] == [
+        (each.stage, each.title) for each in done
+    ]
+    assert {"generate", "loglik", "kl", "sft", "dpo"} <= {each["what"] for each in plan["costs"]}
+    for each in plan["costs"]:
         assert each["minutes"] > 0
         assert each["memory"]
         assert all(line.startswith(("alpha: ", "beta: ")) or "GB" in line for line in each["memory"])
-    assert plan["minutes"] == pytest.approx(sum(each["minutes"] for each in costs.values()))
+    scored = [each for each in plan["costs"] if each["tokens"] is not None]
+    for each in scored:
+        (rows, a_row, tokens) = re.search(
+            r"^([\d,]+) .* x ([\d,]+) = ([\d,]+) token equivalents", each["text"]
+        ).groups()  # type: ignore[union-attr]
+        assert int(rows.replace(",", "")) == each["units"]
+        assert int(tokens.replace(",", "")) == round(each["tokens"])
+        assert int(a_row.replace(",", "")) == pytest.approx(each["tokens"] / each["units"], abs=0.5)
+    assert plan["minutes"] == pytest.approx(sum(each["minutes"] for each in plan["costs"]))
+    assert plan["minutes"] == pytest.approx(sum(each["minutes"] for each in plan["stages"]))
     assert all(each["minutes"] for each in plan["gates"] if each["gate"] == "citation_recall")
 
     few = made / "few.toml"  # as of what `init` writes: the rest is planned all the same
     few.write_text((made / "workflow.toml").read_text().replace("global_batch = ", "global_batch = 999"))
     plan = realign(pair, "plan", "source-attribution", "--config", str(few), "--hostfile", str(pair.hostfile()))
     costs = {each["title"]: each for each in plan["costs"]}
-    assert costs["answers of one model"]["minutes"] > 0
-    for training in trainings:
+    assert costs["baseline: answers"]["minutes"] > 0
+    for training in ("citation training", "preference training", "round 1: training"):
         assert costs[training]["minutes"] is None
-        assert costs[training]["text"].startswith("not planned: data.")
-        assert f"training.{training.split()[0]}.global_batch" in costs[training]["text"]
+        assert re.fullmatch(r"not planned: it has \d+ rows of data, its global_batch is 9998", costs[training]["text"])
 
 
 def test_killed_anywhere_it_ends_as_one_that_was_left_alone(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -79,6 +80,9 @@ class MadeJobs(JobRunner):
     killed_at: int | None = None
     done = 0
 
+    async def reach(self) -> None:
+        """There is no cluster."""
+
     async def run(self, job: Any, reproducible: bool) -> Done:
         self.done += 1
         if self.done == self.killed_at:
@@ -126,6 +130,12 @@ class MadeJobs(JobRunner):
                 return {"loglik": {"sum": -tokens * (0.5 if right else 2.0 / (1 + skill)), "tokens": tokens}}
             case ("kl",):
                 return {"kl": {"sum": 0.02 * skill, "tokens": len(row["response"].split())}}
+            case ("judge",):
+                year = re.search(r"\d{4}", row["claim"])
+                supported = year is not None and year[0] in row["evidence"]
+                likely = dict(zip(job.labels, (0.9, 0.1) if supported else (0.1, 0.9), strict=True))
+                label = max(likely, key=lambda name: likely[name])
+                return {"judge": {"probabilities": likely, "label": label, "truncated": False}}
             case other:
                 raise AssertionError(other)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sqlite3
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import orjson
 import pytest
 
+from realign_cluster.cli.main import run as realign
 from realign_cluster.coordinator.workflow_decisions import override_gate, withdraw_override
 from realign_cluster.coordinator.workflow_diagnosis import undecided_lines
 from realign_cluster.coordinator.workflow_history import read_workflow_history
@@ -38,6 +40,25 @@ def page_of(run: Path) -> str:
 
 def stages(run: Path) -> dict[str, str]:
     return {each["name"]: each["turn"] for each in workflow_status(run)["stages"]}
+
+
+def test_a_rollback_stands_in_the_record_with_the_name_and_the_reason_that_were_given(tmp_path: Path) -> None:
+    made = MadeWorkflow(tmp_path / "made", mode="strict")
+    made.sit()
+    command = ["workflow", "rollback", str(made.run), "--to", "preparation"]
+    assert realign([*command, "--by", "A. <Name>", "--reason", "the rate was too high"]) == 0
+    assert realign(command) == 0
+    named, unnamed = [line for line in status_lines(workflow_status(made.run)) if "rollback: " in line]
+    assert "rollback: back to stage preparation, by A. <Name> (the rate was too high), " in named
+    assert " by " not in unnamed
+    found = [(each["to"], each["by"], each["reason"]) for each in workflow_status(made.run)["rollbacks"]]
+    assert found == [("preparation", "A. <Name>", "the rate was too high"), ("preparation", "", "")]
+    page = page_of(made.run)
+    assert re.search(
+        r"<td>back to stage preparation[^<]*</td><td>A\. &lt;Name&gt;</td><td>the rate was too high</td>", page
+    )
+    written = orjson.loads((made.run / "report.json").read_bytes())["rollbacks"]
+    assert [(each["by"], each["reason"]) for each in written] == [("A. <Name>", "the rate was too high"), ("", "")]
 
 
 def test_an_override_that_was_taken_back_stands_in_the_record_and_counts_no_more(tmp_path: Path) -> None:

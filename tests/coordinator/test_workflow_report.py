@@ -6,7 +6,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,9 +22,14 @@ from realign_cluster.coordinator.workflow_report import render_workflow_report, 
 from realign_cluster.coordinator.workflow_report_data import provenance_rows
 from realign_cluster.coordinator.workflow_report_examples import CHANGES, before_and_after, final_model
 from realign_cluster.coordinator.workflow_report_items import Behind
+from realign_cluster.coordinator.workflow_status import gate_lines, gate_rows, retention_rows
 from realign_cluster.domain.errors import UsageError
+from realign_cluster.domain.gate import Gate
+from realign_cluster.workflows.gate_planning import BY_THE_VERIFIER
+from realign_cluster.workflows.judging import OF_THE_VERIFIER
 from realign_cluster.workflows.training_data import good_answer
 from tests.workflows.harness_kit import QUESTIONS, write_tasks
+from tests.workflows.rehearsed import PAIRS_MADE, as_asked, jobs_done, rehearsal_of
 
 from .made_runs import MadeNode, make_run
 from .made_workflow import HOSTILE, TINY_MODEL, MadeWorkflow
@@ -158,6 +163,54 @@ def test_every_gate_has_its_figures_as_the_ledger_has_them(page: Page, history: 
     assert "by default 0.95" not in stages  # retention: it was not changed
     said = [verdict.body["outcome"] for attempt in history.attempts for verdict in attempt.verdicts]
     assert stages.count(">INSUFFICIENT<") == said.count("INSUFFICIENT") > 0
+
+
+def test_the_mean_of_retention_stands_beside_the_minimum(page: Page, history: WorkflowHistory, complete: Path):
+    with_benchmarks = [attempt for attempt in history.attempts if attempt.retention is not None]
+    assert {attempt.name for attempt in with_benchmarks} == {"citation", "optimisation", "iteration", "evaluation"}
+    rows = retention_rows(gate_rows(complete))
+    assert [(row["stage"], row["benchmarks"]) for row in rows] == [(each.name, 1) for each in with_benchmarks]
+    for attempt in with_benchmarks:
+        (verdict,) = [each.body for each in attempt.verdicts if each.body["metric"] == "retention of basics"]
+        assert attempt.retention.mean == attempt.retention.minimum == verdict["value"]
+        assert page.text.count(f"Retention {attempt.retention.text()}. Each benchmark is gated, so the minimum is.")
+    stages = {each["name"]: each["attempts"] for each in report_of(complete)["stages"]}
+    assert stages["evaluation"][-1]["retention"] == asdict(with_benchmarks[-1].retention)
+    assert stages["preparation"][-1]["retention"] is None
+    assert sum(line.startswith("retention ") for line in gate_lines(gate_rows(complete))) == len(with_benchmarks)
+    (basics,) = [
+        row for row in gate_rows(complete) if (row["stage"], row["gate"]) == ("evaluation", "retention_basics")
+    ]
+    several = [{**basics, "dataset": name, "value": value} for name, value in (("a", 0.9), ("b", 1.0), ("c", None))]
+    (together,) = retention_rows(several)
+    assert (together["minimum"], together["mean"], together["undefined"]) == (0.9, pytest.approx(0.95), 1)
+    assert (
+        "retention    evaluation (attempt 1), over 3 benchmarks: minimum 0.9000 (a), mean 0.9500; 1 of them undefined;"
+        in (gate_lines(several)[-1])
+    )
+
+
+def test_a_plan_lists_the_jobs_that_the_run_asked_for(complete: Path, tmp_path: Path):
+    plan = rehearsal_of(complete.parent / "workflow.toml", "source-attribution", tmp_path)
+    assert not plan.stopped
+    asked, done = [as_asked(each) for each in plan.jobs], jobs_done(complete)
+    assert [replace(each, rows=0) for each in asked] == [replace(each, rows=0) for each in done]
+    differing = [one.title for one, other in zip(asked, done, strict=True) if one.rows != other.rows]
+    assert differing == [PAIRS_MADE]
+
+
+def test_gates_that_need_labels_are_those_that_the_verifier_s_errors_are_in(history: WorkflowHistory):
+    (verifier,) = {each.facts["verifier"]["verifier"] for each in history.attempts if "verifier" in each.facts}
+    judged = {
+        gate.rule.metric
+        for attempt in history.attempts
+        for gate, verdict in zip(history.workflow.stage(attempt.name).gates, attempt.verdicts, strict=True)
+        if isinstance(gate.rule, Gate)
+        and verdict.body["verifier"] == verifier
+        and gate.rule.metric not in OF_THE_VERIFIER
+        and gate.rule.lowest == 0
+    }
+    assert judged == BY_THE_VERIFIER - {"pairs_supported", "factuality", "hallucination_rate"}
 
 
 def test_a_number_leads_to_its_items_with_the_worst_first(page: Page, complete: Path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from realign_cluster.domain.errors import UsageError
-from realign_cluster.domain.retention import BenchmarkPair, judge_benchmark, judge_retention, retention
+from realign_cluster.domain.retention import BenchmarkPair, judge_benchmark, judge_retention, overall, retention
 
 
 def pair(items: int, *, lost: float = 0.0, gained: float = 0.0, baseline: float = 0.7, seed: int = 0) -> BenchmarkPair:
@@ -79,6 +79,18 @@ def test_the_worst_benchmark_decides() -> None:
     assert found.outcome == "FAIL"
     assert found.reason.startswith("retention of creative")
     assert judge_retention([]).outcome == "INSUFFICIENT"
+
+
+def test_the_mean_is_of_benchmarks_alike_and_stands_beside_the_minimum() -> None:
+    found = overall({"sums": 0.99, "creative": 0.9, "facts": 1.02, "guessed": None})
+    assert found is not None
+    assert (found.benchmarks, found.undefined, found.minimum, found.lowest) == (4, 1, 0.9, "creative")
+    assert found.mean == pytest.approx((0.99 + 0.9 + 1.02) / 3)
+    assert found.text() == "over 4 benchmarks: minimum 0.9000 (creative), mean 0.9700; 1 of them undefined"
+    assert overall({}) is None
+    nothing = overall({"guessed": None})
+    assert nothing is not None
+    assert (nothing.minimum, nothing.mean, nothing.text()) == (None, None, "over 1 benchmark: 1 of them undefined")
 
 
 def test_scores_out_of_range() -> None:

@@ -55,6 +55,9 @@ def run_here(request: WorkflowRequest, home: Path, *, train: bool = True) -> Non
 class LocalJobs(JobRunner):
     """Scores with a session of the scoring worker, trains with one rank."""
 
+    async def reach(self) -> None:
+        """There is no cluster."""
+
     async def _score(self, job: Score, reproducible: bool) -> Done:
         rows = list(self._artifacts.rows(job.rows))
         asked = ScoreJob(

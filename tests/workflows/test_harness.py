@@ -150,6 +150,8 @@ async def test_the_plan_counts_its_items_and_its_chance(tmp_path: Path) -> None:
     gates = [gate for gate in plan["gates"] if gate["gate"] == "retention_group"]
     assert gates
     assert all(gate["items"] == 10 and gate["items_if_perfect"] > 10 for gate in gates)
+    (asked,) = [each for each in plan["costs"] if each["title"] == "baseline: likelihoods of tasks, plain"]
+    assert (asked["what"], asked["units"] > 0) == ("loglik", True)
 
 
 def test_an_answer_that_is_not_there_is_named(tmp_path: Path) -> None:

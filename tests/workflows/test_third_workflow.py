@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from realign_cluster.store.artifacts import ArtifactStore
 from realign_cluster.workflows.course import Begun, Decisions, End, Ended, Judged, course
 from realign_cluster.workflows.derive import REGISTRY
 from realign_cluster.workflows.jobs import ArtifactId, Derive, JobResult, Look, ModelRef, Score, job_key
+from realign_cluster.workflows.rehearsal import rehearse
 from realign_cluster.workflows.stage import State, Workflow
 from realign_cluster.workflows.tables import WORKFLOWS
 from tests.workflows.made import config
@@ -157,6 +159,22 @@ def test_its_stages_share_their_answers(audit: Workflow, tmp_path: Path) -> None
     cluster = _Cluster(tmp_path, rightly)
     cluster.run(audit)
     assert [job.kinds for job in cluster.scored] == [("generate",), ("loglik",)]
+
+
+def test_a_plan_lists_its_jobs_too(audit: Workflow, tmp_path: Path) -> None:
+    cluster = _Cluster(tmp_path, rightly)
+    practice = cluster.artifacts.put_rows({**row, "completion": rightly(row)} for row in items())
+    state = cluster.state()
+    seen = rehearse(
+        audit,
+        ASKED,
+        replace(state, data={**state.data, "practice": ArtifactId(practice)}),
+        store=cluster.artifacts,
+        derive=lambda job: derive_here(job, cluster.artifacts, tmp_path / "rehearsed"),
+    )
+    assert not seen.stopped
+    cluster.run(audit)
+    assert [each.job.title for each in seen.jobs] == [job.title for job in cluster.scored]
 
 
 def test_it_fails_with_a_model_that_invents(audit: Workflow, tmp_path: Path) -> None:
