@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 from mlx_lm.utils import _get_classes
 
@@ -50,6 +51,8 @@ def _measure(
     model_class, arguments = _get_classes(config)
     model = model_class(arguments.from_dict(config))
     model.set_dtype(getattr(mx, config["torch_dtype"]))
+    if "quantization" in config:
+        nn.quantize(model, **config["quantization"])
     mx.eval(model.parameters())  # as if read from a file: making them up takes more
     model.train()
     mx.clear_cache()
