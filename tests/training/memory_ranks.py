@@ -25,7 +25,7 @@ from tests.training.memory_process import made_batch
 
 
 def measured(group: mx.distributed.Group, *, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """(runs, 3) bytes: the peaks of loading, of the gradients and of the update."""
+    """(runs, 3) bytes: the peaks of loading, with a reference's log-probabilities, of the gradients, of the update."""
     found = []
     for run in runs:
         found.append(_measure(group, **run))
@@ -61,8 +61,10 @@ def _measure(
     optimizer = MasterOptimizer(job.optimizer, strategy.parameters())
     strategy.update(optimizer.weights)
     mx.eval(model.parameters(), optimizer.state())
-    loading = mx.get_peak_memory()
     made = [made_batch(job, config["vocab_size"], sequences, length, targets) for _ in range(batches)]
+    if job.needs_reference:
+        strategy.log_probabilities(made)
+    loading = mx.get_peak_memory()
     objective = make_objective(job, GlobalCounts(tokens=sequences * targets * batches, pairs=sequences * batches))
     no_change = {name: mx.zeros(value.shape) for name, value in optimizer.weights.items()}
     optimizer.step(no_change, norm=0.0, learning_rate=1e-4)
