@@ -144,13 +144,15 @@ def _again(held: Held) -> tuple[str, int]:
 
 
 def _of_a_whole(held: Held, checkpointed: bool, working: float) -> Sequence[Terms]:
-    """Forward and backward pass are evaluated together. With checkpointing logits are gone by the time that gradients
-    come.
+    """Forward and backward pass are evaluated together: most is there when the backward pass begins, or at its end,
+    when activations are gone and gradients are added to those before, joined with other ranks', or squared for their
+    norm. With checkpointing logits are gone by the time that gradients come.
     """
     kept, sums, gradients = _kept(held), ("summed gradients", held.sums), ("gradients", held.gradients)
-    beside = round(held.block * working) + held.adapted
-    head = (kept, sums, ("one block more", beside), ("logits", held.all_logits))
-    return (head, (kept, sums, _again(held), gradients)) if checkpointed else ((*head, gradients),)
+    beside = ("one block more", round(held.block * working) + held.adapted)
+    head = (kept, sums, beside, ("logits", held.all_logits))
+    end = (beside, gradients, ("their sums or squares", held.gradients))
+    return (head, (kept, sums, _again(held), gradients), end) if checkpointed else (head, end)
 
 
 def _of_a_stage(held: Held, checkpointed: bool) -> Sequence[Terms]:

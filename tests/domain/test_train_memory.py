@@ -110,7 +110,7 @@ def test_checkpointing_keeps_one_hidden_state_a_block() -> None:
     plain, again = need(LLAMA), need(LLAMA, grad_checkpoint=True)
     assert again.held.activations == 4096 * 80 * 8192 * 2
     assert again.held.block == plain.held.block == plain.held.activations / 80
-    assert [phase.size > 3 * again.held.block for phase in again.phases] == [True, True]
+    assert [phase.size > 3 * again.held.block for phase in again.phases[:2]] == [True, True]
     assert again.total < plain.total / 1.5
 
 

@@ -49,7 +49,16 @@ def test_a_stage_with_nothing_to_train_only_goes_forward() -> None:
 
 def test_a_cut_block_takes_more_beside_than_a_whole_one() -> None:
     whole, cut = most("single", held(in_flight=1)), most("tensor", held(in_flight=1))
-    assert (whole.size, cut.size) == ((40 + 10 + 5) * MIB, (40 + 15 + 5) * MIB)
+    assert (whole.size, cut.size) == ((40 + 10) * MIB, (40 + 15) * MIB)
+
+
+def test_gradients_of_a_whole_model_come_as_its_activations_go() -> None:
+    large = held(in_flight=1, gradients=100 * MIB, logits=20 * MIB)
+    assert most("single", large).size == (10 + 2 * 100) * MIB
+    assert most("single", replace(large, several=True)).size == (10 + 2 * 100) * MIB
+    small = held(in_flight=1, gradients=20 * MIB, logits=20 * MIB)
+    assert most("single", small).size == (40 + 10 + 60) * MIB
+    assert most("single", replace(small, several=True)).size == (40 + 20 + 10 + 60) * MIB
 
 
 def test_a_shard_holds_one_whole_block_or_end_at_a_time() -> None:
