@@ -27,8 +27,9 @@ from realign_cluster.domain.train_shapes import (
 from realign_cluster.domain.training import ParallelMode, TrainSettings
 
 MOMENTS = {"adamw": 2, "adam": 2, "sgd": 0}
-# Arrays of its size that an array's update makes on the way. Gradients of linear layers are transposed, so that what is
-# made of them cannot take the place of what is made of the moments.
+# Arrays of its size that the update of the largest array makes on the way. The gradient of a linear layer is
+# transposed, so that what is made of it cannot take the place of what is made of the moments. One that was joined over
+# ranks is not, and half as many are made, but if embedding and head are two, both are on the way at once.
 UPDATE_COPIES = {"adamw": 3, "adam": 3, "sgd": 1}
 
 
@@ -287,9 +288,12 @@ class _Here:
         return batch.targets * shape.vocabulary * FLOAT32_BYTES
 
     def updated_at_once(self) -> int:
-        """Float32 of the largest array that is trained here. Adapters are small."""
+        """Float32 of what UPDATE_COPIES counts: the largest array that is trained here. Adapters are small."""
+        shape = self._model.architecture
         if self.shared_parameters():
             return self._largest_inside()
+        if self._part.parallel == "tensor" and shape is not None and shape.tied:  # joined, and one alone
+            return max(self.largest_whole() // 2, self._largest_inside())
         return self.largest_whole() // (self._part.ranks if self._part.parallel == "sharded" else 1)
 
     def largest_whole(self) -> int:
@@ -303,7 +307,7 @@ class _Here:
     def _largest_inside(self) -> int:
         """The same of the blocks alone."""
         shape = self._model.architecture
-        if shape is None or self._last <= self._first:
+        if shape is None or self._last <= self._first or self._settings.fine_tune != "full":
             return 0
         return largest_array(shape) // self._cut_by * FLOAT32_BYTES
 

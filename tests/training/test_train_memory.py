@@ -88,8 +88,8 @@ RUNS: dict[str, Run] = {
 }
 MORE: dict[str, Run] = {
     "dora, 16 bits": ({**FEW, **BFLOAT16}, DORA, {}),
-    "dora on 4 bits": ({**WIDE, **FOUR_BITS, **BFLOAT16, "intermediate_size": 1536}, DORA, {"sequences": 1}),
-    "lora on 4 bits, 16 bits": ({**WIDE, **FOUR_BITS, **BFLOAT16, "intermediate_size": 1536}, ALL, {"sequences": 1}),
+    "dora on 4 bits": ({**FOUR_BITS, **BFLOAT16}, DORA, {"sequences": 1}),
+    "lora on 4 bits, 16 bits": ({**FOUR_BITS, **BFLOAT16}, ALL, {"sequences": 1}),
     "dpo, full": (FEW, {"fine_tune": "full", "method": "dpo"}, {**PAIRS, "sequences": 4, "batches": 2}),
     "orpo": (FEW, {"method": "orpo", **ALL}, PAIRS),
     "qwen2": (QWEN2, ALL, {"sequences": 2}),
