@@ -73,9 +73,7 @@ FULL: dict[str, Any] = {"fine_tune": "full"}
 SHAPE = {"sequences": 2, "length": 256, "targets": 100, "batches": 2}
 PAIRS = {"sequences": 4, "length": 128, "targets": 60}
 DORA: dict[str, Any] = {"fine_tune": "dora", **ALL}
-FOUR_BITS = {"hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8, "num_hidden_layers": 4} | {
-    "quantization": {"group_size": 64, "bits": 4}
-}
+FOUR_BITS = {**FEW, "intermediate_size": 768, "quantization": {"group_size": 64, "bits": 4}}
 LARGE_VOCABULARY = {"num_hidden_layers": 4, "tie_word_embeddings": True, "vocab_size": 32768}
 QWEN2 = {**LARGE_VOCABULARY, "model_type": "qwen2"}
 GEMMA2 = {**LARGE_VOCABULARY, "model_type": "gemma2", "head_dim": 64, "query_pre_attn_scalar": 64}
@@ -116,9 +114,9 @@ RUNS: dict[str, Run] = {
     "pipeline, dora": ("pipeline", FEW, DORA, {}),
     "sharded, dora": ("sharded", FEW, DORA, {"batches": 1}),
     "sharded, dora, 16 bits": ("sharded", {**FEW, "torch_dtype": "bfloat16"}, DORA, {"batches": 1}),
-    "tensor, lora on 4 bits": ("tensor", FOUR_BITS, {**ALL, "dtype": "float32"}, {"sequences": 1}),
+    "tensor, lora on 4 bits": ("tensor", FOUR_BITS, {**ALL, "dtype": "float32"}, {"batches": 1}),
     "pipeline, lora on 4 bits": ("pipeline", FOUR_BITS, {**ALL, "dtype": "float32"}, {"sequences": 1}),
-    "sharded, lora on 4 bits": ("sharded", FOUR_BITS, {**ALL, "dtype": "float32"}, {"sequences": 1}),
+    "sharded, lora on 4 bits": ("sharded", FOUR_BITS, {**ALL, "dtype": "float32"}, {"batches": 1}),
     # preference methods: with a reference, and with a loss of both completions
     "tensor, dpo": ("tensor", FEW, {**ALL, "method": "dpo"}, {**PAIRS, "batches": 1}),
     "tensor, orpo": ("tensor", FEW, {**ALL, "method": "orpo"}, {**PAIRS, "batches": 1}),
