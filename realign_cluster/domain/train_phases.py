@@ -90,16 +90,28 @@ class Held:
         return round((self.block - self.copies) * WORKING_BLOCKS) + self.adapted
 
     @property
+    def recomputed(self) -> int:
+        """What checkpointed blocks use: copies are made in two of them at most."""
+        return round((self.block - self.copies) * RECOMPUTED_BLOCKS) + 2 * self.copies + self.adapted
+
+    @property
     def all_logits(self) -> int:
         """Where forward and backward pass are evaluated together."""
         copies = LOGIT_COPIES_CAST if self.logits_cast else LOGIT_COPIES
-        return round(self.logits * (copies + CAPPED_LOGIT_COPIES * self.logits_capped))
+        return round(self.logits * copies) + CAPPED_LOGIT_COPIES * self._capped
 
     @property
     def stage_logits(self) -> int:
         """What the last stage keeps of its logits."""
         copies = STAGE_LOGIT_COPIES_CAST if self.logits_cast else STAGE_LOGIT_COPIES
-        return round(self.logits * (copies + STAGE_CAPPED_LOGIT_COPIES * self.logits_capped))
+        return round(self.logits * copies) + STAGE_CAPPED_LOGIT_COPIES * self._capped
+
+    @property
+    def _capped(self) -> int:
+        """One copy, in the model's own type."""
+        if not self.logits_capped:
+            return 0
+        return self.logits // 2 if self.logits_cast else self.logits
 
     @property
     def handed(self) -> int:
@@ -140,7 +152,7 @@ def _kept(held: Held) -> tuple[str, int]:
 
 
 def _again(held: Held) -> tuple[str, int]:
-    return "blocks computed again", round(held.block * RECOMPUTED_BLOCKS)
+    return "blocks computed again", held.recomputed
 
 
 def _of_a_whole(held: Held, checkpointed: bool, working: float) -> Sequence[Terms]:
