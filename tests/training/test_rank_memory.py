@@ -1,5 +1,5 @@
 """What each rank of a model in parts holds at most, against the plan's arithmetic: within 15 % of MLX's own peak, and
-never more than 5 % above the plan.
+never more than 9 % above the plan.
 
 Measured twice: by ranks that train made models while an older state is held (memory_ranks.py), and by whole rank
 processes, from loading to the end, which hold less than the whole model on one rank.
@@ -193,7 +193,7 @@ def check(name: str, run: Run, found: list[list[int]]) -> None:
         )
         ratio = (need.total - need.process) / max(measured_peaks)
         print(f"{name}: planned / measured {ratio:.3f}; {need.text()}; measured {measured_peaks}")
-        assert 0.95 <= ratio <= 1.15
+        assert 0.92 <= ratio <= 1.15
 
 
 @pytest.fixture(scope="module")
