@@ -14,7 +14,11 @@ from typing import Any
 UNGATED_MLP = frozenset(
     {"gpt2", "gpt_neox", "phi", "starcoder2", "gpt_bigcode", "stablelm_epoch", "nemotron", "phi-msft"}
 )
-HEAD_NORMS = frozenset({"qwen3", "qwen3_moe"})  # an RMS norm over the head dimension for queries and keys
+CAPPED = frozenset({"gemma2"})  # attention scores and logits go through a tanh, whatever the config names
+POST_NORMS = frozenset({"gemma2", "gemma3", "gemma3_text"})  # also what attention and MLP give is normed
+HEAD_NORMS = frozenset(
+    {"qwen3", "qwen3_moe", "gemma3", "gemma3_text"}
+)  # an RMS norm over the head dimension for queries and keys
 QKV_BIAS = frozenset({"qwen2", "qwen2_moe"})  # not named in their configs
 
 
@@ -50,6 +54,8 @@ class Architecture:
     latent: LatentAttention | None = None
     head_norms: bool = False
     qkv_bias: bool = False
+    capped: bool = False
+    post_norms: bool = False
 
     @property
     def kv_elements_per_token(self) -> int:
@@ -114,6 +120,8 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture | None:
         latent=_latent(merged),
         head_norms=model_type in HEAD_NORMS,
         qkv_bias=model_type in QKV_BIAS or bool(merged.get("attention_bias")),
+        capped=model_type in CAPPED,
+        post_norms=model_type in POST_NORMS,
     )
 
 
@@ -122,7 +130,7 @@ def count_parameters(shape: Architecture) -> Parameters:
     models.
     """
     attention = _attention(shape)
-    norms = 2 * shape.hidden
+    norms = (4 if shape.post_norms else 2) * shape.hidden
     matrices = 3 if shape.gated else 2
     dense = matrices * shape.hidden * shape.intermediate
     expert = matrices * shape.hidden * shape.expert_intermediate

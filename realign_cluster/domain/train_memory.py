@@ -14,7 +14,9 @@ from realign_cluster.domain.memory import PROCESS_BYTES, WEIGHTS_SLACK, ModelFac
 from realign_cluster.domain.train_phases import Held, Phase, Terms, gathering, phases_of, size_of
 from realign_cluster.domain.train_shapes import (
     FLOAT32_BYTES,
+    BlockKeeps,
     Trained,
+    adapted_linears,
     block_keeps,
     compute_bytes,
     end_parameters,
@@ -25,6 +27,10 @@ from realign_cluster.domain.train_shapes import (
 from realign_cluster.domain.training import ParallelMode, TrainSettings
 
 MOMENTS = {"adamw": 2, "adam": 2, "sgd": 0}
+# Arrays of its size that the update of the largest array makes on the way. The gradient of a linear layer is
+# transposed, so that what is made of it cannot take the place of what is made of the moments. One that was joined over
+# ranks is not, and half as many are made, but if embedding and head are two, both are on the way at once.
+UPDATE_COPIES = {"adamw": 3, "adam": 3, "sgd": 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +65,7 @@ WHOLE = RankPart()
 class TrainNeed:
     """`masters`: float32 copies of 16-bit weights that are trained. `kept_state`: weights and moments of the step
     before while they are written. `held` is what the backward pass holds, `phases` when most of it is there; `update`:
-    new weights and moments beside the old.
+    new weights beside the old, clipped gradients, and what is made on the way. New moments take the place of the old.
     """
 
     weights: int
@@ -106,7 +112,7 @@ class TrainNeed:
         return f"{_text(steady)} + {most.name}: {_text(most.terms)} = {gib(self.total)}"
 
     def _update(self) -> Terms:
-        return (("gradients", self.held.gradients), ("new weights and moments", self.update))
+        return (("gradients", self.held.gradients), ("new weights and what they are made of", self.update))
 
 
 def _text(terms: Terms) -> str:
@@ -135,10 +141,13 @@ def train_need(
         tokens=batch.tokens,
         kept=batch.tokens * here.kept(batch, backend),
         block=batch.tokens * here.block(batch, backend),
+        copies=batch.tokens * here.copies(batch, backend),
+        adapted=here.adapted(),
         blocks=here.backward_blocks,
         hidden=batch.tokens * here.hidden * here.activation_bytes,
         logits=here.logits(batch),
         logits_cast=here.activation_bytes < FLOAT32_BYTES,
+        logits_capped=model.architecture is not None and model.architecture.capped,
         gradients=(own + here.shared_parameters()) * FLOAT32_BYTES,
         several=batch.several,
         in_flight=part.in_flight,
@@ -156,9 +165,9 @@ def train_need(
         masters=masters,
         moments=moments,
         kept_state=state,
-        update=max(state, own * FLOAT32_BYTES * 2)
+        update=own * FLOAT32_BYTES * (1 if settings.optimizer.clip_norm is None else 2)
         + (own * found.bytes_each if masters else 0)
-        + here.updated_at_once(),
+        + here.updated_at_once() * UPDATE_COPIES[settings.optimizer.name],
         process=PROCESS_BYTES,
         held=held,
         phases=phases_of(part.parallel, held, settings.fine_tune, checkpointed=settings.grad_checkpoint),
@@ -237,15 +246,31 @@ class _Here:
     def backward_blocks(self) -> int:
         return max(0, self._last - max(self._first, self._trained.lowest))
 
-    def block(self, batch: MicroBatchShape, backend: str) -> int:
-        """Bytes per token that a block keeps if nothing of it is computed again."""
+    def _keeps(self, batch: MicroBatchShape, backend: str) -> BlockKeeps | None:
         shape = self._model.architecture
         if shape is None:
-            return 0
-        keeps = block_keeps(
+            return None
+        return block_keeps(
             shape, self._settings, row_tokens=batch.row_tokens, size=self.activation_bytes, backend=backend
         )
-        return keeps.on(self._cut_by)
+
+    def block(self, batch: MicroBatchShape, backend: str) -> int:
+        """Bytes per token that a block keeps if nothing of it is computed again."""
+        keeps = self._keeps(batch, backend)
+        return 0 if keeps is None else keeps.on(self._cut_by)
+
+    def copies(self, batch: MicroBatchShape, backend: str) -> int:
+        """Bytes per token of them that are copies, where a block is not cut."""
+        keeps = self._keeps(batch, backend)
+        return 0 if keeps is None else keeps.copies
+
+    def adapted(self) -> int:
+        """Bytes of a block's weights, as DoRA makes them in float32 to see how long their rows are."""
+        shape = self._model.architecture
+        if shape is None or self._settings.fine_tune != "dora":
+            return 0
+        weights = sum(linear.inputs * linear.outputs for linear in adapted_linears(shape, self._settings))
+        return weights // self._cut_by * FLOAT32_BYTES
 
     def kept(self, batch: MicroBatchShape, backend: str) -> int:
         """Bytes per token that are kept until the backward pass."""
@@ -263,9 +288,12 @@ class _Here:
         return batch.targets * shape.vocabulary * FLOAT32_BYTES
 
     def updated_at_once(self) -> int:
-        """Float32 of the largest array that is trained here: what its update makes on the way is there beside all the
-        others. Adapters are small.
-        """
+        """Float32 of what UPDATE_COPIES counts: the largest array that is trained here. Adapters are small."""
+        shape = self._model.architecture
+        if self.shared_parameters():
+            return self._largest_inside()
+        if self._part.parallel == "tensor" and shape is not None and shape.tied:  # joined, and one alone
+            return max(self.largest_whole() // 2, self._largest_inside())
         return self.largest_whole() // (self._part.ranks if self._part.parallel == "sharded" else 1)
 
     def largest_whole(self) -> int:
@@ -274,8 +302,14 @@ class _Here:
         if shape is None or self._settings.fine_tune != "full":
             return 0
         ends = shape.vocabulary * shape.hidden if self._end_parameters() else 0
-        inside = largest_array(shape) // self._cut_by if self._last > self._first else 0
-        return max(ends, inside) * FLOAT32_BYTES
+        return max(ends * FLOAT32_BYTES, self._largest_inside())
+
+    def _largest_inside(self) -> int:
+        """The same of the blocks alone."""
+        shape = self._model.architecture
+        if shape is None or self._last <= self._first or self._settings.fine_tune != "full":
+            return 0
+        return largest_array(shape) // self._cut_by * FLOAT32_BYTES
 
     # --- fully sharded: what is whole for a while ---
 

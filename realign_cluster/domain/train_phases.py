@@ -15,15 +15,19 @@ from realign_cluster.domain.training import FineTune, ParallelMode
 Terms = tuple[tuple[str, int], ...]
 
 BUCKET_BYTES = 16 << 20  # of whole parameters that share a collective (training.parallel.spread)
-# Float32: logits, their softmax, the gradients of what is made of them. Cutting them into slices changes little, since
-# MLX begins the next ones before it is through with the first.
-LOGIT_COPIES = 4  # of a shard's head in 16 bits one more
+# Float32: logits, their softmax, the gradient of those that are picked; around the cast of 16-bit ones also three of
+# half the size. Cutting them into slices changes little, since MLX begins the next ones before it is through with the
+# first.
+LOGIT_COPIES, LOGIT_COPIES_CAST = 3.0, 4.5
 # The last stage of a pipeline evaluates its forward pass apart, which leaves one copy, of 16-bit ones also what they
 # are cast from and to; the rest comes in the backward pass.
-LOGIT_COPIES_KEPT, LOGIT_COPIES_CAST, LOGIT_COPIES_BACKWARD = 1.0, 2.4, 1.5
+STAGE_LOGIT_COPIES, STAGE_LOGIT_COPIES_CAST, LOGIT_COPIES_BACKWARD = 1.0, 2.4, 1.5
+# Logits that are capped (gemma 2): their tanh is kept, and its slope is made of another one.
+CAPPED_LOGIT_COPIES, STAGE_CAPPED_LOGIT_COPIES = 2, 1
 RECOMPUTED_BLOCKS = 3.2  # blocks whose activations are there while checkpointed ones are computed again
 # The same where blocks are evaluated one by one, with all weights trained and with adapters; of a pipeline's stage,
-# what the backward pass of a block needs beside what is kept, at its begin and when all but one block are through.
+# what the backward pass of a block needs beside what is kept, at its begin and when all but one block are through. Of
+# what a block keeps as copies no more is made.
 ALONE_FULL, ALONE_ADAPTED = 2.3, 2.7
 WORKING_BLOCKS, LAST_WORKING_BLOCKS = 1.5, 0.5
 FORWARD_BLOCKS = 1.2  # of a block without a backward pass
@@ -38,9 +42,10 @@ REDUCE_COPIES, REDUCE_COPIES_LARGE, REDUCE_COPIES_EMBEDDING = 4.0, 2.5, 1.5
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
     """`kept` until the backward pass, of one micro-batch, of which `in_flight` are there at once; `block` is what one
-    block keeps without checkpointing; `blocks` have a backward pass here. `hidden` states between two blocks.
-    `logits`: one float32 copy, `logits_cast` from 16 bits. `gradients` of what is trained here, float32; those of
-    `several` micro-batches are added up.
+    block keeps without checkpointing, `copies` among it; `blocks` have a backward pass here. `adapted`: a block's
+    weights with their adapters added, where their lengths are needed. `hidden` states between two blocks. `logits`: one
+    float32 copy, `logits_cast` from 16 bits, `logits_capped` by a tanh. `gradients` of what is trained here, float32;
+    those of `several` micro-batches are added up.
 
     Sharded: `whole_block` and `whole_end` are gathered weights (the larger of embedding and head), with whole
     gradients of `block_gradients` and `end_gradients`; `largest` is the largest array's gradient; a weight is held in
@@ -50,10 +55,13 @@ class Held:
     tokens: int
     kept: int
     block: int
+    copies: int
+    adapted: int
     blocks: int
     hidden: int
     logits: int
     logits_cast: bool
+    logits_capped: bool
     gradients: int
     several: bool
     in_flight: int
@@ -77,12 +85,33 @@ class Held:
     @property
     def working(self) -> int:
         """What a stage's blocks use beside what they keep."""
-        return round(self.block * (WORKING_BLOCKS if self.blocks else FORWARD_BLOCKS))
+        if not self.blocks:
+            return round(self.block * FORWARD_BLOCKS)
+        return round((self.block - self.copies) * WORKING_BLOCKS) + self.adapted
+
+    @property
+    def recomputed(self) -> int:
+        """What checkpointed blocks use: copies are made in two of them at most."""
+        return round((self.block - self.copies) * RECOMPUTED_BLOCKS) + 2 * self.copies + self.adapted
+
+    @property
+    def all_logits(self) -> int:
+        """Where forward and backward pass are evaluated together."""
+        copies = LOGIT_COPIES_CAST if self.logits_cast else LOGIT_COPIES
+        return round(self.logits * copies) + CAPPED_LOGIT_COPIES * self._capped
 
     @property
     def stage_logits(self) -> int:
         """What the last stage keeps of its logits."""
-        return round(self.logits * (LOGIT_COPIES_CAST if self.logits_cast else LOGIT_COPIES_KEPT))
+        copies = STAGE_LOGIT_COPIES_CAST if self.logits_cast else STAGE_LOGIT_COPIES
+        return round(self.logits * copies) + STAGE_CAPPED_LOGIT_COPIES * self._capped
+
+    @property
+    def _capped(self) -> int:
+        """One copy, in the model's own type."""
+        if not self.logits_capped:
+            return 0
+        return self.logits // 2 if self.logits_cast else self.logits
 
     @property
     def handed(self) -> int:
@@ -123,16 +152,19 @@ def _kept(held: Held) -> tuple[str, int]:
 
 
 def _again(held: Held) -> tuple[str, int]:
-    return "blocks computed again", round(held.block * RECOMPUTED_BLOCKS)
+    return "blocks computed again", held.recomputed
 
 
 def _of_a_whole(held: Held, checkpointed: bool, working: float) -> Sequence[Terms]:
-    """Forward and backward pass are evaluated together. With checkpointing logits are gone by the time that gradients
-    come.
+    """Forward and backward pass are evaluated together: most is there when the backward pass begins, or at its end,
+    when activations are gone and gradients are added to those before, joined with other ranks', or squared for their
+    norm. With checkpointing logits are gone by the time that gradients come.
     """
     kept, sums, gradients = _kept(held), ("summed gradients", held.sums), ("gradients", held.gradients)
-    head = (kept, sums, ("one block more", round(held.block * working)), ("logits", held.logits * LOGIT_COPIES))
-    return (head, (kept, sums, _again(held), gradients)) if checkpointed else ((*head, gradients),)
+    beside = ("one block more", round(held.block * working) + held.adapted)
+    head = (kept, sums, beside, ("logits", held.all_logits))
+    end = (beside, gradients, ("their sums or squares", held.gradients))
+    return (head, (kept, sums, _again(held), gradients), end) if checkpointed else (head, end)
 
 
 def _of_a_stage(held: Held, checkpointed: bool) -> Sequence[Terms]:
@@ -170,10 +202,11 @@ def _of_a_shard(held: Held, blocks: float) -> Sequence[Terms]:
     kept = (f"activations of {held.tokens} tokens", held.kept + 2 * held.hidden)
     before, after = (kept, ("summed gradients", held.sums)), (kept, ("summed gradients", held.gradients))
     block, of_block = ("gathered block", held.whole_block), ("its gradients", held.block_gradients)
+    again = round((held.block - held.copies) * blocks) + held.copies + held.adapted
     end, of_end = ("gathered head", held.whole_end), ("its gradients", held.end_gradients)
     return (
-        (*after, block, of_block, ("block computed again", round(held.block * blocks))),
-        (*before, end, of_end, ("logits", held.logits * (LOGIT_COPIES + held.logits_cast))),
+        (*after, block, of_block, ("block computed again", again)),
+        (*before, end, of_end, ("logits", held.all_logits)),
         (*after, block, ("sent", gathering(held.whole_block))),
         (*before, end, ("sent", gathering(held.whole_end))),
         (*after, of_block, ("sent", _reducing(held, held.block_gradients))),

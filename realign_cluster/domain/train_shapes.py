@@ -157,11 +157,14 @@ def compute_bytes(model: ModelFacts, settings: TrainSettings) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockKeeps:
-    """Bytes that one block keeps of one token until its backward pass. Tensor parallelism cuts `cut` and `scores`."""
+    """Bytes that one block keeps of one token until its backward pass. Tensor parallelism cuts `cut` and `scores`.
+    `copies` among them: the same values in another order, or before they are scaled.
+    """
 
     whole: int
     cut: int
     scores: int
+    copies: int
 
     def on(self, ranks: int) -> int:
         return self.whole + -(-(self.cut + self.scores) // ranks)
@@ -183,15 +186,23 @@ def block_keeps(
     parts = 4 if shape.gated else 2  # gate, its sigmoid, their product, up
     width = shape.experts_per_token * shape.expert_intermediate if shape.mixture_layers else shape.intermediate
     cut += parts * (width + shape.shared_intermediate) * size
+    copies = 0
     if shape.mixture_layers:  # rows sorted by expert, what experts give, the router's probabilities
-        whole += 2 * shape.experts_per_token * shape.hidden * size + shape.experts * size
-    if settings.fine_tune == "full":  # its two norms are trained: what they have scaled to 1
+        copies = 2 * shape.experts_per_token * shape.hidden * size
+        whole += copies + shape.experts * size
+    if shape.post_norms:  # what attention and MLP gave
         whole += 2 * shape.hidden * size
-    for is_cut, bytes_kept in _inputs_kept(adapted_linears(shape, settings), settings, size):
+    if settings.fine_tune == "full":  # its norms are trained: what they have scaled to 1
+        whole += (4 if shape.post_norms else 2) * shape.hidden * size
+    adapted = adapted_linears(shape, settings)
+    if settings.fine_tune == "dora":
+        copies += sum(linear.outputs for linear in adapted) * size
+    for is_cut, bytes_kept in _inputs_kept(adapted, settings, size):
         cut, whole = (cut + bytes_kept, whole) if is_cut else (cut, whole + bytes_kept)
-    # Only CUDA has a fused attention with a backward pass: Metal's and the CPU's keep every probability.
-    scores = 0 if backend == "cuda" else shape.heads * row_tokens * size
-    return BlockKeeps(whole=whole, cut=cut, scores=scores)
+    # Only CUDA has a fused attention with a backward pass: Metal's and the CPU's keep every probability. Capped scores
+    # are fused nowhere, and their tanh is kept as well.
+    scores = shape.heads * row_tokens * size * (2 if shape.capped else 0 if backend == "cuda" else 1)
+    return BlockKeeps(whole=whole, cut=cut, scores=scores, copies=copies)
 
 
 def _inputs_kept(found: tuple[Linear, ...], settings: TrainSettings, size: int) -> Iterator[tuple[bool, int]]:

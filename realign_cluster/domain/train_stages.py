@@ -12,7 +12,7 @@ from realign_cluster.domain.plan_facts import NodeFacts
 from realign_cluster.domain.train_candidates import Candidate, Facts, Out, joined_nodes, unread_config
 from realign_cluster.domain.train_links import Network
 from realign_cluster.domain.train_memory import RankPart, TrainNeed, train_need
-from realign_cluster.domain.train_phases import LOGIT_COPIES_BACKWARD, RECOMPUTED_BLOCKS
+from realign_cluster.domain.train_phases import LOGIT_COPIES_BACKWARD
 from realign_cluster.domain.train_shapes import compute_bytes, trained
 from realign_cluster.domain.train_speed import update_seconds
 
@@ -130,7 +130,7 @@ class _Stages:
         """Activations that blocks use beside those that are kept, and hidden states on their way."""
         last, every = self._trained.blocks, len(self._nodes)
         held = self._need_of(self._nodes[0], (last - 1, last), in_flight=min(every, self._count)).held
-        again = round(held.block * RECOMPUTED_BLOCKS) if self._facts.work.settings.grad_checkpoint else 0
+        again = held.recomputed if self._facts.work.settings.grad_checkpoint else 0
         return max(held.working, again) + held.handed
 
     @property

@@ -61,6 +61,41 @@ def test_full_fine_tuning_counts_sixteen_bytes_of_state_a_parameter() -> None:
     assert need(LLAMA, fine_tune="full", dtype="float32").masters == 0
 
 
+def test_an_update_makes_new_weights_and_clipped_gradients_and_works_on_the_largest_array() -> None:
+    count, largest = LLAMA.parameters.total, 128256 * 8192
+    adamw = need(LLAMA, fine_tune="full", dtype="float32")
+    assert adamw.update == 4 * (2 * count + 3 * largest)
+    unclipped = need(LLAMA, fine_tune="full", dtype="float32", optimizer=OptimizerSettings(clip_norm=None))
+    assert adamw.update - unclipped.update == 4 * count
+    plain = need(LLAMA, fine_tune="full", dtype="float32", optimizer=OptimizerSettings(name="sgd"))
+    assert adamw.update - plain.update == 4 * 2 * largest
+    # of 16 bits the model's own weights are new as well
+    assert need(LLAMA, fine_tune="full").update - adamw.update == 2 * count
+
+
+def test_the_last_stages_update_leaves_tied_embeddings_to_the_first() -> None:
+    tied = model("llama-3.1-70b", tie_word_embeddings=True)
+    part = RankPart(parallel="pipeline", ranks=2, blocks=(40, 80))
+    own = need(tied, part, fine_tune="full", dtype="float32").update
+    assert own == pytest.approx(4 * (2 * 40 * 855_654_400 + 3 * 8192 * 28672), rel=1e-4)
+
+
+def test_dora_makes_a_blocks_weights_to_see_how_long_their_rows_are() -> None:
+    attention, mlp = 2 * 8192 * 8192 + 2 * 8192 * 1024, 3 * 8192 * 28672
+    assert need(LLAMA, fine_tune="dora").held.adapted == 4 * (attention + mlp)
+    assert need(LLAMA, RankPart(parallel="tensor", ranks=4), fine_tune="dora").held.adapted == attention + mlp
+    assert need(LLAMA).held.adapted == 0
+
+
+def test_gemma_2_keeps_what_caps_its_scores_and_logits_and_norms_what_parts_give() -> None:
+    gemma = model("llama-3.1-70b", model_type="gemma2")
+    one_block = need(gemma).held.block - need(LLAMA).held.block
+    assert one_block == 4096 * 2 * (64 * 1024 + 2 * 8192)
+    assert need(gemma).held.all_logits == need(LLAMA).held.all_logits + need(LLAMA).held.logits
+    fused = train_need(gemma, settings(), BATCH, backend="cuda")
+    assert fused.held.block == need(gemma).held.block
+
+
 def test_the_text_adds_up() -> None:
     for found in (need(LLAMA), need(LLAMA, fine_tune="full"), need(LLAMA, grad_checkpoint=True)):
         assert found.total == found.steady + max(found.backward, found.updating)
@@ -75,7 +110,7 @@ def test_checkpointing_keeps_one_hidden_state_a_block() -> None:
     plain, again = need(LLAMA), need(LLAMA, grad_checkpoint=True)
     assert again.held.activations == 4096 * 80 * 8192 * 2
     assert again.held.block == plain.held.block == plain.held.activations / 80
-    assert [phase.size > 3 * again.held.block for phase in again.phases] == [True, True]
+    assert [phase.size > 3 * again.held.block for phase in again.phases[:2]] == [True, True]
     assert again.total < plain.total / 1.5
 
 

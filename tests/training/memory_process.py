@@ -32,7 +32,9 @@ from realign_cluster.training.setup import checkpoint_blocks
 def measure(
     config: dict[str, Any], job: TrainJob, *, sequences: int, length: int, targets: int, batches: int
 ) -> dict[str, int]:
-    """Bytes: before the step (weights, masters, moments, the older state), the peak of the step, and of its halves."""
+    """Bytes: before the step (weights, masters, moments, the older state), the peaks of its two halves, and of all that
+    is done, with a reference's log-probabilities.
+    """
     mx.random.seed(1)
     model_class, arguments = _get_classes(config)
     model = model_class(arguments.from_dict(config))
@@ -50,6 +52,10 @@ def measure(
     strategy.update(optimizer.weights)
     mx.eval(model.parameters(), optimizer.state())
     made = [made_batch(job, config["vocab_size"], sequences, length, targets) for _ in range(batches)]
+    mx.reset_peak_memory()
+    if job.needs_reference:
+        strategy.log_probabilities(made)
+    reference = int(mx.get_peak_memory())
     objective = make_objective(job, GlobalCounts(tokens=sequences * targets * batches, pairs=sequences * batches))
     nothing = {name: mx.zeros(value.shape) for name, value in optimizer.weights.items()}
     optimizer.step(nothing, norm=0.0, learning_rate=1e-4)
@@ -71,7 +77,7 @@ def measure(
     found["update"] = int(mx.get_peak_memory())
     del being_written
     block.__call__ = plain_call
-    return found | {"peak": max(found["gradients"], found["update"])}
+    return found | {"peak": max(reference, found["gradients"], found["update"])}
 
 
 def made_batch(job: TrainJob, vocabulary: int, sequences: int, length: int, targets: int) -> MicroBatch:

@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 from mlx_lm.utils import _get_classes
 
@@ -24,7 +25,7 @@ from tests.training.memory_process import made_batch
 
 
 def measured(group: mx.distributed.Group, *, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """(runs, 3) bytes: the peaks of loading, of the gradients and of the update."""
+    """(runs, 3) bytes: the peaks of loading, with a reference's log-probabilities, of the gradients, of the update."""
     found = []
     for run in runs:
         found.append(_measure(group, **run))
@@ -50,6 +51,8 @@ def _measure(
     model_class, arguments = _get_classes(config)
     model = model_class(arguments.from_dict(config))
     model.set_dtype(getattr(mx, config["torch_dtype"]))
+    if "quantization" in config:
+        nn.quantize(model, **config["quantization"])
     mx.eval(model.parameters())  # as if read from a file: making them up takes more
     model.train()
     mx.clear_cache()
@@ -58,8 +61,10 @@ def _measure(
     optimizer = MasterOptimizer(job.optimizer, strategy.parameters())
     strategy.update(optimizer.weights)
     mx.eval(model.parameters(), optimizer.state())
-    loading = mx.get_peak_memory()
     made = [made_batch(job, config["vocab_size"], sequences, length, targets) for _ in range(batches)]
+    if job.needs_reference:
+        strategy.log_probabilities(made)
+    loading = mx.get_peak_memory()
     objective = make_objective(job, GlobalCounts(tokens=sequences * targets * batches, pairs=sequences * batches))
     no_change = {name: mx.zeros(value.shape) for name, value in optimizer.weights.items()}
     optimizer.step(no_change, norm=0.0, learning_rate=1e-4)

@@ -43,8 +43,24 @@ pytestmark = pytest.mark.timeout(300)  # half a minute of two cores, which may b
 ALL = {"adapter": {"layers": -1}}
 WIDE = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8}
 SGD = {"optimizer": {"name": "sgd"}}
+BFLOAT16 = {"torch_dtype": "bfloat16"}
+FEW = {"num_hidden_layers": 3}
+FOUR_BITS = {**FEW, "quantization": {"group_size": 64, "bits": 4}}
+DORA: dict[str, Any] = {"fine_tune": "dora", **ALL}
+PAIRS = {"sequences": 8, "length": 128, "targets": 60}
+LARGE_VOCABULARY = {**FEW, "tie_word_embeddings": True, "vocab_size": 32768}
+QWEN2 = {**LARGE_VOCABULARY, "model_type": "qwen2"}
+GEMMA2 = {**LARGE_VOCABULARY, "model_type": "gemma2", "head_dim": 64, "query_pre_attn_scalar": 64}
+MIXTRAL = {**FEW, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 384}
+QWEN3_MOE = {**FEW, "model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "head_dim": 64} | {
+    "moe_intermediate_size": 256,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "norm_topk_prob": True,
+}
 # name: (changes of the model, settings, changes of the shape)
-RUNS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, int]]] = {
+Run = tuple[dict[str, Any], dict[str, Any], dict[str, int]]
+RUNS: dict[str, Run] = {
     "lora": ({}, ALL, {}),
     "lora, last 3 blocks, dropout": ({}, {"adapter": {"layers": 3, "dropout": 0.1}}, {"batches": 2}),
     "lora, wide": ({**WIDE, "num_hidden_layers": 3}, ALL, {"sequences": 2}),
@@ -70,15 +86,31 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, int]]] = {
     "lora, checkpointed, deep": ({"num_hidden_layers": 16}, {"grad_checkpoint": True, **ALL}, {"targets": 32}),
     "full, checkpointed": ({"num_hidden_layers": 12}, {"grad_checkpoint": True, **SGD, "fine_tune": "full"}, {}),
 }
+MORE: dict[str, Run] = {
+    "dora, 16 bits": ({**FEW, **BFLOAT16}, DORA, {}),
+    "dora on 4 bits": ({**FOUR_BITS, **BFLOAT16}, DORA, {"sequences": 1}),
+    "lora on 4 bits, 16 bits": ({**FOUR_BITS, **BFLOAT16}, ALL, {"sequences": 1}),
+    "dpo, full": (FEW, {"fine_tune": "full", "method": "dpo"}, {**PAIRS, "sequences": 4, "batches": 2}),
+    "orpo": (FEW, {"method": "orpo", **ALL}, PAIRS),
+    "qwen2": (QWEN2, ALL, {"sequences": 2}),
+    "qwen2, full": (QWEN2, {"fine_tune": "full"}, {"sequences": 2}),
+    "gemma2": (GEMMA2, ALL, {"sequences": 2}),
+    "gemma2, 16 bits": ({**GEMMA2, **BFLOAT16}, ALL, {"sequences": 1}),
+    "mixtral": (MIXTRAL, ALL, {"sequences": 2}),
+    "qwen3_moe": (QWEN3_MOE, ALL, {"sequences": 2}),
+    "qwen3_moe, full": (QWEN3_MOE, {"fine_tune": "full"}, {"sequences": 2, "batches": 2}),
+    "qwen3_moe, checkpointed": (QWEN3_MOE, {"grad_checkpoint": True, **ALL}, {"sequences": 2}),
+}
 
 
 def shape_of(name: str) -> dict[str, int]:
-    return SHAPE | RUNS[name][2]
+    return SHAPE | (RUNS | MORE)[name][2]
 
 
 def train(names: list[str]) -> dict[str, dict[str, int]]:
     """Bytes that were allocated in each of these runs, in one process."""
-    asked = [{"config": CONFIG | RUNS[name][0], "settings": RUNS[name][1], **shape_of(name)} for name in names]
+    runs = RUNS | MORE
+    asked = [{"config": CONFIG | runs[name][0], "settings": runs[name][1], **shape_of(name)} for name in names]
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(PROCESS.parents[2])}
     if library := find_openblas():
         environment["LD_PRELOAD"] = str(library)
@@ -105,8 +137,18 @@ def measured() -> dict[str, dict[str, int]]:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_sum_is_within_15_percent_of_the_measured_peak(measured: dict[str, dict[str, int]], name: str) -> None:
-    changes, settings, _ = RUNS[name]
-    shape, found = shape_of(name), measured[name]
+    check(name, measured[name])
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", MORE)
+def test_it_is_so_for_other_adapters_methods_and_architectures(name: str) -> None:
+    check(name, train([name])[name])
+
+
+def check(name: str, found: dict[str, int]) -> None:
+    changes, settings, _ = (RUNS | MORE)[name]
+    shape = shape_of(name)
     batch = MicroBatchShape(
         tokens=shape["sequences"] * shape["length"],
         row_tokens=shape["length"],
