@@ -30,7 +30,7 @@ help:
 	@echo "make check       format, lint, types, import contracts"
 	@echo "make soak        the long tests"
 	@echo "make bench       the figures of benchmarks/README.md"
-	@echo "make bench-diagnosis  faults put into workflows on unseen seeds, diagnosed; more than an hour, goes on where it stopped"
+	@echo "make bench-diagnosis  faults put into workflows on unseen seeds, diagnosed; some twenty minutes, goes on where it stopped"
 	@echo "make protos      generate realign_cluster/rpc/pb from proto/"
 	@echo "make locks       resolve locks/*.txt again from pyproject.toml"
 	@echo "make clean       remove the virtual environment and caches (never runs/)"
