@@ -208,16 +208,22 @@ def diagnose(run: RunRecord) -> list[Finding]:
 
 
 def _damaged_base(run: RunRecord) -> Iterator[Finding]:
-    failed = [gate for gate in run.gates if gate.gate == "perplexity" and gate.outcome == "FAIL"]
-    if failed:
+    """Also where too few texts were measured for a FAIL: all that comes after stands on this model."""
+    missed = [gate for gate in run.gates if gate.gate == "perplexity" and _misses(gate)]
+    if missed:
         yield Finding(
             issue="damaged base",
             kind="weights",
             title="the model that the run began with does not predict the validation texts",
-            evidence=tuple(map(_of_gate, failed)),
+            evidence=tuple(map(_of_gate, missed)),
             remedies=REMEDIES["damaged base"],
             leads_to=(*EVERYTHING, "unending answers", "truncated answers"),
         )
+
+
+def _misses(perplexity: JudgedGate) -> bool:
+    above = perplexity.value is not None and perplexity.value > perplexity.threshold
+    return perplexity.outcome == "FAIL" or (perplexity.outcome == "INSUFFICIENT" and above)
 
 
 def _data(run: RunRecord) -> Iterator[Finding]:

@@ -132,6 +132,14 @@ def test_a_base_that_cannot_predict_comes_first_and_explains_the_rest() -> None:
     assert found[1].explained_by == ("damaged base",)
 
 
+@pytest.mark.parametrize(
+    ("outcome", "value", "named"), [("INSUFFICIENT", 22.0, 1), ("INSUFFICIENT", 19.0, 0), ("PASS", 5.0, 0)]
+)
+def test_a_base_is_named_before_texts_enough_were_measured_for_a_fail(outcome: str, value: float, named: int) -> None:
+    judged = gate("perplexity", outcome, stage=1, threshold=20.0, value=value, opposite=15.0)
+    assert issues(diagnose(RunRecord(gates=(judged,)))) == ["damaged base"] * named
+
+
 def cut(characters: float) -> RunRecord:
     return RunRecord(
         measured=(
