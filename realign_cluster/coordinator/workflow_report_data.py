@@ -152,7 +152,7 @@ def _cleaning(history: WorkflowHistory) -> str:
     """Of each set that was trained on, as the last stage found it that did."""
     found: dict[str, Mapping[str, Any]] = {}
     for attempt in history.attempts:
-        found |= attempt.facts.get("cleaned") or {}
+        found |= _cleaned_by_set(attempt.facts.get("cleaned") or {})
     if not found:
         return ""
     counts = ("rows", "contaminated", "doubled", "nearly doubled", "kept")
@@ -167,6 +167,16 @@ def _cleaning(history: WorkflowHistory) -> str:
     )
     headings = ["set", *(f">{count}" for count in counts), "contaminated by (rows, by what found them first)"]
     return f"<h3>Training rows, cleaned</h3>{said}{table(headings, rows)}"
+
+
+def _cleaned_by_set(fact: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """Runs of before every set was cleaned have the counts of `citation` alone, and may count a row twice."""
+    if "rows" not in fact:
+        return fact
+    held = {name: count for name, count in fact.get("by variant", {}).items() if count}
+    holding = {"evaluation sets": held} if held else {}
+    left = fact["rows"] - fact["doubled"] - fact["contaminated"]
+    return {"citation": {"nearly doubled": 0, "kept": left, **fact, "holding": holding}}
 
 
 def _pairs(history: WorkflowHistory) -> str:
@@ -191,10 +201,11 @@ def _pairs(history: WorkflowHistory) -> str:
             for each in found["checks"]
         ],
     )
-    leaked = ", ".join(f"{escape(name)} {count:,}" for name, count in found["leaked"].items()) or "none"
-    said = note(f"Left out: {found['doubled']:,} pairs that were there already; questions that a held-out set asks "
-                f"too: {leaked}.")  # fmt: skip
-    return f"<h3>Preference pairs: {found['pairs']:,}</h3>{said}{taken}{checks}"
+    said = f"Left out: {found['doubled']:,} pairs that were there already"
+    if "leaked" in found:  # not looked for in older runs
+        leaked = ", ".join(f"{escape(name)} {count:,}" for name, count in found["leaked"].items()) or "none"
+        said += f"; questions that a held-out set asks too: {leaked}"
+    return f"<h3>Preference pairs: {found['pairs']:,}</h3>{note(f'{said}.')}{taken}{checks}"
 
 
 def _verifier(history: WorkflowHistory, behind: Behind) -> str:
