@@ -90,7 +90,7 @@ def test_a_row_that_goes_takes_no_copy_of_it_along(tmp_path: Path) -> None:
 
 
 def test_a_benchmark_may_have_the_name_of_another_set(tmp_path: Path) -> None:
-    held_out = {**HELD_OUT, "benchmark items": [{"prompt": "2 + 2 =", "answer": "4"}]}
+    held_out: dict[str, Rows] = {**HELD_OUT, "benchmark items": [{"prompt": "2 + 2 =", "answer": "4"}]}
     rows = [{"text": QUESTION}, {"text": "2 + 2"}, {"text": "Jupiter has many."}]
     left, counted = clean(tmp_path, rows, held_out, "citation")
     assert left == rows[2:]
@@ -247,6 +247,6 @@ def test_a_stage_whose_rows_are_all_contaminated_fails_and_says_by_what(
     stage = Stage(tmp_path, asking(), {emptied: [{**FILES["practice"][0], "prompt": prompt}] * 3})
     outcome: Outcome = stage.run(body(stage.context))
     by = {MOON: "sealed", QUESTION: "items"}.get(prompt, "sums")
-    assert outcome.failed.endswith(f"no row of {emptied} is left of 3: 3 are contaminated by {by} (exact 3)")
+    assert outcome.failed == f"no row of {emptied} is left of 3: 3 are contaminated by {by} (exact 3)"
     assert outcome.facts["cleaned"][emptied]["kept"] == 0
     assert outcome.artifacts.keys() >= {f"cleaned {emptied}"}
