@@ -171,3 +171,13 @@ def test_what_run_would_refuse_is_refused(made: Path) -> None:
     (made.parent / "odd.toml").write_text(made.read_text() + "\n[gates.citation]\ncitation_recall = 1.5\n")
     with pytest.raises(UsageError, match="out of range"):
         asyncio.run(plan_workflow("source-attribution", made.parent / "odd.toml", None))
+
+
+def test_the_model_that_is_trained_is_no_judge(made: Path) -> None:
+    path = made.parent / "itself.toml"
+    trained = re.search(r'(?m)^path = "(.*?)"', made.read_text())
+    assert trained is not None
+    judge = f'kind = "judge"\nmodel = "{trained[1]}"'
+    path.write_text(re.sub(r"(?m)^kind = .*$", judge, made.read_text(), count=1))
+    with pytest.raises(UsageError, match="it would judge its own answers"):
+        asyncio.run(plan_workflow("source-attribution", path, None))
