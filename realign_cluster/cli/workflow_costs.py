@@ -14,7 +14,7 @@ from realign_cluster.cli.train_asked import TrainAsked
 from realign_cluster.coordinator.cluster_plan import plan_on_cluster
 from realign_cluster.coordinator.request import CurateRequest
 from realign_cluster.coordinator.workflow_jobs_here import derive_here
-from realign_cluster.coordinator.workflow_outside import judge_path
+from realign_cluster.coordinator.workflow_outside import its_own_judge, judge_path
 from realign_cluster.coordinator.workflow_record import model_path
 from realign_cluster.metrics.retrieval.choice import UsersCode
 from realign_cluster.store.artifacts import ArtifactStore
@@ -42,12 +42,15 @@ class Given:
 
 async def costs_of(given: Given, hostfile: Path | None, *, discover: bool) -> tuple[list[Cost], str]:
     """Of every job that the workflow will ask for if all goes well; and why it could not be seen further, if so.
-    Without a cluster how many and how large they are.
+    Without a cluster how many and how large they are. Raises UsageError for a judge of the trained model's name: of
+    two folders only `run` sees that they hold the same.
     """
     judge = None
+    model = ModelRef(path=model_path(given.config, given.config_file), hash="model")
     if "judge" in members_of(given.config.verifier):
         judge = ModelRef(path=judge_path(given.config, given.config_file), hash="judge")
-    model = ModelRef(path=model_path(given.config, given.config_file), hash="model")
+        if judge.path == model.path:
+            raise its_own_judge(given.config_file)
     with tempfile.TemporaryDirectory(prefix="realign-plan-") as folder:
         store = ArtifactStore(Path(folder) / "artifacts")
         data = {name: ArtifactId(store.put_file(path)) for name, path in given.files.items()}

@@ -15,7 +15,7 @@ from realign_cluster.workflows.config import read_config
 from realign_cluster.workflows.gate_planning import plan_gates, plan_labels, too_few
 from realign_cluster.workflows.harness_process import prepared_tasks
 from realign_cluster.workflows.intake import check_data
-from realign_cluster.workflows.job_costs import minutes_by_stage, minutes_per_item
+from realign_cluster.workflows.job_costs import counted, minutes_by_stage, minutes_per_item
 from realign_cluster.workflows.tables import workflow_named
 from realign_cluster.workflows.thresholds import check_thresholds
 
@@ -107,4 +107,6 @@ def _cost_lines(plan: Mapping[str, Any]) -> Iterator[str]:
     if plan["minutes"] is None:
         yield "name a cluster for what it takes: --hostfile FILE"
     else:
-        yield f"together {plan['minutes']:.0f} minutes of work, beside the start of each job"
+        unknown = sum(cost["minutes"] is None for cost in plan["costs"])
+        without = f", and {counted(unknown, 'job')} of unknown length" if unknown else ""
+        yield f"together {plan['minutes']:.0f} minutes of work, beside the start of each job{without}"

@@ -29,7 +29,7 @@ from realign_cluster.coordinator.train_engine import TrainEngine
 from realign_cluster.coordinator.train_finish import finish_training
 from realign_cluster.coordinator.train_hearing import Hearing
 from realign_cluster.coordinator.train_history import read_train_history
-from realign_cluster.coordinator.train_planning import Planner
+from realign_cluster.coordinator.train_planning import Planner, may_come_back
 from realign_cluster.coordinator.train_record import TrainRun, open_train_run
 from realign_cluster.coordinator.train_request import TrainRequest
 from realign_cluster.coordinator.train_track import check_tracker, open_tracking
@@ -203,11 +203,10 @@ class _Sitting:
 
     def _first_nodes(self, cluster: Cluster, planner: Planner) -> tuple[str, ...]:
         """Those of a plan for who is there. Raises UsageError when it is refused, unless the run was begun with nodes
-        that are away now: they may come back, and recovery waits for them.
+        that are away now and may come back: recovery waits for them.
         """
         plan, begun = planner.first(), self._run.memory.world
-        there = {link.name for link in cluster.nodes}
-        if plan.approach == "refused" and begun is not None and not there.issuperset(begun.nodes):
+        if plan.approach == "refused" and begun is not None and may_come_back(cluster, begun.nodes):
             return begun.nodes
         plan.raise_if_refused()
         world = planner.world(plan)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -128,6 +128,14 @@ class Planner:
         )
         self._cost_per_token = plan.cost_per_token or self._cost_per_token
         return plan
+
+
+def may_come_back(cluster: Cluster, nodes: Iterable[str]) -> bool:
+    """Whether some of these are away, and are dialled again and again. Nobody dials one that was taken out of the
+    hostfile, has other versions, or is not found.
+    """
+    dialled = {node.name for node in cluster.missing if node.address is not None}
+    return not dialled.isdisjoint(nodes)
 
 
 def late_link(cluster: Cluster, name: NodeName, info: common.NodeInfo) -> NodeLink | None:

@@ -22,9 +22,7 @@ class TrainRequest(BaseModel):
     data: tuple[str, ...]
     valid: tuple[str, ...] = ()
     benchmarks: tuple[str, ...] = ()
-    kl_probes: tuple[
-        str, ...
-    ] = ()  # rows whose prompts divergence is measured on; none: those of `valid`, or of `data`
+    kl_probes: tuple[str, ...] = ()  # whose prompts divergence is measured on; none: those of `valid`, or `data`
     model: str
     out: Path
     settings: TrainSettings

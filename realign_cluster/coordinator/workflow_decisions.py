@@ -18,7 +18,7 @@ from realign_cluster.domain.suggest import did_you_mean
 from realign_cluster.store.run_folder import RunFolder
 from realign_cluster.store.workflow_ledger import WorkflowLedger, WorkflowLedgerReader
 from realign_cluster.workflows.checklists import SIGNED_ITEMS
-from realign_cluster.workflows.config import WorkflowConfig
+from realign_cluster.workflows.config import recorded_config
 from realign_cluster.workflows.course import Decisions
 from realign_cluster.workflows.looks import Place
 from realign_cluster.workflows.stage import Workflow
@@ -35,7 +35,7 @@ def _open(run: Path) -> Iterator[tuple[WorkflowLedger, Workflow]]:
 
 def workflow_of(ledger: Any) -> Workflow:
     """The table that a run goes by, from its ledger."""
-    return workflow_named(ledger.meta("workflow"), WorkflowConfig.model_validate(ledger.meta("config")))
+    return workflow_named(ledger.meta("workflow"), recorded_config(ledger.meta("config")))
 
 
 def decisions_of(ledger: WorkflowLedgerReader, workflow: Workflow) -> Decisions:

@@ -18,7 +18,7 @@ from realign_cluster.domain.errors import UsageError
 from realign_cluster.domain.retention import Overall
 from realign_cluster.store.artifacts import ArtifactStore
 from realign_cluster.store.workflow_ledger import ArtifactRecord, JobRecord, NoteRecord, StageRecord, VerdictRecord
-from realign_cluster.workflows.config import WorkflowConfig
+from realign_cluster.workflows.config import WorkflowConfig, recorded_config
 from realign_cluster.workflows.stage import Stage, Workflow
 
 BASELINE: Final = "baseline "
@@ -258,7 +258,7 @@ def read_workflow_history(run: Path) -> WorkflowHistory:
     with open_ledger(run) as ledger:
         if ledger.meta("config") is None:
             raise UsageError(f"the workflow at {run} has not begun", "run it first")
-        workflow, config = workflow_of(ledger), WorkflowConfig.model_validate(ledger.meta("config"))
+        workflow, config = workflow_of(ledger), recorded_config(ledger.meta("config"))
         jobs, verdicts = ledger.jobs(), ledger.verdicts()
         attempts = [_attempt(record, workflow, jobs, verdicts) for record in ledger.stages()]
         attempts.sort(key=lambda each: (each.record.begun, each.stage, each.number))

@@ -26,11 +26,15 @@ def pinned_judge(config: WorkflowConfig, config_file: Path, model: ModelRef) -> 
         return None
     judge = pinned(judge_path(config, config_file))
     if judge.hash == model.hash:
-        raise UsageError(
-            f"{config_file}: verifier.model is the model that is trained: it would judge its own answers",
-            'choose another model for the verifier, or kind = "lexical"',
-        )
+        raise its_own_judge(config_file)
     return judge
+
+
+def its_own_judge(config_file: Path) -> UsageError:
+    return UsageError(
+        f"{config_file}: verifier.model is the model that is trained: it would judge its own answers",
+        'choose another model for the verifier, or kind = "lexical"',
+    )
 
 
 def judge_path(config: WorkflowConfig, config_file: Path) -> str:

@@ -17,15 +17,11 @@ from realign_cluster.coordinator.model_card import card_html, card_markdown
 from realign_cluster.coordinator.workflow_history import WorkflowHistory, read_workflow_history
 from realign_cluster.coordinator.workflow_report_answers import answer_block, question_of
 from realign_cluster.coordinator.workflow_report_curves import losses_body, measures_body, risk_body, rounds_body
-from realign_cluster.coordinator.workflow_report_data import (
-    inputs_table,
-    provenance_body,
-    quality_body,
-    training_data_body,
-)
+from realign_cluster.coordinator.workflow_report_data import inputs_table, provenance_body, training_data_body
 from realign_cluster.coordinator.workflow_report_examples import before_and_after, examples_body, final_model
 from realign_cluster.coordinator.workflow_report_items import Behind, items_section
 from realign_cluster.coordinator.workflow_report_json import checklist_of, report_json
+from realign_cluster.coordinator.workflow_report_quality import quality_body
 from realign_cluster.coordinator.workflow_report_stages import file_link, stages_body
 from realign_cluster.store.durable import write_durably
 from realign_cluster.store.run_folder import RunFolder

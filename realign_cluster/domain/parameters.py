@@ -16,9 +16,8 @@ UNGATED_MLP = frozenset(
 )
 CAPPED = frozenset({"gemma2"})  # attention scores and logits go through a tanh, whatever the config names
 POST_NORMS = frozenset({"gemma2", "gemma3", "gemma3_text"})  # also what attention and MLP give is normed
-HEAD_NORMS = frozenset(
-    {"qwen3", "qwen3_moe", "gemma3", "gemma3_text"}
-)  # an RMS norm over the head dimension for queries and keys
+# an RMS norm over the head dimension for queries and keys
+HEAD_NORMS = frozenset({"qwen3", "qwen3_moe", "gemma3", "gemma3_text"})
 QKV_BIAS = frozenset({"qwen2", "qwen2_moe"})  # not named in their configs
 
 

@@ -44,7 +44,7 @@ def preparation(context: Context) -> Stage:
         trained = yield from _trained(context, "preparation", clean, model, settings)
         made, facts = clean.artifacts, _facts_of(trained, clean)
         if trained.failed:
-            return Outcome(artifacts=made, facts=facts, failed=f"the training failed: {trained.failed}")
+            return Outcome(artifacts=made, facts=facts, failed=trained.failed)
         model = trained.model()
     found = yield from evaluate(context, model, "items", title="baseline", perplexity=True)
     recorded = [name for name in RECORDED if _is_recorded(found.measurements.get(name))]
@@ -126,7 +126,7 @@ def citation_training(context: Context) -> Stage:
     trained = yield from _trained(context, "citation", clean, context.state.model, settings)
     facts = _facts_of(trained, clean)
     if trained.failed:
-        return Outcome(artifacts=clean.artifacts, facts=facts, failed=f"the training failed: {trained.failed}")
+        return Outcome(artifacts=clean.artifacts, facts=facts, failed=trained.failed)
     found = yield from evaluate(context, trained.model(), "items", title="after citation training")
     return _outcome(found, trained.model(), facts, clean.artifacts)
 
@@ -285,7 +285,7 @@ def softened(settings: TrainSettings, attempt: int) -> TrainSettings:
 def _trained(
     context: Context, name: str, clean: Cleaned, model: ModelRef, settings: TrainSettings
 ) -> Generator[Ask, JobResult, JobResult]:
-    """Trained on the set `name` mixed with the general data."""
+    """Trained on the set `name` mixed with the general data; `failed` says why not, where no row is left of one too."""
     if clean.none_left:
         return JobResult(failed=clean.none_left)
     inputs = {"task": clean.rows[name]} | ({"general": clean.rows["general"]} if "general" in clean.rows else {})
@@ -305,7 +305,7 @@ def _trained(
         settings=settings.model_copy(update={"seed": context.seed(name)}),
     )
     value = {**(trained.value or {}), "mix": mixed.value}
-    return replace(trained, value=value)
+    return replace(trained, value=value, failed=trained.failed and f"the training failed: {trained.failed}")
 
 
 def _facts_of(trained: JobResult, clean: Cleaned) -> dict[str, Any]:

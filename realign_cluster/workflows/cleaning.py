@@ -91,14 +91,14 @@ def held_out_sets(inputs: Inputs, *, validation: bool = True) -> list[Evaluation
         else:
             continue
         if worded := tuple(item for item in items if words_of("\n".join(item))):
-            sets.append(EvaluationSet(name=name.removeprefix(PREFIX), items=worded))
+            sets.append(EvaluationSet(name=_set_name(name), items=worded))
     return sets
 
 
 def held_out_prompts(inputs: Inputs) -> dict[str, list[Row]]:
     """Of each of those inputs what is asked, as rows of a split."""
     return {
-        name.removeprefix(PREFIX): [{"prompt": row["prompt"]} for row in inputs.rows(name)]
+        _set_name(name): [{"prompt": row["prompt"]} for row in inputs.rows(name)]
         for name in filter(is_held_out, inputs.names())
     }
 
@@ -108,7 +108,13 @@ def is_held_out(name: str) -> bool:
     return name in (*QUESTIONS, VALIDATION) or name.startswith(PREFIX)
 
 
-@derivation(version=3)
+def _set_name(name: str) -> str:
+    """A benchmark's own, unless it is also that of another set."""
+    plain = name.removeprefix(PREFIX)
+    return name if plain in (*QUESTIONS, VALIDATION) else plain
+
+
+@derivation(version=4)
 def clean_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     """ "rows": of "rows" those that hold nothing of the other inputs, by the variants "contamination"; of these, those
     that are no copy of an earlier one, by "duplicates". The value counts each row once: as kept, or by why it is not.
@@ -152,7 +158,7 @@ def _holding(found: Decontamination) -> dict[str, dict[str, int]]:
 
 
 def _texts(row: Row) -> Iterator[str]:
-    """What is asked and what is answered, or the plain text; of a longer conversation each of its messages too: what is
+    """What is asked and what is answered, or the plain text; of several messages that are asked each one too: what is
     asked of a model stands in one of them.
     """
     said = {name: value for name, value in row.items() if value is not None}
@@ -161,5 +167,6 @@ def _texts(row: Row) -> Iterator[str]:
         return
     yield prompt_of(said)
     yield completion_of(said)
-    if "prompt" not in said and len(messages := said.get("messages", [])) > 2:
-        yield from (str(message.get("content") or "") for message in messages[:-1])
+    messages = said["prompt"] if "prompt" in said else said.get("messages", [])[:-1]
+    if isinstance(messages, list) and len(messages) > 1:
+        yield from (str(message.get("content") or "") for message in messages)

@@ -204,6 +204,16 @@ def read_config(path: Path) -> WorkflowConfig:
     return config
 
 
+def recorded_config(values: Mapping[str, Any]) -> WorkflowConfig:
+    """As a run's ledger has it. One of before every set had its own rules of cleaning has those of `citation` only."""
+    cleaning = values.get("cleaning", {})
+    if "near_duplicates" in cleaning:
+        duplicates = "near" if cleaning["near_duplicates"] else "exact"
+        citation = {"duplicates": duplicates, "contamination": cleaning["contamination"]}
+        values = {**values, "cleaning": {"citation": citation}}
+    return WorkflowConfig.model_validate(values)
+
+
 def _said(path: Path, lines: dict[tuple[str, ...], int], error: Mapping[str, Any]) -> str:
     at = tuple(str(part) for part in error["loc"] if part not in FORMS)
     place = f"{path}:{line_of_toml(lines, at)}: {'.'.join(at)}"

@@ -137,6 +137,14 @@ def test_every_job_is_listed_by_stage_with_what_it_goes_over(plan: dict[str, Any
         assert any(line.startswith(f"    {title} (generate): ") for line in lines[begun:end])
 
 
+def test_the_sum_says_of_how_many_jobs_nobody_knows_how_long_they_take(plan: dict[str, Any]) -> None:
+    known = [{**each, "minutes": 0.5} for each in plan["costs"]]
+    total = {**plan, "minutes": 0.5 * len(known)}
+    assert plan_lines({**total, "costs": known})[-1].endswith("minutes of work, beside the start of each job")
+    unknown = [{**known[0], "minutes": None}, *known[1:]]
+    assert plan_lines({**total, "costs": unknown})[-1].endswith("each job, and 1 job of unknown length")
+
+
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_rounds_are_all_counted(made: Path, rounds: int) -> None:
     path = made.parent / f"rounds-{rounds}.toml"
@@ -163,3 +171,13 @@ def test_what_run_would_refuse_is_refused(made: Path) -> None:
     (made.parent / "odd.toml").write_text(made.read_text() + "\n[gates.citation]\ncitation_recall = 1.5\n")
     with pytest.raises(UsageError, match="out of range"):
         asyncio.run(plan_workflow("source-attribution", made.parent / "odd.toml", None))
+
+
+def test_the_model_that_is_trained_is_no_judge(made: Path) -> None:
+    path = made.parent / "itself.toml"
+    trained = re.search(r'(?m)^path = "(.*?)"', made.read_text())
+    assert trained is not None
+    judge = f'kind = "judge"\nmodel = "{trained[1]}"'
+    path.write_text(re.sub(r"(?m)^kind = .*$", judge, made.read_text(), count=1))
+    with pytest.raises(UsageError, match="it would judge its own answers"):
+        asyncio.run(plan_workflow("source-attribution", path, None))

@@ -12,7 +12,7 @@ import pytest
 
 from realign_cluster.coordinator.cluster import Cluster, MissingNode, NodeLink
 from realign_cluster.coordinator.home import ClusterHome
-from realign_cluster.coordinator.train_planning import Planner
+from realign_cluster.coordinator.train_planning import Planner, may_come_back
 from realign_cluster.coordinator.train_request import TrainRequest
 from realign_cluster.domain.ids import NodeName
 from realign_cluster.domain.training import TrainSettings
@@ -105,6 +105,17 @@ def test_the_speed_of_a_late_node_is_learned_as_that_of_the_others(tmp_path: Pat
     again = planner_for(tmp_path, cluster).first()
     assert again.shares()["beta"] == pytest.approx(0.75)
     assert again.nodes[again.world().nodes.index("beta")].tokens_per_second == pytest.approx(3000.0)
+
+
+def test_only_a_node_that_is_dialled_may_come_back(tmp_path: Path) -> None:
+    cluster = cluster_at(tmp_path)
+    alpha, beta = cluster.nodes
+    away = MissingNode(name=beta.name, reason="it does not answer", address=beta.address)
+    assert may_come_back(replace(cluster, nodes=(alpha,), missing=(away,)), ("alpha", "beta"))
+    assert not may_come_back(replace(cluster, nodes=(alpha,), missing=(away,)), ("alpha",))
+    skewed = replace(away, reason="it has another version", address=None)
+    assert not may_come_back(replace(cluster, nodes=(alpha,), missing=(skewed,)), ("alpha", "beta"))
+    assert not may_come_back(replace(cluster, nodes=(alpha,)), ("alpha", "beta"))  # not in the hostfile any more
 
 
 def test_a_late_node_of_other_versions_is_left_out(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 from collections import Counter
@@ -25,6 +26,7 @@ from realign_cluster.coordinator.workflow_report_items import Behind
 from realign_cluster.coordinator.workflow_status import gate_lines, gate_rows, retention_rows
 from realign_cluster.domain.errors import UsageError
 from realign_cluster.domain.gate import Gate
+from realign_cluster.store.workflow_ledger import WorkflowLedger
 from realign_cluster.workflows.gate_planning import BY_THE_VERIFIER
 from realign_cluster.workflows.judging import OF_THE_VERIFIER
 from realign_cluster.workflows.training_data import good_answer
@@ -349,6 +351,29 @@ def test_what_was_cleaned_is_there_by_set_and_no_training_had_what_was_left_out(
     assert stages["citation"] == {"citation", "general"}
     assert stages["optimisation"] == {"practice"}
     assert stages["iteration"] == {"practice", "general"}
+
+
+def test_a_run_of_before_every_set_was_cleaned_still_has_its_report(complete: Path, tmp_path: Path):
+    run = tmp_path / "older"
+    shutil.copytree(complete, run)
+    counts = {"rows": 19, "kept": 16, "doubled": 2, "nearly doubled": 0, "contaminated": 1, "by variant": {"exact": 1}}
+    with contextlib.closing(WorkflowLedger(run / "ledger.sqlite")) as ledger:
+        cleaning = {"near_duplicates": False, "contamination": ["exact"]}
+        ledger.set_meta("config", {**ledger.meta("config"), "cleaning": cleaning})
+        for stage in ledger.stages():
+            facts = {name: each for name, each in stage.body["facts"].items() if name != "cleaned"}
+            facts |= {"cleaned": counts} if stage.body["name"] == "sources" else {}
+            if "pairs" in facts:
+                del facts["pairs"]["leaked"]
+            ledger.put_stage(stage.stage, stage.attempt, stage.begun, {**stage.body, "facts": facts}, ended=True)
+    quality = page_of(run).part("quality")
+    cells = ("19", "1", "2", "0", "16")
+    assert f"<tr><td>citation</td>{''.join(f'<td class=r>{each}</td>' for each in cells)}" in quality
+    assert "<td>evaluation sets (exact 1)</td>" in quality
+    assert "that were there already." in quality
+    override_gate(run, "evaluation.retention_basics", by="A. Name", reason="known")
+    config = read_workflow_history(run).config
+    assert (config.cleaning.citation.duplicates, config.cleaning.citation.contamination) == ("exact", ("exact",))
 
 
 def test_what_rows_are_held_against_is_not_said_to_be_in_them(page: Page):

@@ -89,6 +89,14 @@ def test_a_row_that_goes_takes_no_copy_of_it_along(tmp_path: Path) -> None:
     assert clean(tmp_path / "without", rows, {}, "general", **rules)[0] == rows[:1]
 
 
+def test_a_benchmark_may_have_the_name_of_another_set(tmp_path: Path) -> None:
+    held_out: dict[str, Rows] = {**HELD_OUT, "benchmark items": [{"prompt": "2 + 2 =", "answer": "4"}]}
+    rows = [{"text": QUESTION}, {"text": "2 + 2"}, {"text": "Jupiter has many."}]
+    left, counted = clean(tmp_path, rows, held_out, "citation")
+    assert left == rows[2:]
+    assert counted["holding"] == {"items": {"exact": 1}, "benchmark items": {"exact": 1}}
+
+
 def test_questions_of_benchmarks_are_held_out_and_validation_rows_but_not_what_they_ask(tmp_path: Path) -> None:
     held_out = {
         "benchmark sums": [{"prompt": "2 + 2 =", "choices": [" 3", " 4"], "answer": " 4"}],
@@ -112,6 +120,10 @@ def test_questions_of_benchmarks_are_held_out_and_validation_rows_but_not_what_t
         {"prompt": MOON, "completion": "Ganymede."},
         {"prompt": None, "text": MOON},
         {"prompt": [{"role": "user", "content": MOON}], "response": "Ganymede."},
+        {
+            "prompt": [{"role": "system", "content": "Answer."}, {"role": "user", "content": MOON}],
+            "completion": "Ganymede.",
+        },
         {"messages": [{"role": "user", "content": MOON}, {"role": "assistant", "content": "Ganymede."}]},
         {
             "messages": [
@@ -123,7 +135,7 @@ def test_questions_of_benchmarks_are_held_out_and_validation_rows_but_not_what_t
             ]
         },
     ],
-    ids=["completion", "text", "prompt of messages", "chat", "one turn of a chat"],
+    ids=["completion", "text", "prompt of a message", "prompt of messages", "chat", "one turn of a chat"],
 )
 def test_a_question_is_found_whatever_form_its_row_has(row: dict[str, Any], tmp_path: Path) -> None:
     left, counted = clean(tmp_path, [row, {"text": "Jupiter has many."}], HELD_OUT, "preparation")
@@ -235,6 +247,6 @@ def test_a_stage_whose_rows_are_all_contaminated_fails_and_says_by_what(
     stage = Stage(tmp_path, asking(), {emptied: [{**FILES["practice"][0], "prompt": prompt}] * 3})
     outcome: Outcome = stage.run(body(stage.context))
     by = {MOON: "sealed", QUESTION: "items"}.get(prompt, "sums")
-    assert outcome.failed.endswith(f"no row of {emptied} is left of 3: 3 are contaminated by {by} (exact 3)")
+    assert outcome.failed == f"no row of {emptied} is left of 3: 3 are contaminated by {by} (exact 3)"
     assert outcome.facts["cleaned"][emptied]["kept"] == 0
     assert outcome.artifacts.keys() >= {f"cleaned {emptied}"}
