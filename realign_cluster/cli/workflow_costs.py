@@ -12,7 +12,7 @@ from typing import Any
 from realign_cluster.cli.plan_train import plan_of
 from realign_cluster.cli.train_asked import TrainAsked
 from realign_cluster.coordinator.cluster_plan import plan_on_cluster
-from realign_cluster.coordinator.request import CurateRequest
+from realign_cluster.coordinator.workflow_jobs import score_request
 from realign_cluster.coordinator.workflow_jobs_here import derive_here
 from realign_cluster.coordinator.workflow_outside import its_own_judge, judge_path
 from realign_cluster.coordinator.workflow_record import model_path
@@ -99,20 +99,7 @@ class _Asked:
     async def _score(self, each: Rehearsed, job: Score) -> Cost:
         if not each.count:
             return unplanned(each)
-        request = CurateRequest(
-            inputs=(str(self.store.rows_path(each.rows)),),
-            out=Path("-"),
-            model=job.model.path or self.base,
-            kinds=job.kinds,
-            fields=job.fields,
-            template=job.template,
-            labels=job.labels,
-            chat=job.chat,
-            max_tokens=job.max_tokens,
-            truncate=job.truncate,
-            sampling=job.sampling,
-            reference_model=None if job.reference is None else job.reference.path or self.base,
-        )
+        request = score_request(job, self.store.rows_path(each.rows), Path("-"), lambda model: model.path or self.base)
         plan, _ = await plan_on_cluster(
             request, self.hostfile, discover=self.discover, min_nodes=None, allow_skew=frozenset()
         )

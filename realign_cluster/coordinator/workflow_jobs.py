@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -119,19 +119,12 @@ class JobRunner:
     async def _score(self, job: Score, reproducible: bool) -> Done:
         await self._roll_call.wait()
         folder = self._job_folder(job)
-        request = CurateRequest(
-            inputs=(str(self._artifacts.rows_path(job.rows)),),
-            out=folder,
-            model=self.model_path(job.model),
-            kinds=job.kinds,
-            fields=job.fields,
-            template=job.template,
-            labels=job.labels,
-            chat=job.chat,
-            max_tokens=job.max_tokens,
-            truncate=job.truncate,
+        request = score_request(
+            job,
+            self._artifacts.rows_path(job.rows),
+            folder,
+            self.model_path,
             reproducible=reproducible,
-            **self._more_of(job),
             **self._where.model_dump(exclude={"wait_seconds"}),
         )
         summary = await self._sitting(
@@ -147,14 +140,6 @@ class JobRunner:
         scored = await asyncio.to_thread(self._artifacts.put_rows, rows)
         took = {"seconds": summary["wall_seconds"], "rows": summary["rows"]["in"]}
         return self._done(job, folder, summary, {"rows": ArtifactId(scored)}, value=took)
-
-    def _more_of(self, job: Score) -> dict[str, Any]:
-        more: dict[str, Any] = {}
-        if job.sampling is not None:
-            more["sampling"] = job.sampling.model_dump()
-        if job.reference is not None:
-            more["reference_model"] = self.model_path(job.reference)
-        return more
 
     async def _train(self, job: Train) -> Done:
         await self._roll_call.wait()
@@ -253,6 +238,25 @@ class JobRunner:
 
     def _quiet(self, job: Job) -> Dashboard:
         return _PartOf(self._dashboard, job.title)
+
+
+def score_request(job: Score, rows: Path, out: Path, path_of: Callable[[ModelRef], str], **more: Any) -> CurateRequest:
+    """The run that does a job. `path_of`: where a model is; `more`: what says where and how it is run."""
+    return CurateRequest(
+        inputs=(str(rows),),
+        out=out,
+        model=path_of(job.model),
+        kinds=job.kinds,
+        fields=job.fields,
+        template=job.template,
+        labels=job.labels,
+        chat=job.chat,
+        max_tokens=job.max_tokens,
+        truncate=job.truncate,
+        sampling=job.sampling,
+        reference_model=path_of(job.reference) if job.reference is not None else None,
+        **more,
+    )
 
 
 def _course_of(summary: Mapping[str, Any]) -> dict[str, Any]:

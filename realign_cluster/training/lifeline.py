@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-LOST_EXIT = 76
+SILENCE_EXIT = 77
 LOOK_SECONDS = 0.25
 
 
@@ -37,4 +37,4 @@ class Lifeline:
             looked = now
             if now - self._heard_at > self._within_seconds:
                 print(f"the daemon has said nothing for {now - self._heard_at:.1f} s", file=sys.stderr, flush=True)
-                os._exit(LOST_EXIT)
+                os._exit(SILENCE_EXIT)

@@ -25,7 +25,7 @@ from realign_cluster.domain.rank_report import (
 from realign_cluster.domain.section_limits import SectionLimits
 from realign_cluster.domain.world import StatePart, WorldPlan
 from realign_cluster.store.state_part import data_path, list_parts
-from realign_cluster.training.lifeline import LOST_EXIT
+from realign_cluster.training.lifeline import SILENCE_EXIT
 from tests.fixtures import models
 from tests.fixtures.models import make_model
 from tests.training.rank_driver import ROOT, Crew, prepared_job, replicas, single
@@ -378,11 +378,11 @@ class TestRefusals:
         with Crew(tmp_path, job, replicas(1, 1)) as crew:
             rank = crew.ranks[0]
             rank.until(Loaded)
-            for _ in range(4):
-                rank.tell({"op": "beat", "within_seconds": 1.0})
+            for _ in range(6):
+                rank.tell({"op": "beat", "within_seconds": 2.0})
                 time.sleep(0.5)
             assert rank.process.poll() is None
-            assert rank.process.wait(10) == LOST_EXIT
+            assert rank.process.wait(10) == SILENCE_EXIT
             assert "the daemon has said nothing for" in rank.errors.read_text()
 
 
