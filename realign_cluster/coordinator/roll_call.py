@@ -66,7 +66,8 @@ class RollCall:
         """Returns when all are there who were there last time, or were waited for for long enough: who is away then is
         not waited for again until it has been there. Whether the rest is enough is for the job to say.
         """
-        begun, said = time.monotonic(), False
+        begun = time.monotonic()
+        said: set[NodeName] = set()
         attendance = Attendance(there=await asyncio.to_thread(self._register.read))
         named = await asyncio.to_thread(self._named)
         while True:
@@ -74,9 +75,10 @@ class RollCall:
             away = attendance.away(there, named)
             if not away or time.monotonic() - begun >= self._wait_seconds:
                 break
-            if not said:
-                said = True
-                self._note(f"{', '.join(away)} is away: waiting up to {self._wait_seconds:.0f} s for it", "warning")
+            for node in away:
+                if node not in said:
+                    self._note(f"{node} is away: waiting up to {self._wait_seconds:.0f} s for it", "warning")
+            said.update(away)
             await asyncio.sleep(AGAIN_SECONDS)
             self._look()
         if (now := attendance.begins(there)) != attendance:

@@ -134,7 +134,7 @@ def test_killed_in_stages_3_4_and_5_and_back_it_ends_as_one_that_was_left_alone(
     assert lost.outcome != "committed", "the lease was not lost"
     again = [each for each in attempts_at(out, JUDGED_IN_STAGE_4) if each.unit == lease.unit]
     assert [each.outcome for each in again].count("committed") == 1
-    assert "beta is away: waiting" in said
+    assert "is away: waiting" in said  # whichever of the two was noticed between two jobs
 
     assert verdicts_of(out) == verdicts_of(calm)
     assert made_by_jobs(out) == made_by_jobs(calm)
