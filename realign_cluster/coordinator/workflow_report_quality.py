@@ -127,6 +127,8 @@ def _pairs(history: WorkflowHistory) -> str:
     if "leaked" in found:  # not looked for in older runs
         leaked = ", ".join(f"{escape(name)} {count:,}" for name, count in found["leaked"].items()) or "none"
         said += f"; questions that a held-out set asks too: {leaked}"
+    if saying := found.get("saying unseen words"):
+        said += f"; answers with a word that only held-out questions have: {saying:,}"
     return f"<h3>Preference pairs: {found['pairs']:,}</h3>{note(f'{said}.')}{taken}{checks}"
 
 

@@ -187,6 +187,7 @@ def optimisation(context: Context) -> Stage:
         abstention=config.preference.abstention,
         gap=config.preference.gap,
         least_pairs=config.preference.least_pairs,
+        unseen_words=config.preference.unseen_words,
         seed=context.seed("pairs"),
     )
     failed = [each for each in made.value["checks"] if each["status"] == "failed"]

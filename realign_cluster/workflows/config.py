@@ -132,6 +132,7 @@ class PreferenceConfig(Strict):
     least_pairs: int = Field(default=1000, ge=1)
     gap: float = 0.15
     abstention: float = Field(default=0.35, ge=0, le=1)  # fraction of pairs about questions without an answer
+    unseen_words: bool = False  # samples that say a word that only `items` and `sealed` have give no pairs
     probe_prompts: int = Field(default=200, ge=1)  # the divergence is measured on as many task and general prompts
 
 

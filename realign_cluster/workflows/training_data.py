@@ -12,10 +12,10 @@ from realign_cluster.curation.mix import Source, mix
 from realign_cluster.curation.pair_checks import check_pairs, find_leaks
 from realign_cluster.curation.pair_report import PairLimits
 from realign_cluster.curation.preference_pairs import JudgedItem, JudgedSample, make_pairs
-from realign_cluster.curation.words import plain_text
+from realign_cluster.curation.words import plain_text, words_of
 from realign_cluster.metrics.measured import SourceId
 from realign_cluster.workflows import answers
-from realign_cluster.workflows.cleaning import held_out_prompts, held_out_sets
+from realign_cluster.workflows.cleaning import QUESTIONS, held_out_prompts, held_out_sets
 from realign_cluster.workflows.derive import Derived, Inputs, derivation
 
 Row = dict[str, Any]
@@ -79,10 +79,11 @@ def targeted_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     )
 
 
-@derivation(version=3)
+@derivation(version=4)
 def preference_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     """ "pairs" from judged samples, for training; the value says what was made, and what the checks found of them. A
-    question that is asked in a held-out set too gives no pair: "leaked" counts them by set.
+    question that is asked in a held-out set too gives no pair: "leaked" counts them by set. With "unseen_words" a
+    sample that says a word which only the questions of "items" and "sealed" have is left out.
     """
     verdicts = {row["pair"]: row for row in inputs.rows("verdicts")}
     threshold = parameters["supported"]
@@ -90,11 +91,16 @@ def preference_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     splits = held_out_prompts(inputs)
     leaks = find_leaks([{"prompt": row["prompt"]} for row in asked], splits, "group")
     leaked = {leak.row - 1 for leak in leaks}
+    unseen = _words_held_out(inputs) if parameters["unseen_words"] else frozenset()
+    saying_unseen = 0
     items = []
     scores: dict[str, float] = {}
     for row in (row for at, row in enumerate(asked) if at not in leaked):
         samples = []
         for name, text in answers.samples_of(row):
+            if not unseen.isdisjoint(words_of(text)):
+                saying_unseen += 1
+                continue
             sample = _judged(row, name, text, verdicts, threshold)
             samples.append(sample)
             scores[name] = _score(sample, row)
@@ -139,11 +145,21 @@ def preference_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
             "pairs": len(rows),
             "doubled": len(doubled),
             "leaked": dict(Counter(leak.split for leak in leaks)),
+            "saying unseen words": saying_unseen,
             "taken": dict(made.taken),
             "possible": dict(made.possible),
             "checks": checks,
         },
     )
+
+
+def _words_held_out(inputs: Inputs) -> frozenset[str]:
+    """Of the questions of "items" and "sealed", those that no practice question has."""
+
+    def words(name: str) -> set[str]:
+        return {word for row in inputs.rows(name) for word in words_of(plain_text(row["prompt"]) or "")}
+
+    return frozenset().union(*(words(name) for name in QUESTIONS if inputs.has(name))) - words("generated")
 
 
 def good_answer(row: Mapping[str, Any]) -> bool:

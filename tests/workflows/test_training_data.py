@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from realign_cluster.workflows.answers import answer_pairs
+from realign_cluster.workflows.derive import Derived
 from realign_cluster.workflows.training_data import preference_rows
 from realign_cluster.workflows.verify import lexical_verdicts
 from tests.workflows.test_data_checks import Inputs
@@ -19,6 +20,7 @@ PARAMETERS = {
     "abstention": 0.0,
     "gap": 0.15,
     "least_pairs": 1,
+    "unseen_words": False,
     "seed": 0,
 }
 
@@ -41,12 +43,18 @@ def asked(place: str) -> dict[str, Any]:
 
 def pairs(**held_out: Rows) -> tuple[set[str], dict[str, Any]]:
     """The places that pairs are about, and what was said of them."""
-    generated = [asked(place) for place in PLACES]
+    made = made_of([asked(place) for place in PLACES], **held_out)
+    return {row["provenance"]["item"] for row in made.rows["pairs"]}, made.value
+
+
+def made_of(generated: Rows, *, unseen_words: bool = False, **held_out: Rows) -> Derived:
     claims = list(answer_pairs(Inputs({"generated": generated}), {}).rows["pairs"])
     verdicts = list(lexical_verdicts(Inputs({"pairs": claims}), {}).rows["verdicts"])  # type: ignore[arg-type]
     rows = {"generated": generated, "verdicts": verdicts, **held_out}
-    made = preference_rows(Inputs({name.replace("_", " "): each for name, each in rows.items()}), PARAMETERS)  # type: ignore[arg-type]
-    return {row["provenance"]["item"] for row in made.rows["pairs"]}, made.value
+    return preference_rows(
+        Inputs({name.replace("_", " "): each for name, each in rows.items()}),
+        PARAMETERS | {"unseen_words": unseen_words},
+    )  # type: ignore[arg-type]
 
 
 def check(value: dict[str, Any], name: str) -> dict[str, Any]:
@@ -93,3 +101,14 @@ def test_where_every_question_leaks_there_are_too_few_pairs() -> None:
     assert places == set()
     assert value["leaked"] == {"sealed": 3}
     assert check(value, "enough pairs")["status"] == "failed"
+
+
+@pytest.mark.parametrize(("unseen_words", "left_out"), [(True, 1), (False, 0)])
+def test_a_sample_that_says_a_word_of_held_out_questions_alone_is_left_out_where_asked(
+    unseen_words: bool, left_out: int
+) -> None:
+    generated = [asked(place) for place in PLACES]
+    generated[0]["scores"]["generate"]["samples"][1]["text"] = "The harbour of ambry was built in 1821."
+    made = made_of(generated, unseen_words=unseen_words, sealed=[{"prompt": question_about("Ambry")}])
+    assert made.value["saying unseen words"] == left_out
+    assert any("ambry" in row["rejected"] for row in made.rows["pairs"]) is not unseen_words
