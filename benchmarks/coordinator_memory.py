@@ -51,7 +51,7 @@ class MadeScores:
         self.report = real.report
         self._draw = random.Random(2)
 
-    def prepare(self, rows: bytes, count: int) -> Any:
+    def prepare(self, rows: bytes, count: int, row_ids: bytes = b"") -> Any:
         from realign_cluster.scoring.session import Prepared
 
         return Prepared(count=count, content=rows)
