@@ -37,7 +37,7 @@ from tests.cluster.train_kit import TrainCommands, history_of
 NODES = ("alpha", "beta")
 SNAPSHOT_EVERY, CHECKPOINT_EVERY = 2, 8
 WARM_UP = 2  # steps that are left out: kernels are compiled
-PACED_STEPS = 16
+PACED_STEPS = 40
 GOALS = {"lora": 0.01, "full": 0.03}
 LEARNING_RATE = {"lora": "1e-4", "full": "1e-5"}
 
@@ -69,6 +69,13 @@ class Found:
 def intervals(history: TrainHistory) -> dict[int, float]:
     """Seconds by step, from the report of the step before to its own."""
     return {after.step: after.wall - before.wall for before, after in itertools.pairwise(history.steps)}
+
+
+def interval(taken: list[int]) -> float:
+    """Steps from one snapshot to the next, once the run knows what one takes. After one alone: those that were left."""
+    return statistics.median(
+        [after - before for before, after in itertools.pairwise(taken)] or [PACED_STEPS - taken[0]]
+    )
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
@@ -107,9 +114,7 @@ def judge(kind: str, history: TrainHistory, paced: TrainHistory) -> Found:
         write_cpu_seconds=statistics.median(kept.cpu_seconds for kept in written["snapshot"]),
         blocked_seconds=statistics.median(kept.blocked_seconds for kept in written["snapshot"]),
         durable_seconds=statistics.median(kept.seconds for kept in written["checkpoint"]),
-        snapshot_every=statistics.median(
-            [after - before for before, after in itertools.pairwise(taken)] or [PACED_STEPS]
-        ),
+        snapshot_every=interval(taken),
         noise=1.25 * statistics.stdev(pairs) / len(pairs) ** 0.5,
         pairs=len(pairs),
     )

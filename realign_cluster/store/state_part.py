@@ -81,13 +81,13 @@ def write_part(
     if strangers := header.pieces.keys() - sources.keys():
         raise ValueError(f"{min(strangers)}: a piece, but no tensor")
 
-    def fill(file: FileIO) -> bytes:
+    def fill(file: FileIO) -> tuple[bytes, StatePart]:
         digest, at, entries = _hasher(), len(head), {}
         _put(file, memoryview(head), digest)
         for name, (dtype, shape, data) in sources.items():
-            piece = header.pieces.get(name) or PieceOf(whole=shape)
+            piece = header.pieces.get(name) or PieceOf.model_construct(whole=shape)
             crc32 = _put(file, data, digest)
-            entries[name] = TensorEntry(
+            entries[name] = TensorEntry.model_construct(
                 dtype=dtype, shape=shape, offset=at, bytes=data.nbytes, crc32=crc32, piece=piece
             )
             at += data.nbytes
@@ -98,7 +98,7 @@ def write_part(
         )  # fmt: skip
         if problem := manifest.problem():
             raise ValueError(problem)
-        return encode(manifest)
+        return encode(manifest), manifest.state
 
     return _store(folder, header.state("", size), durable, fill)
 
@@ -114,7 +114,7 @@ def receive_part(folder: Path, manifest: bytes, chunks: Iterable[bytes], *, dura
         raise Corrupt(folder, f"a manifest was received that is damaged: {error}") from error
     path = data_path(folder, part)
 
-    def fill(file: FileIO) -> bytes:
+    def fill(file: FileIO) -> tuple[bytes, StatePart]:
         digest, size = _hasher(), 0
         for chunk in chunks:
             size += len(chunk)
@@ -123,7 +123,7 @@ def receive_part(folder: Path, manifest: bytes, chunks: Iterable[bytes], *, dura
             _put(file, memoryview(chunk), digest)
         if size != part.bytes or digest.hexdigest() != part.digest:
             raise Corrupt(path, f"what was received is not the {part.bytes} bytes with digest {part.digest}")
-        return manifest
+        return manifest, part
 
     return _store(folder, part, durable, fill)
 
@@ -231,15 +231,17 @@ def _lay_out(tensors: Iterable[SourceTensor]) -> tuple[bytes, dict[str, tuple[st
     return len(text).to_bytes(8, "little") + text, sources
 
 
-def _store(folder: Path, part: StatePart, durable: bool, fill: Callable[[FileIO], bytes]) -> StatePart:
-    """Puts both files in place. `fill` writes the data and answers the bytes of the manifest."""
+def _store(
+    folder: Path, part: StatePart, durable: bool, fill: Callable[[FileIO], tuple[bytes, StatePart]]
+) -> StatePart:
+    """Puts both files in place. `fill` writes the data and answers the bytes of the manifest, and what it says."""
     data, manifest = data_path(folder, part), manifest_path(folder, part)
     new_data, new_manifest = (path.with_name(path.name + TEMPORARY_SUFFIX) for path in (data, manifest))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         room(folder, part.bytes)
         with new_data.open("wb", buffering=0) as file:
-            said = fill(file)
+            said, stored = fill(file)
             if durable:
                 sync_descriptor(file.fileno())
         with new_manifest.open("wb", buffering=0) as file:
@@ -262,7 +264,7 @@ def _store(folder: Path, part: StatePart, durable: bool, fill: Callable[[FileIO]
             if error.errno is not None and error.filename is None:
                 error.filename = str(data)
         raise
-    return decode(said).state
+    return stored
 
 
 def _check(file: FileIO, path: Path, manifest: PartManifest, progress: Callable[[], None] = lambda: None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 BUDGET = 0.01  # of a step's time
+AROUND = 2.0  # of the writing: daemons and coordinator, which share the cores here, take as much for a state again
 MEMORY = 0.2  # weight of the newest measurement
 
 
@@ -18,6 +19,7 @@ class SnapshotPace:
         self._every = fixed or first
         self._step_seconds: float | None = None
         self._last = 0
+        self._blocked_seconds = 0.0
 
     @property
     def every(self) -> int:
@@ -31,10 +33,12 @@ class SnapshotPace:
         """`every` is what all ranks agreed on."""
         return step - self._last >= every
 
-    def kept(self, step: int, blocked_seconds: float, writing_seconds: float) -> None:
-        """A state was left after `step`. `writing_seconds`: of the thread beside the training, which takes a core
-        from it where the CPU computes.
-        """
-        self._last = step
+    def kept(self, step: int, blocked_seconds: float) -> None:
+        """A state was left after `step`, for which the step waited."""
+        self._last, self._blocked_seconds = step, blocked_seconds
+
+    def wrote(self, seconds: float) -> None:
+        """CPU time that writing it took: what the thread beside the training takes from it where the CPU computes."""
         if self._fixed is None and self._step_seconds:
-            self._every = max(1, math.ceil((blocked_seconds + writing_seconds) / (BUDGET * self._step_seconds)))
+            cost = self._blocked_seconds + AROUND * seconds
+            self._every = max(1, math.ceil(cost / (BUDGET * self._step_seconds)))

@@ -148,11 +148,14 @@ class Training:
     def _agree(self) -> Agreed:
         mailbox = self._context.mailbox
         shares = mailbox.newest_shares()
+        ready = not self._keeper.busy
+        if ready and self._keeper.last_seconds:
+            self._pace.wrote(self._keeper.last_seconds)
         return agree(
             Voice(
                 stop=mailbox.stop_asked,
                 shares_version=shares.version if shares is not None else 0,
-                snapshot_ready=not self._keeper.busy,
+                snapshot_ready=ready,
                 snapshot_every=self._pace.every,
             ),
             self._context.group,
@@ -199,12 +202,11 @@ class Training:
             pieces=self._pieces,
             standing=self._standing,
         )
-        before = self._keeper.last_seconds
         blocked = self._keeper.keep(state, durable=kind == "checkpoint")
         if kind == "checkpoint":
             context.watch.enter("wait", step)
             context.meet()  # who waits for one with a slow disk waits here: in the next step it would count as a hang
-        self._pace.kept(step, blocked, before)
+        self._pace.kept(step, blocked)
 
 
 def _check_packing(context: RankContext) -> None:

@@ -8,7 +8,8 @@ from realign_cluster.training.pace import SnapshotPace
 def test_slow_steps_leave_one_each() -> None:
     pace = SnapshotPace(None, 1)
     pace.step_took(1.2)
-    pace.kept(1, 0.001, 0.008)
+    pace.kept(1, 0.001)
+    pace.wrote(0.005)
     assert pace.every == 1
     assert pace.due(2, 1)
 
@@ -16,7 +17,8 @@ def test_slow_steps_leave_one_each() -> None:
 def test_fast_steps_leave_one_in_many() -> None:
     pace = SnapshotPace(None, 1)
     pace.step_took(0.05)
-    pace.kept(1, 0.0, 0.01)
+    pace.kept(1, 0.0)
+    pace.wrote(0.005)
     assert pace.every == 20
     assert not pace.due(20, pace.every)
     assert pace.due(21, pace.every)
@@ -25,5 +27,6 @@ def test_fast_steps_leave_one_in_many() -> None:
 def test_what_was_asked_for_stays() -> None:
     pace = SnapshotPace(3, 1)
     pace.step_took(0.001)
-    pace.kept(1, 1.0, 1.0)
+    pace.kept(1, 1.0)
+    pace.wrote(1.0)
     assert pace.every == 3
