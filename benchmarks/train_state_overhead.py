@@ -133,7 +133,7 @@ class Bench:
         return judge(kind, self._train(kind, self._options.steps, *states), self._train(kind, PACED_STEPS))
 
     def _train(self, kind: str, steps: int, *more: str) -> TrainHistory:
-        out = self._folder / f"{kind}-{steps}"
+        out = self._folder / f"{kind}-{'asked' if more else 'paced'}"
         command = self._commands.command(
             self._data, out, "--fine-tune", kind, "--steps", str(steps), "--global-batch", str(self._options.rows),
             "--layers", "-1", "--learning-rate", LEARNING_RATE[kind], "--parallel", "data", *more,
@@ -208,7 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=48, help="of the run whose steps are compared")
     parser.add_argument("--kinds", nargs="+", choices=list(GOALS), default=list(GOALS))
-    parser.add_argument("--rows", type=int, default=32, help="of one step")
+    parser.add_argument("--rows", type=int, default=48, help="of one step")
     parser.add_argument("--words", type=int, default=40, help="of a completion")
     parser.add_argument("--json", action="store_true", help="the figures as JSON on standard output")
     add_model_options(parser, hidden=384, blocks=4)
