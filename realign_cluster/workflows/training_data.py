@@ -91,7 +91,7 @@ def preference_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     splits = held_out_prompts(inputs)
     leaks = find_leaks([{"prompt": row["prompt"]} for row in asked], splits, "group")
     leaked = {leak.row - 1 for leak in leaks}
-    unseen = _words_held_out(inputs) if parameters["unseen_words"] else frozenset()
+    unseen = _words_held_out(splits, asked) if parameters["unseen_words"] else frozenset()
     saying_unseen = 0
     items = []
     scores: dict[str, float] = {}
@@ -153,13 +153,13 @@ def preference_rows(inputs: Inputs, parameters: Mapping[str, Any]) -> Derived:
     )
 
 
-def _words_held_out(inputs: Inputs) -> frozenset[str]:
-    """Of the questions of "items" and "sealed", those that no practice question has."""
+def _words_held_out(splits: Mapping[str, Sequence[Row]], asked: Sequence[Row]) -> frozenset[str]:
+    """Of the questions of "items" and "sealed", those that none of the `asked` has."""
 
-    def words(name: str) -> set[str]:
-        return {word for row in inputs.rows(name) for word in words_of(plain_text(row["prompt"]) or "")}
+    def words(rows: Sequence[Row]) -> set[str]:
+        return {word for row in rows for word in words_of(plain_text(row["prompt"]) or "")}
 
-    return frozenset().union(*(words(name) for name in QUESTIONS if inputs.has(name))) - words("generated")
+    return frozenset().union(*(words(splits[name]) for name in QUESTIONS if name in splits)) - words(asked)
 
 
 def good_answer(row: Mapping[str, Any]) -> bool:

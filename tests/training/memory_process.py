@@ -29,12 +29,8 @@ from realign_cluster.training.parallel.data import DataParallel
 from realign_cluster.training.setup import checkpoint_blocks
 
 
-def measure(
-    config: dict[str, Any], job: TrainJob, *, sequences: int, length: int, targets: int, batches: int
-) -> dict[str, int]:
-    """Bytes: before the step (weights, masters, moments, the older state), the peaks of its two halves, and of all that
-    is done, with a reference's log-probabilities.
-    """
+def made_model(config: dict[str, Any]) -> nn.Module:
+    """With weights that are there, as if read from a file: making them up takes more memory than they do."""
     mx.random.seed(1)
     model_class, arguments = _get_classes(config)
     model = model_class(arguments.from_dict(config))
@@ -43,6 +39,16 @@ def measure(
         nn.quantize(model, **config["quantization"])
     mx.eval(model.parameters())
     model.train()
+    return model
+
+
+def measure(
+    config: dict[str, Any], job: TrainJob, *, sequences: int, length: int, targets: int, batches: int
+) -> dict[str, int]:
+    """Bytes: before the step (weights, masters, moments, the older state), the peaks of its two halves, and of all that
+    is done, with a reference's log-probabilities.
+    """
+    model = made_model(config)
     adapters = attach(model, job.adapter, job.fine_tune, job.seed)
     block, plain_call = type(model.layers[0]), type(model.layers[0]).__call__
     if job.grad_checkpoint:  # changes the class of the blocks

@@ -11,9 +11,7 @@ import math
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
-from mlx_lm.utils import _get_classes
 
 from realign_cluster.domain.job import ModelSpec
 from realign_cluster.domain.training import TrainJob
@@ -21,7 +19,7 @@ from realign_cluster.domain.world import WorldPlan
 from realign_cluster.training.objectives import GlobalCounts, make_objective, metric_names
 from realign_cluster.training.optimizer import MasterOptimizer
 from realign_cluster.training.parallel.choose import make_strategy
-from tests.training.memory_process import made_batch
+from tests.training.memory_process import made_batch, made_model
 
 
 def measured(group: mx.distributed.Group, *, runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -47,14 +45,7 @@ def _measure(
 ) -> tuple[int, int, int]:
     nothing = ModelSpec(name="made", hash="made")
     job = TrainJob(model=nothing, data=nothing, steps=2, global_batch=sequences * batches, **settings)
-    mx.random.seed(1)
-    model_class, arguments = _get_classes(config)
-    model = model_class(arguments.from_dict(config))
-    model.set_dtype(getattr(mx, config["torch_dtype"]))
-    if "quantization" in config:
-        nn.quantize(model, **config["quantization"])
-    mx.eval(model.parameters())  # as if read from a file: making them up takes more
-    model.train()
+    model = made_model(config)
     mx.clear_cache()
     mx.reset_peak_memory()
     strategy = make_strategy(WorldPlan(**world), model, job, group, lambda section: None)

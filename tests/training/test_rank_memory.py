@@ -21,6 +21,7 @@ from realign_cluster.domain.training import FineTune, TrainSettings
 from realign_cluster.domain.world import WorldPlan
 from tests.fixtures import models
 from tests.fixtures.models import COMMON, make_model
+from tests.training import memory_shapes
 from tests.training.memory_ranks import measured
 from tests.training.rank_driver import Crew, prepared_job, single
 from tests.training.rank_processes import run_ranks
@@ -73,17 +74,11 @@ FULL: dict[str, Any] = {"fine_tune": "full"}
 SHAPE = {"sequences": 2, "length": 256, "targets": 100, "batches": 2}
 PAIRS = {"sequences": 4, "length": 128, "targets": 60}
 DORA: dict[str, Any] = {"fine_tune": "dora", **ALL}
-FOUR_BITS = {**FEW, "intermediate_size": 768, "quantization": {"group_size": 64, "bits": 4}}
-LARGE_VOCABULARY = {"num_hidden_layers": 4, "tie_word_embeddings": True, "vocab_size": 32768}
-QWEN2 = {**LARGE_VOCABULARY, "model_type": "qwen2"}
-GEMMA2 = {**LARGE_VOCABULARY, "model_type": "gemma2", "head_dim": 64, "query_pre_attn_scalar": 64}
-MIXTRAL = {**FEW, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 384}
-QWEN3_MOE = {**FEW, "model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "head_dim": 64} | {
-    "moe_intermediate_size": 256,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-    "norm_topk_prob": True,
-}
+FOUR_BITS = {**FEW, "intermediate_size": 768, **memory_shapes.FOUR_BITS}
+QWEN2 = {**FEW, **memory_shapes.QWEN2}
+GEMMA2 = {**FEW, **memory_shapes.GEMMA2}
+MIXTRAL = {**FEW, **memory_shapes.MIXTRAL}
+QWEN3_MOE = {**FEW, **memory_shapes.QWEN3_MOE}
 # name: (world, changes of the model, settings, changes of the shape); layers are the worlds' or, of two stages, halves
 Run = tuple[str, dict[str, Any], dict[str, Any], dict[str, int]]
 QUICK: dict[str, Run] = {

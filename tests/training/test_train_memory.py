@@ -20,6 +20,7 @@ from realign_cluster.domain.memory import model_facts
 from realign_cluster.domain.train_memory import MicroBatchShape, train_need
 from realign_cluster.domain.training import TrainSettings
 from realign_cluster.node.blas import find_openblas
+from tests.training import memory_shapes
 
 PROCESS = Path(__file__).parent / "memory_process.py"
 TOLERANCE = 0.15
@@ -45,19 +46,13 @@ WIDE = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8}
 SGD = {"optimizer": {"name": "sgd"}}
 BFLOAT16 = {"torch_dtype": "bfloat16"}
 FEW = {"num_hidden_layers": 3}
-FOUR_BITS = {**FEW, "quantization": {"group_size": 64, "bits": 4}}
+FOUR_BITS = {**FEW, **memory_shapes.FOUR_BITS}
 DORA: dict[str, Any] = {"fine_tune": "dora", **ALL}
 PAIRS = {"sequences": 8, "length": 128, "targets": 60}
-LARGE_VOCABULARY = {**FEW, "tie_word_embeddings": True, "vocab_size": 32768}
-QWEN2 = {**LARGE_VOCABULARY, "model_type": "qwen2"}
-GEMMA2 = {**LARGE_VOCABULARY, "model_type": "gemma2", "head_dim": 64, "query_pre_attn_scalar": 64}
-MIXTRAL = {**FEW, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 384}
-QWEN3_MOE = {**FEW, "model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "head_dim": 64} | {
-    "moe_intermediate_size": 256,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-    "norm_topk_prob": True,
-}
+QWEN2 = {**FEW, **memory_shapes.QWEN2}
+GEMMA2 = {**FEW, **memory_shapes.GEMMA2}
+MIXTRAL = {**FEW, **memory_shapes.MIXTRAL}
+QWEN3_MOE = {**FEW, **memory_shapes.QWEN3_MOE}
 # name: (changes of the model, settings, changes of the shape)
 Run = tuple[dict[str, Any], dict[str, Any], dict[str, int]]
 RUNS: dict[str, Run] = {
